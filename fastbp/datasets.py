@@ -1,0 +1,365 @@
+"""Readers of real data sets for examples, tests and benchmarks.
+
+No data comes with the package. A reader looks into ``data_home`` if it is given, else into the folder
+named by the environment variable ``FASTBP_DATA``, else into ``datasets/`` beside the package in a source
+checkout; ``datasets/README.md`` there lists every set with its source, licence and format. Only
+`fetch_mnist` uses the network. Values are returned as they stand in the files: nothing is scaled.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from sklearn.utils import Bunch
+
+__all__ = ["TABULAR_NAMES", "fetch_mnist", "load_idx", "load_mnist", "load_tabular"]
+
+_Path = str | os.PathLike[str]
+_FourArrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+_IDX_DTYPES = dict(zip(b"\x08\x09\x0b\x0c\x0d\x0e", ("u1", "i1", ">i2", ">i4", ">f4", ">f8"), strict=True))
+_MNIST_VARIANTS = ("mnist", "fashion_mnist")
+_MNIST_FILES = [f"{p}-{k}-ubyte" for p in ("train", "t10k") for k in ("images-idx3", "labels-idx1")]
+_WAYS_OUT = (
+    "Ways out: pass data_home or set FASTBP_DATA to the folder that holds the data; "
+    "or, in a source checkout, see datasets/README.md and run `python datasets/fetch.py`"
+)
+
+
+def _damaged(path: Path, found: str, expected: str, line: int | None = None) -> ValueError:
+    where = f"{path}, line {line}" if line else f"{path}"
+    return ValueError(
+        f"{where}: found {found}, expected {expected}. Replace the file by a fresh copy; "
+        "datasets/README.md names the sources, `python datasets/fetch.py --check` verifies checksums."
+    )
+
+
+def _folder(data_home: _Path | None) -> Path:
+    home = data_home or os.environ.get("FASTBP_DATA") or Path(__file__).resolve().parent.parent / "datasets"
+    return Path(home).expanduser()
+
+
+def load_idx(path: _Path) -> np.ndarray:
+    """Read one array from an IDX file, the format of MNIST.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file, plain or compressed by gzip; its content decides which, not its name.
+
+    Returns
+    -------
+    array : ndarray of shape as in the file
+        dtype uint8, int8, int16, int32, float32 or float64 as the file declares, in native byte order;
+        C-contiguous and writeable.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is not IDX, is shorter or longer than its header declares, or is a broken gzip stream.
+    """
+    path = Path(path)
+    raw = path.read_bytes()
+    if raw.startswith(b"\x1f\x8b"):
+        try:
+            raw = gzip.decompress(raw)
+        except (OSError, EOFError, zlib.error) as error:
+            raise _damaged(path, f"a broken gzip stream ({error})", "a complete one") from error
+    if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in _IDX_DTYPES or not 4 < 4 + 4 * raw[3] <= len(raw):
+        expected = "an IDX header: 00 00, a type code (08 to 0e), the number of dimensions, their sizes"
+        raise _damaged(path, f"{len(raw)} bytes that begin '{raw[:4].hex(' ')}'", expected)
+    dtype, start = np.dtype(_IDX_DTYPES[raw[2]]), 4 + 4 * raw[3]
+    shape = tuple(np.frombuffer(raw[4:start], ">u4").tolist())
+    n_bytes = start + math.prod(shape) * dtype.itemsize
+    if len(raw) != n_bytes:
+        what = "a truncated file" if len(raw) < n_bytes else "trailing bytes"
+        raise _damaged(path, f"{what}: {len(raw)} bytes", f"{n_bytes} for {dtype.name} of shape {shape}")
+    return np.ndarray(shape, dtype, raw, start).astype(dtype.newbyteorder("="))
+
+
+def load_mnist(data_home: _Path | None = None, *, variant: str = "mnist") -> _FourArrays:
+    """Load MNIST or Fashion-MNIST from IDX files on disk; never uses the network.
+
+    Parameters
+    ----------
+    data_home : str or path-like, default=None
+        The folder that holds the four files, or holds them in a subfolder named like `variant`.
+        None means the environment variable ``FASTBP_DATA``, else ``datasets/`` of the source checkout.
+        The files may be compressed by gzip or not and be spelled ``train-images-idx3-ubyte`` or
+        ``train-images.idx3-ubyte``.
+    variant : {"mnist", "fashion_mnist"}, default="mnist"
+        Which of the two sets.
+
+    Returns
+    -------
+    X_train, y_train, X_test, y_test : tuple of ndarray
+        Images, row by row, of shape (60000, 784) and (10000, 784), uint8, from 0 (background) to 255;
+        labels 0 to 9 of shape (60000,) and (10000,), int64.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file is missing; the message says what was looked for and where.
+    ValueError
+        If `variant` is unknown, a file is damaged, an image is not 28 x 28, a label is above 9, or there
+        are not as many labels as images.
+    """
+    if variant not in _MNIST_VARIANTS:
+        raise ValueError(f"variant must be one of {_MNIST_VARIANTS}, got {variant!r}")
+    home = _folder(data_home)
+    # The two sets use the same file names: a folder named after one never serves as the other.
+    folders = [home / variant] + [home] * (home.name not in set(_MNIST_VARIANTS) - {variant})
+    lacking = []
+    for folder in folders:
+        stems = {name: (name, name.replace("-idx", ".idx")) for name in _MNIST_FILES}
+        paths = {
+            name: path for name in stems for stem in stems[name] for end in (".gz", "")
+            if (path := folder / f"{stem}{end}").is_file()
+        }  # fmt: skip
+        if len(paths) == len(_MNIST_FILES):
+            files = [paths[name] for name in _MNIST_FILES]
+            return *_images_and_labels(*files[:2]), *_images_and_labels(*files[2:])
+        lacking.append(f"{folder} lacks {', '.join(name for name in _MNIST_FILES if name not in paths)}")
+    raise FileNotFoundError(
+        f"{variant}: {'; '.join(lacking)} (each with or without .gz, also with '.idx' for '-idx'). "
+        f"{_WAYS_OUT} {variant}; or, for MNIST where there is a network, call fastbp.datasets.fetch_mnist()."
+    )
+
+
+def _images_and_labels(images: Path, labels: Path) -> tuple[np.ndarray, np.ndarray]:
+    X, y = load_idx(images), load_idx(labels)
+    if X.dtype != np.uint8 or X.shape[1:] != (28, 28):
+        raise _damaged(images, f"{X.dtype} of shape {X.shape}", "uint8 images of 28 x 28")
+    if y.dtype != np.uint8 or y.shape != X.shape[:1]:
+        raise _damaged(labels, f"{y.dtype} of shape {y.shape}", f"{len(X)} uint8 labels, one per image")
+    if np.any(y > 9):
+        raise _damaged(labels, f"the label {y.max()}", "labels 0 to 9")
+    return X.reshape(len(X), 784), y.astype(np.int64)
+
+
+def fetch_mnist(data_home: _Path | None = None) -> _FourArrays:
+    """Fetch MNIST from OpenML (``mnist_784``, version 1) through scikit-learn, which caches it.
+
+    Parameters
+    ----------
+    data_home : str or path-like, default=None
+        scikit-learn's cache folder, see `sklearn.datasets.get_data_home`; not the folder of `load_mnist`.
+
+    Returns
+    -------
+    X_train, y_train, X_test, y_test : tuple of ndarray
+        As from `load_mnist`: the first 60000 rows are the training set.
+
+    Raises
+    ------
+    OSError
+        If OpenML cannot be reached and the set is not cached yet.
+    ValueError
+        If what arrives is not MNIST's 70000 images.
+    """
+    from sklearn.datasets import fetch_openml
+
+    # scikit-learn's fast parser needs pandas; "liac-arff" does without, but takes longer and more memory.
+    parser = "pandas" if find_spec("pandas") else "liac-arff"
+    bunch = fetch_openml("mnist_784", version=1, data_home=data_home, as_frame=False, parser=parser)
+    X, y = np.asarray(bunch.data).astype(np.uint8), np.asarray(bunch.target).astype(np.int64)
+    if X.shape != (70000, 784) or not np.array_equal(X, bunch.data) or set(y.tolist()) != set(range(10)):
+        raise ValueError(f"OpenML sent an array of shape {X.shape}, expected (70000, 784) bytes, labels 0-9")
+    return X[:60000], y[:60000], X[60000:], y[60000:]
+
+
+# A reader takes a file and what else it needs, and returns what the file holds of the set's parts.
+_Part = tuple[np.ndarray, np.ndarray]  # X, y
+_Labels = Mapping[str, int | str]  # text in the file -> label
+
+
+def _classes(*names: int | str) -> dict[str, int | str]:
+    return {str(name): name for name in names}
+
+
+def _one_hot(n_classes: int) -> dict[str, int | str]:
+    return {"0" * k + "1" + "0" * (n_classes - 1 - k): k for k in range(n_classes)}
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """Return the lines that are not blank, with their numbers."""
+    lines = path.read_text(encoding="latin-1").split("\n")
+    return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _rows(path: Path, lines: list[tuple[int, str]], n_inputs: int, labels: _Labels, width: int = 1) -> _Part:
+    """Parse rows of finite numbers, then a label spelt by the last `width` fields."""
+    X, y = [], []
+    for number, line in lines:
+        fields = re.split(r"\s*[,;\s]\s*", line)
+        label = "".join(fields[n_inputs:])
+        if len(fields) != n_inputs + width:
+            raise _damaged(path, f"{len(fields)} fields", f"{n_inputs + width}", number)
+        if label not in labels:
+            raise _damaged(path, f"the label {label!r}", f"one of {', '.join(labels)}", number)
+        try:
+            X.append([float(text) for text in fields[:n_inputs]])
+        except ValueError as error:
+            raise _damaged(path, str(error), "a number", number) from error
+        if not all(map(math.isfinite, X[-1])):
+            raise _damaged(path, "nan or infinity", "finite numbers", number)
+        y.append(labels[label])
+    return np.array(X).reshape(-1, n_inputs), np.array(y)
+
+
+def _read_table(path: Path, n_inputs: int, labels: _Labels, *header: str) -> list[_Part]:
+    """Read rows; a first line that begins with one of `header` is passed over."""
+    lines = _lines(path)
+    return [_rows(path, lines[bool(lines) and lines[0][1].startswith(header) :], n_inputs, labels)]
+
+
+def _read_npz(path: Path, shape: tuple[int, ...], target: str, split: str | None = None) -> list[_Part]:
+    """Read ``X`` and `target`; `split` names an array of 0 for training and 1 for test rows."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            X, y, part = archive["X"], archive[target], archive[split or target]
+        if not (X.shape == (len(y), *shape) and part.shape == y.shape == (len(y),) and np.isfinite(X).all()):
+            raise ValueError(f"X of shape {X.shape} and {target} of shape {y.shape}")
+    except (KeyError, ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise _damaged(path, str(error), f"npz with finite X, rows of {shape}, and {target}") from error
+    X, y = X.reshape(len(X), -1), y.astype(np.float64 if y.dtype.kind == "f" else np.int64)
+    return [(X[part == k], y[part == k]) for k in (0, 1)] if split else [(X, y)]
+
+
+def _read_sonar_angle(path: Path) -> list[_Part]:
+    """Read blocks ``CM001:`` ``{60 numbers}`` of mines (M) and rocks (R); a star marks the training part."""
+    text = path.read_text(encoding="latin-1")
+    parts: dict[str, list[tuple[int, str]]] = {"*": [], "": []}
+    for block in re.finditer(r"(\*?)C([MR])\d+:[\s{]*([^*C}]*)", text):
+        line = text.count("\n", 0, block.start()) + 1
+        parts[block[1]].append((line, f"{block[3].strip()} {block[2]}"))
+    return [_rows(path, rows, 60, _classes("M", "R")) for rows in parts.values()]
+
+
+def _read_fann(path: Path) -> list[_Part]:
+    """Read the line ``<pairs> 2 1``, then a line of inputs and a line with the label in turn."""
+    (_, header), *lines = _lines(path) or [(1, "")]
+    if header.split() != [f"{len(lines) / 2:g}", "2", "1"]:
+        expected = "'<pairs> 2 1' and two lines for each pair"
+        raise _damaged(path, f"{header[:40]!r} and {len(lines)} lines", expected, 1)
+    pairs = zip(lines[::2], lines[1::2], strict=True)
+    return [_rows(path, [(n, f"{inputs} {label}") for (n, inputs), (_, label) in pairs], 2, _BINARY)]
+
+
+def _read_proben1(path: Path) -> list[_Part]:
+    """Read seven lines ``<key>=<count>``, then the rows of train, val and test."""
+    lines = _lines(path)
+    keys = "bool_in real_in bool_out real_out training_examples validation_examples test_examples"
+    header = dict(re.findall(r"^(\w+)=(\d+)$", "\n".join(line for _, line in lines[:7]), re.M))
+    if " ".join(header) != keys:
+        raise _damaged(path, f"the keys {' '.join(header)!r}", f"seven lines '<key>=<count>': {keys}", 1)
+    bool_in, real_in, bool_out, real_out, *counts = map(int, header.values())
+    if len(lines) - 7 != sum(counts):
+        raise _damaged(path, f"{len(lines) - 7} rows", f"{sum(counts)} as its header says")
+    n_inputs, n_outputs, n_classes = bool_in + real_in, bool_out + real_out, bool_out * (bool_out > 1)
+    labels = _one_hot(n_classes) or {"": 0}
+    X, y = _rows(path, lines[7:], n_inputs + n_outputs - n_classes, labels, n_classes)
+    if not n_classes:
+        X, y = X[:, :n_inputs], X[:, n_inputs] if n_outputs == 1 else X[:, n_inputs:]
+    ends = np.cumsum(counts[:2])
+    return list(zip(np.split(X, ends), np.split(y, ends), strict=True))
+
+
+_BINARY, _DIGITS, _GRADES = _classes(0, 1), _classes(*range(10)), _classes(*range(11))
+_PEN_DIGITS = _DIGITS | _one_hot(10)
+_TURNS = _classes("Move-Forward", "Sharp-Right-Turn", "Slight-Left-Turn", "Slight-Right-Turn")
+_PROBEN1 = ("building", "cancer", "card", "diabetes", "heart", "hearta", "heartac", "heartc", "thyroid")
+
+# Name -> folder and files, rows of each part (Proben1's files say them), reader with its arguments. Header
+# lines are in copies in circulation, not in UCI's own files (but wine's); UCI's pendigits have plain labels.
+_SOURCES: dict[str, tuple[Any, ...]] = {
+    "banknote": ("banknote banknote_authentication.csv", (1372,), _read_table, 4, _BINARY),
+    "isolet": ("isolet isolet.npz", (1560,), _read_npz, (617,), "y"),
+    "optdigits": ("optdigits optdigits.tra optdigits.tes", (3823, 1797), _read_table, 64, _DIGITS, "Block"),
+    "pendigits": ("pendigits pendigits.tra pendigits.tes", (7494, 3498), _read_table, 16, _PEN_DIGITS),
+    "phoneme": ("phoneme phoneme.csv", (5404,), _read_table, 5, _BINARY),
+    "pima": ("pima pima-indians-diabetes.csv", (768,), _read_table, 8, _BINARY),
+    "robot_wall": ("robot_wall sensor_readings_24.data", (5456,), _read_table, 24, _TURNS, "S1,"),
+    "satimage": ("satimage sat.trn sat.tst", (4435, 2000), _read_table, 36, _classes(1, 2, 3, 4, 5, 7), "1\t2\t3\t"),
+    "sonar": ("sonar sonar.csv", (208,), _read_table, 60, _classes("M", "R")),
+    "sonar_angle": ("sonar sonar.mines sonar.rocks", (104, 104), _read_sonar_angle),
+    "steering_rc": ("steering_rc steering_30x32.npz", (9815, 9587), _read_npz, (30, 32), "angle", "tub"),
+    "two_spirals": ("two_spirals two-spiral.train two-spiral.test", (193, 193), _read_fann),
+    "wine_quality": ("wine_quality winequality-white.csv", (4898,), _read_table, 11, _GRADES, '"fixed'),
+    "wine_quality_red": ("wine_quality winequality-red.csv", (1599,), _read_table, 11, _GRADES, '"fixed'),
+} | {
+    f"{name}{k}": (f"proben1/{'heart' if 'heart' in name else name} {name}{k}.dt", (), _read_proben1)
+    for name in _PROBEN1
+    for k in (1, 2, 3)
+}
+
+TABULAR_NAMES: tuple[str, ...] = tuple(_SOURCES)
+
+
+def load_tabular(name: str, data_home: _Path | None = None) -> Bunch:
+    """Load a set of numbers and targets by name.
+
+    Parameters
+    ----------
+    name : str
+        One of `TABULAR_NAMES`. A Proben1 problem carries its permutation, as in the report: ``"cancer1"``,
+        ``"cancer2"``, ``"cancer3"``. ``"sonar"`` are all 208 rows, ``"sonar_angle"`` the same signals with
+        the split by aspect angle; ``"wine_quality"`` are the white wines, ``"wine_quality_red"`` the red.
+    data_home : str or path-like, default=None
+        The folder with one subfolder per set; None as in `load_mnist`.
+
+    Returns
+    -------
+    data : sklearn.utils.Bunch
+        - ``name`` : str
+        - ``task`` : ``"classification"`` or ``"regression"``
+        - ``X`` : ndarray of shape (n_samples, n_features), float64, C-contiguous
+        - ``y`` : ndarray of shape (n_samples,), labels, int64 or str; for regression float64, and of shape
+          (n_samples, n_outputs) if there are several. Proben1's labels say which output is 1.
+        - ``X_train``, ``y_train``, ``X_test``, ``y_test`` : consecutive rows, views of ``X`` and ``y``;
+          only if a split was published
+        - ``X_val``, ``y_val`` : the validation rows between them; only for Proben1
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file is missing.
+    ValueError
+        If `name` is unknown or a file is malformed; the message names the file and, where it can, the line.
+    """
+    from sklearn.utils import Bunch
+
+    if name not in _SOURCES:
+        raise ValueError(f"name must be one of {', '.join(TABULAR_NAMES)}; got {name!r}")
+    files, rows, read, *arguments = _SOURCES[name]
+    folder, *names = files.split()
+    paths = [_folder(data_home) / folder / file for file in names]
+    if missing := [str(path) for path in paths if not path.is_file()]:
+        raise FileNotFoundError(f"{name}: there is no {' and no '.join(missing)}. {_WAYS_OUT}.")
+    by_file = [read(path, *arguments) for path in paths]  # a file is one part or has a share of every part
+    shares = zip(*by_file, strict=True) if len(by_file[0]) > 1 else by_file
+    parts = [tuple(map(np.concatenate, zip(*share, strict=True))) for share in shares]
+    found = tuple(len(y) for _, y in parts)
+    if found != (rows or found):
+        raise _damaged(paths[0].with_name(", ".join(names)), f"parts of {found} rows", f"{rows}")
+    X, y = map(np.concatenate, zip(*parts, strict=True))
+    task = "regression" if y.dtype.kind == "f" else "classification"
+    data = Bunch(name=name, task=task, X=X.astype(np.float64, order="C", copy=False), y=y)
+    ends = np.cumsum((0, *found))
+    for i, part in enumerate({1: (), 2: ("train", "test"), 3: ("train", "val", "test")}[len(found)]):
+        data[f"X_{part}"], data[f"y_{part}"] = (values[ends[i] : ends[i + 1]] for values in (data.X, y))
+    return data

@@ -1,0 +1,168 @@
+"""What the estimators share: parameters, checks of the input, fitted attributes."""
+
+from contextlib import contextmanager
+from numbers import Integral, Real
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, Options, StrOptions
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from fastbp import training
+from fastbp.activations import ACTIVATIONS, Activation, get_activation
+from fastbp.losses import LOSSES
+from fastbp.network import initial_parameters
+from fastbp.optimizers import SOLVERS
+
+_DTYPES = {"auto": [np.float32, np.float64], "float32": np.float32, "float64": np.float64}
+
+
+class BaseBackprop(BaseEstimator):
+    """Base of the estimators that are trained by backpropagation."""
+
+    _parameter_constraints: dict = {
+        "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
+        "activation": [StrOptions(set(ACTIVATIONS)), Activation, list, tuple],
+        "loss": [StrOptions(set(LOSSES))],
+        "output_activation": [StrOptions({"auto", *ACTIVATIONS}), Activation],
+        "solver": [StrOptions(set(SOLVERS))],
+        "alpha": [Interval(Real, 0, None, closed="left")],
+        "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "learning_rate_init": [Interval(Real, 0, None, closed="neither")],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "shuffle": ["boolean"],
+        "random_state": ["random_state"],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "verbose": ["verbose"],
+        "warm_start": ["boolean"],
+        "momentum": [Interval(Real, 0, 1, closed="both")],
+        "nesterovs_momentum": ["boolean"],
+        "beta_1": [Interval(Real, 0, 1, closed="left")],
+        "beta_2": [Interval(Real, 0, 1, closed="left")],
+        "epsilon": [Interval(Real, 0, None, closed="neither")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left"), Options(Real, {np.inf})],
+        "dtype": [StrOptions(set(_DTYPES))],
+        "n_jobs": [Integral, None],
+    }
+
+    def _check_X(self, X, y="no_validation", *, reset):
+        """Return X as a C-ordered array of the network's dtype, and y if it was given."""
+        dtype = _DTYPES[self.dtype] if reset else self.coefs_[0].dtype
+        targets = {} if isinstance(y, str) else {"multi_output": True}
+        return validate_data(self, X, y, reset=reset, dtype=dtype, order="C", **targets)
+
+    def _fit_network(self, X, Y, sample_weight, *, first, one_epoch):
+        """Train, and set the fitted attributes.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n_samples, n_features)
+            Checked inputs; their dtype is the network's.
+        Y : ndarray of shape (n_samples, n_outputs)
+            Targets.
+        sample_weight : array-like of shape (n_samples,) or None
+            Weights of the samples.
+        first : bool
+            Whether to begin with new weights.
+        one_epoch : bool
+            Whether this is `partial_fit`: one epoch, with the optimizer's memory of the last call.
+        """
+        dtype = X.dtype
+        Y = np.ascontiguousarray(Y, dtype=dtype)
+        weight = np.empty(0, dtype)
+        if sample_weight is not None:
+            weight = _check_sample_weight(sample_weight, X, dtype=dtype, ensure_non_negative=True)
+            if not weight.any():
+                raise ValueError("sample_weight is all zero: at least one sample must count.")
+        n_samples = X.shape[0]
+        hidden = _hidden_units(self.hidden_layer_sizes)
+        units = [X.shape[1], *hidden, Y.shape[1]]
+        activations = [*self._hidden_activations(len(hidden)), self._output_activation(Y.shape[1])]
+        random_state = check_random_state(self.random_state)
+        if first:
+            factors = [act.init_factor for act in [*activations[:-1], activations[max(len(hidden) - 1, 0)]]]
+            coefs, intercepts = initial_parameters(units, factors, random_state, dtype)
+            progress = training.Progress()
+        else:
+            coefs, intercepts = self.coefs_, self.intercepts_
+            self._check_shapes(units)
+            progress = self._progress.copy()
+        settings = self._settings(n_samples)
+        network = training.make_network(units, activations, dtype)
+        memory = None if first or not one_epoch else training.Memory.restore(self._memory, network, self.solver)
+        session = training.Session(
+            network, network.pack(coefs, intercepts), memory or training.Memory.empty(network, self.solver),
+            settings, n_samples,
+        )  # fmt: skip
+        training.fit(session, X, Y, weight, settings, progress, random_state, one_epoch=one_epoch)
+        self.coefs_, self.intercepts_ = network.unpack(session.state.params)
+        if not all(np.isfinite(values).all() for values in [*self.coefs_, *self.intercepts_]):
+            raise ValueError(
+                "Solver produced non-finite parameter weights. The input data may contain large values and need "
+                "to be preprocessed."
+            )
+        self._memory = session.memory.store(network, self.solver)
+        self._progress = progress
+        self._activations = activations
+        self.n_iter_ = progress.epochs
+        self.t_ = progress.samples_seen
+        self.n_layers_ = len(units)
+        self.n_outputs_ = units[-1]
+        self.out_activation_ = activations[-1].name
+        self.loss_curve_ = list(progress.loss_curve)
+        self.best_loss_ = progress.best_loss
+        if self.loss_curve_:
+            self.loss_ = self.loss_curve_[-1]
+
+    def _settings(self, n_samples):
+        values = {name: getattr(self, name) for name in training.Settings.__dataclass_fields__}
+        values["batch_size"] = training.batch_size(self.batch_size, n_samples)
+        return training.Settings(**values)
+
+    def _hidden_activations(self, n):
+        """Return one activation object for each hidden layer."""
+        if isinstance(self.activation, list | tuple):
+            if len(self.activation) != n:
+                raise ValueError(
+                    f"activation has {len(self.activation)} entries for {n} hidden layers; give one for each "
+                    "layer, or a single one for all."
+                )
+            return [get_activation(entry) for entry in self.activation]
+        return [get_activation(self.activation)] * n
+
+    def _check_shapes(self, units):
+        have = [self.coefs_[0].shape[0], *(coef.shape[1] for coef in self.coefs_)]
+        if have != units:
+            raise ValueError(
+                f"The network fitted before has layers of {have} units, this call asks for {units}. Training goes "
+                "on only in the same shape: set warm_start=False and call fit to begin anew."
+            )
+
+    def _outputs(self, X):
+        """Return the activations of the output layer, of shape (n_samples, n_outputs)."""
+        check_is_fitted(self)
+        X = self._check_X(X, reset=False)
+        units = [self.coefs_[0].shape[0], *(coef.shape[1] for coef in self.coefs_)]
+        network = training.make_network(units, self._activations, self.coefs_[0].dtype)
+        return training.outputs(network, network.pack(self.coefs_, self.intercepts_), X, self.n_jobs)
+
+    @contextmanager
+    def _all_or_nothing(self):
+        """Undo all changes of attributes when the block fails."""
+        before = self.__dict__.copy()
+        try:
+            yield
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+
+
+def _hidden_units(hidden_layer_sizes):
+    sizes = [hidden_layer_sizes] if isinstance(hidden_layer_sizes, Integral) else list(hidden_layer_sizes)
+    if not all(isinstance(size, Integral) for size in sizes):
+        raise ValueError(f"hidden_layer_sizes must be whole numbers, got {sizes}.")
+    if any(size <= 0 for size in sizes):
+        raise ValueError(f"hidden_layer_sizes must be > 0, got {sizes}.")
+    return [int(size) for size in sizes]

@@ -1,0 +1,340 @@
+"""Forward and backward passes, and training over many batches in one call.
+
+A batch goes through in two phases. In the first each thread takes rows of the batch from
+the input to the deltas of all layers; in the second each thread takes rows of the weights,
+sums their gradient over the whole batch and updates them while it is in the cache. No sum
+is split between threads, so that the result has the same bits for any number of them.
+
+Notation (Lopez Davila, secs. 2 to 5; Maren 2020): ::
+
+    z^l = a^(l-1) W^l + b^l,  a^l = f_l(z^l)
+    delta^L = dC/da^L f_L'(z^L)
+    delta^l = (delta^(l+1) (W^(l+1))^T) f_l'(z^l)
+    dC/dW^l = (a^(l-1))^T delta^l / n,  dC/db^l = sum of delta^l / n
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import carray, prange
+
+from fastbp.activations import SOFTMAX, activate, softmax, times_derivative
+from fastbp.kernels.intrinsics import NV, flush_subnormals, lane_count, pointer, restore_subnormals, shift
+from fastbp.kernels.jit import cached_jit, inlined, jit
+from fastbp.kernels.matmul import NONE, ONE, matmul_nn, multiply_panel, pack_transposed
+from fastbp.kernels.threads import join_team, share, wait_for_team
+from fastbp.losses import SQUARED_ERROR, loss_and_residual
+from fastbp.network import FIELD
+from fastbp.optimizers import update
+
+# Rows of a weight matrix whose gradient is summed and used at once. With the widest panel the gradient,
+# the parameters and two moments fill 16 KiB, so that all are in the L1 cache when they are updated. A
+# multiple of every number of lanes, and fixed, as the sums of squares are taken over these blocks.
+BLOCK_ROWS = 16
+NO_UPDATE = -1
+
+FAN_IN, FAN_OUT = FIELD.fan_in, FIELD.fan_out
+ROWS, PADDED = FIELD.rows, FIELD.padded
+WEIGHTS, BIAS, TRANSPOSED = FIELD.weights, FIELD.bias, FIELD.transposed
+SOURCE, SOURCE_ROW = FIELD.source, FIELD.source_row
+Z, A, DELTA, ROW, ACTIVATION = FIELD.z, FIELD.a, FIELD.delta, FIELD.row, FIELD.activation
+
+
+class Data(NamedTuple):
+    """Samples, and the order in which they are seen."""
+
+    x: np.ndarray  # (n_samples, n_features), C-ordered
+    y: np.ndarray  # (n_samples, n_outputs), C-ordered
+    weight: np.ndarray  # (n_samples,), or empty where all count the same
+    order: np.ndarray  # (n_seen,) int64: the samples of an epoch, batch after batch
+
+
+class State(NamedTuple):
+    """The network, and the memory that training it needs."""
+
+    table: np.ndarray  # (n_layers, len(FIELD)) int64, from Network.workspace
+    coefficients: np.ndarray  # (n_layers, 2) float64: parameters of the activations
+    params: np.ndarray  # packed parameters
+    transposed: np.ndarray  # packed transposes of the weights from the second layer on
+    first: np.ndarray  # the optimizer's memory: velocity, or Adam's m
+    second: np.ndarray  # Adam's v, or empty
+    grads: np.ndarray  # packed gradients, or empty where each batch is one chunk
+    space: np.ndarray  # activations and deltas of one chunk of rows
+    row_loss: np.ndarray  # (chunk,) float64
+    squares: np.ndarray  # (n_blocks,) float64: sums of squared weights
+
+
+class Plan(NamedTuple):
+    """What one call has to do."""
+
+    loss: int
+    solver: int
+    settings: np.ndarray  # float64, see optimizers.update
+    sizes: np.ndarray  # (last_batch - first_batch,) float64: step size of each batch
+    alpha: float
+    batch_size: int
+    chunk: int  # rows that the workspace holds
+    first_batch: int
+    last_batch: int  # one past
+
+
+@inlined
+def _values(array, offset, n):
+    return carray(pointer(array, offset), n)
+
+
+@inlined
+def _take_sample(x, sample, space, layer, i):
+    """Copy a sample into row i of the network's input, as numbers of the network's type."""
+    row = _values(space, layer[SOURCE] + i * layer[SOURCE_ROW], layer[FAN_IN])
+    values = x[sample]
+    for j in range(row.size):
+        row[j] = values[j]
+
+
+@inlined
+def _forward(table, coefficients, params, space, first, last):
+    """Compute the activations of rows [first, last), layer by layer (Maren 2020, Eqs. 6.3, 6.4, 6.9, 6.10)."""
+    m = last - first
+    for index in range(table.shape[0]):
+        layer = table[index]
+        row = layer[ROW]
+        z = pointer(space, layer[Z] + first * row)
+        matmul_nn(
+            m, layer[FAN_OUT], layer[FAN_IN], pointer(space, layer[SOURCE] + first * layer[SOURCE_ROW]),
+            layer[SOURCE_ROW], pointer(params, layer[WEIGHTS]), layer[ROWS], pointer(params, layer[BIAS]), z, row,
+        )  # fmt: skip
+        if layer[ACTIVATION] == SOFTMAX:
+            for i in range(m):
+                softmax(carray(shift(z, i * row), layer[FAN_OUT]))
+        else:
+            c = coefficients[index]
+            a = _values(space, layer[A] + first * row, m * row)
+            activate(layer[ACTIVATION], c[0], c[1], carray(z, m * row), a)
+
+
+@inlined
+def _output_delta(data, state, plan, position, first, last):
+    """Set row losses and delta^L; with sample weights both are multiplied by them."""
+    index = state.table.shape[0] - 1
+    layer = state.table[index]
+    n = layer[FAN_OUT]
+    code = layer[ACTIVATION]
+    c = state.coefficients[index]
+    for i in range(first, last):
+        sample = data.order[position + i]
+        a = _values(state.space, layer[A] + i * layer[ROW], n)
+        z = _values(state.space, layer[Z] + i * layer[ROW], n)
+        delta = _values(state.space, layer[DELTA] + i * layer[ROW], n)
+        loss = loss_and_residual(plan.loss, code == SOFTMAX, data.y[sample], a, delta)
+        if plan.loss == SQUARED_ERROR:
+            times_derivative(code, c[0], c[1], z, a, delta)
+        if data.weight.size:
+            loss *= data.weight[sample]
+            for j in range(n):
+                delta[j] *= data.weight[sample]
+        state.row_loss[i] = loss
+
+
+@inlined
+def _backward(state, first, last):
+    """Carry the deltas of rows [first, last) back to the first layer."""
+    for index in range(state.table.shape[0] - 1, 0, -1):
+        layer = state.table[index]
+        below = state.table[index - 1]
+        row = below[ROW]
+        delta = pointer(state.space, below[DELTA] + first * row)
+        zeros = pointer(state.space, 0)
+        matmul_nn(
+            last - first, below[FAN_OUT], layer[FAN_OUT],
+            pointer(state.space, layer[DELTA] + first * layer[ROW]), layer[ROW],
+            pointer(state.transposed, layer[TRANSPOSED]), layer[PADDED], zeros, delta, row,
+        )  # fmt: skip
+        n = (last - first) * row
+        c = state.coefficients[index - 1]
+        times_derivative(
+            below[ACTIVATION], c[0], c[1], _values(state.space, below[Z] + first * row, n),
+            _values(state.space, below[A] + first * row, n), carray(delta, n),
+        )  # fmt: skip
+
+
+@jit(fastmath={"reassoc", "contract", "nsz"})
+def _sum_of_squares(values):
+    total = 0.0
+    for i in range(values.size):
+        total += np.float64(values[i]) * np.float64(values[i])
+    return total
+
+
+@inlined
+def _step(state, plan, batch, alpha, divisor, offset, grads):
+    """Update the stretch of parameters that begins at `offset`."""
+    n = grads.size
+    second = n if state.second.size else 0
+    update(
+        plan.solver, plan.settings, plan.sizes[batch - plan.first_batch], alpha, divisor, _values(state.params, offset, n), grads,
+        _values(state.first, offset, n), _values(state.second, offset if second else 0, second),
+    )  # fmt: skip
+
+
+@inlined
+def _descend(state, plan, batch, m, divisor, begins, ends, rank, size, scratch):
+    """Sum this thread's part of the gradient over m rows, and update with it.
+
+    A batch of more rows than the workspace holds comes in chunks: each continues the sums of the one before,
+    and the last one updates.
+    """
+    width = lane_count(scratch)
+    nr = NV * width
+    zeros = pointer(state.space, 0)
+    one = carray(scratch, 1)
+    one[0] = 1
+    tile = shift(scratch, width)
+    block = 0
+    for index in range(state.table.shape[0]):
+        layer = state.table[index]
+        fan_in, padded, rows = layer[FAN_IN], layer[PADDED], layer[ROWS]
+        first, last = share(fan_in, BLOCK_ROWS, rank, size)
+        source = pointer(state.space, layer[SOURCE])
+        for j in range(0, padded, nr):
+            nv = min(NV, (padded - j) // width)
+            delta = pointer(state.space, layer[DELTA] + j)
+            for p in range(first, last, BLOCK_ROWS):
+                count = min(BLOCK_ROWS, last - p)
+                n = count * nv * width
+                offset = layer[WEIGHTS] + j * rows + p * nv * width
+                if plan.alpha != 0 and begins:
+                    place = block + (j // nr) * ((fan_in + BLOCK_ROWS - 1) // BLOCK_ROWS) + p // BLOCK_ROWS
+                    state.squares[place] = _sum_of_squares(_values(state.params, offset, n))
+                out = tile if begins and ends and plan.solver != NO_UPDATE else pointer(state.grads, offset)
+                multiply_panel(
+                    count, nv, m, shift(source, p), ONE, layer[SOURCE_ROW], delta, layer[ROW],
+                    zeros if begins else out, 0 if begins else nv * width, out, nv * width,
+                )  # fmt: skip
+                if ends and plan.solver != NO_UPDATE:
+                    _step(state, plan, batch, plan.alpha, divisor, offset, carray(out, n))
+        block += ((fan_in + BLOCK_ROWS - 1) // BLOCK_ROWS) * ((padded + nr - 1) // nr)
+        # The bias is the weight of an input that is always one.
+        left, right = share(padded, width, rank, size)
+        for j in range(left, right, width):
+            offset = layer[BIAS] + j
+            out = tile if begins and ends and plan.solver != NO_UPDATE else pointer(state.grads, offset)
+            multiply_panel(
+                ONE, ONE, m, scratch, NONE, NONE, pointer(state.space, layer[DELTA] + j), layer[ROW],
+                zeros if begins else out, NONE, out, NONE,
+            )  # fmt: skip
+            if ends and plan.solver != NO_UPDATE:
+                _step(state, plan, batch, 0.0, divisor, offset, carray(out, width))
+        if ends and plan.solver != NO_UPDATE:
+            _transpose(state, layer, first, last)
+
+
+@inlined
+def _transpose(state, layer, first, last):
+    if layer[TRANSPOSED] >= 0:
+        width = lane_count(pointer(state.params, 0))
+        pack_transposed(
+            first, (last + width - 1) // width * width, layer[PADDED], pointer(state.params, layer[WEIGHTS]),
+            layer[ROWS], pointer(state.transposed, layer[TRANSPOSED]), layer[PADDED],
+        )  # fmt: skip
+
+
+@inlined
+def _divisor(data, start, stop):
+    """Return the number of samples in a batch, or the sum of their weights."""
+    if data.weight.size == 0:
+        return np.float64(stop - start)
+    total = 0.0
+    for i in range(start, stop):
+        total += data.weight[data.order[i]]
+    return total
+
+
+@cached_jit
+def train(data, state, plan, losses, scratch, team, wanted):
+    """Do one thread's part of batches [first_batch, last_batch); alone, all of it."""
+    rank, size = join_team(team, wanted)
+    if rank < 0:
+        return
+    mode = flush_subnormals()
+    mine = pointer(scratch, rank * (scratch.size // wanted))
+    for index in range(1, state.table.shape[0]):
+        layer = state.table[index]
+        first, last = share(layer[FAN_IN], BLOCK_ROWS, rank, size)
+        _transpose(state, layer, first, last)
+    wait_for_team(team, size)
+    for batch in range(plan.first_batch, plan.last_batch):
+        start = batch * plan.batch_size
+        stop = min(start + plan.batch_size, data.order.size)
+        divisor = _divisor(data, start, stop)
+        total = 0.0
+        for position in range(start, stop, plan.chunk):
+            m = min(plan.chunk, stop - position)
+            first, last = share(m, 1, rank, size)
+            if first < last:
+                for i in range(first, last):
+                    _take_sample(data.x, data.order[position + i], state.space, state.table[0], i)
+                _forward(state.table, state.coefficients, state.params, state.space, first, last)
+                _output_delta(data, state, plan, position, first, last)
+                _backward(state, first, last)
+            wait_for_team(team, size)
+            if rank == 0:
+                for i in range(m):
+                    total += state.row_loss[i]
+            _descend(
+                state, plan, batch, m, divisor, position == start, position + m == stop, rank, size, mine
+            )
+            wait_for_team(team, size)
+        if rank == 0:
+            squares = 0.0
+            if plan.alpha != 0:
+                for i in range(state.squares.size):
+                    squares += state.squares[i]
+            losses[batch] = (total + 0.5 * plan.alpha * squares) / divisor
+    restore_subnormals(mode)
+
+
+@cached_jit(parallel=True)
+def train_parallel(data, state, plan, losses, scratch, team, wanted):
+    """Train on a team of threads, with the same bits as alone."""
+    for _ in prange(wanted):
+        train(data, state, plan, losses, scratch, team, wanted)
+
+
+@cached_jit
+def predict(x, table, coefficients, params, space, out, block, rank, size):
+    """Compute the outputs for all rows of x.
+
+    Parameters
+    ----------
+    x : ndarray of shape (n_samples, n_features)
+        Inputs, C-ordered.
+    table, coefficients, params, space
+        As in `State`; the workspace holds `block` rows for each thread.
+    out : ndarray of shape (n_samples, n_outputs)
+        Filled with the activations of the last layer.
+    block : int64
+        Rows that go through the network together.
+    rank, size : int64
+        Which of `size` nearly equal parts of the rows to do; 0, 1 for all.
+    """
+    mode = flush_subnormals()
+    last_layer = table[table.shape[0] - 1]
+    first, last = share(x.shape[0], block, rank, size)
+    for begin in range(first, last, block):
+        m = min(block, last - begin)
+        for i in range(m):
+            _take_sample(x, begin + i, space, table[0], rank * block + i)
+        _forward(table, coefficients, params, space, rank * block, rank * block + m)
+        for i in range(m):
+            a = _values(space, last_layer[A] + (rank * block + i) * last_layer[ROW], last_layer[FAN_OUT])
+            for j in range(a.size):
+                out[begin + i, j] = a[j]
+    restore_subnormals(mode)
+
+
+@cached_jit(parallel=True)
+def predict_parallel(x, table, coefficients, params, space, out, block, size):
+    """Do all parts of `predict` on `size` threads, with the same bits as alone."""
+    for rank in prange(size):
+        predict(x, table, coefficients, params, space, out, block, rank, size)

@@ -1,0 +1,403 @@
+"""The few operations that Numba cannot express, as LLVM IR: the only file that speaks it.
+
+Matrices are passed between kernels as a typed pointer and strides, counted in
+elements: a pointer is one register, an array is seven.
+"""
+
+import os
+import platform
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.codegen import get_host_cpu_features
+from numba.core.config import CPU_FEATURES, CPU_NAME
+from numba.extending import intrinsic
+
+_INT64 = ir.IntType(64)
+_INT32 = ir.IntType(32)
+_X86 = platform.machine().lower() in ("x86_64", "amd64", "x86", "i686")
+_ARM64 = platform.machine().lower() in ("arm64", "aarch64")
+
+
+def _features():
+    """Names of the vector instruction sets that the compiler may use here."""
+    if CPU_FEATURES is not None:
+        text = CPU_FEATURES
+    elif CPU_NAME == "generic":
+        text = ""
+    else:
+        text = get_host_cpu_features()
+    return {name[1:] for name in text.split(",") if name.startswith("+")}
+
+
+_FEATURES = _features()
+# x86-64 without FMA, a machine of before 2013: multiply and add are two roundings there.
+HAS_FMA = not _X86 or "fma" in _FEATURES
+VECTOR_BITS = 512 if "avx512f" in _FEATURES else 256 if "avx" in _FEATURES else 128
+# The register tile is MR rows of at most NV vectors: 24 accumulators where there are 32
+# vector registers (AVX-512, ARM), 12 where there are 16. Few rows and many vectors: all heights
+# from MR down to 2 then keep both multipliers busy, so a remainder of rows costs little.
+MR = 6
+NV = 4 if VECTOR_BITS == 512 or not _X86 else 2
+
+
+def lanes(itemsize):
+    """Count the numbers of `itemsize` bytes in one vector register."""
+    return VECTOR_BITS // (8 * itemsize)
+
+
+def _offset(builder, pointer, *terms):
+    total = terms[0]
+    for term in terms[1:]:
+        total = builder.add(total, term)
+    return builder.gep(pointer, [total])
+
+
+@intrinsic
+def pointer(typingctx, array, offset):
+    """Point at element `offset` of a contiguous array, counted in its own elements."""
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return _offset(builder, data, args[1])
+
+    return types.CPointer(array.dtype)(array, types.int64), codegen
+
+
+@intrinsic
+def shift(typingctx, base, offset):
+    """Move a pointer by `offset` elements."""
+
+    def codegen(context, builder, signature, args):
+        return _offset(builder, args[0], args[1])
+
+    return base(base, types.int64), codegen
+
+
+@intrinsic
+def lane_count(typingctx, base):
+    """Count the numbers behind a pointer that one vector register holds: a constant."""
+
+    def codegen(context, builder, signature, args):
+        return _INT64(lanes(base.dtype.bitwidth // 8))
+
+    return types.int64(base), codegen
+
+
+def _fma(builder, x, y, z):
+    """Build x*y + z: rounded once where the machine has FMA, else twice."""
+    if not HAS_FMA:
+        return builder.fadd(builder.fmul(x, y), z)
+    scalar = x.type.element if isinstance(x.type, ir.VectorType) else x.type
+    suffix = "f32" if isinstance(scalar, ir.FloatType) else "f64"
+    if isinstance(x.type, ir.VectorType):
+        suffix = f"v{x.type.count}{suffix}"
+    kind = ir.FunctionType(x.type, [x.type] * 3)
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.{suffix}"), [x, y, z])
+
+
+@intrinsic
+def fma(typingctx, x, y, z):
+    """Return x*y + z of three floats of one type, with one rounding where the machine has FMA."""
+
+    def codegen(context, builder, signature, args):
+        return _fma(builder, *args)
+
+    if x == y == z and isinstance(x, types.Float):
+        return x(x, x, x), codegen
+    return None
+
+
+@intrinsic
+def float_from_bits(typingctx, bits):
+    """Read the bits of an int32 as a float32, those of an int64 as a float64."""
+    result = {types.int32: types.float32, types.int64: types.float64}.get(bits)
+    if result is None:
+        return None
+
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], context.get_value_type(signature.return_type))
+
+    return result(bits), codegen
+
+
+@intrinsic
+def micro_kernel(typingctx, mr, nv, k, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
+    """Compute one register tile, C = D + A B.
+
+    Each element of C is one chain of `k` fused multiply-adds in the order of the
+    reduction index, started from D: the same bits for every tile height and width, and
+    for a reduction that is cut in pieces and continued from C.
+
+    Parameters
+    ----------
+    mr : int64
+        Rows of the tile, 1 to MR.
+    nv : int64
+        Vectors in each row, 1 to NV.
+    k : int64
+        Length of the reduction, at least 1.
+    a, a_row, a_col : pointer, int64, int64
+        A is (mr, k), with any strides.
+    b, b_row : pointer, int64
+        B is (k, nv * lanes), its rows contiguous.
+    d, d_row : pointer, int64
+        D is (mr, nv * lanes); a `d_row` of 0 repeats one row: a bias, or zeros.
+    c, c_row : pointer, int64
+        C is (mr, nv * lanes); may be D. No pointer needs an alignment.
+    """
+    scalar = a.dtype
+    width = lanes(scalar.bitwidth // 8)
+
+    def codegen(context, builder, signature, args):
+        mr, nv = args[:2]
+        element = context.get_data_type(scalar)
+        done = builder.append_basic_block("tile.done")
+        # One block of code for each tile shape, chosen by a jump.
+        choice = builder.switch(
+            builder.add(builder.mul(builder.sub(mr, _INT64(1)), _INT64(NV)), builder.sub(nv, _INT64(1))), done
+        )
+        for rows in range(1, MR + 1):
+            for vectors in range(1, NV + 1):
+                block = builder.append_basic_block(f"tile.{rows}x{vectors}")
+                choice.add_case(_INT64((rows - 1) * NV + vectors - 1), block)
+                builder.position_at_end(block)
+                _emit_tile(builder, rows, vectors, ir.VectorType(element, width), *args[2:])
+                builder.branch(done)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    signature = types.void(
+        types.int64, types.int64, types.int64, a, types.int64, types.int64, b, types.int64, d, types.int64,
+        c, types.int64,
+    )  # fmt: skip
+    return signature, codegen
+
+
+def _emit_tile(builder, rows, vectors, vector, k, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
+    element = vector.element
+    align = 4 if isinstance(element, ir.FloatType) else 8
+    first_lane = ir.Constant(ir.VectorType(_INT32, vector.count), None)
+    undefined = ir.Constant(vector, ir.Undefined)
+    places = [(i, j) for i in range(rows) for j in range(vectors)]
+
+    def address(base, row_stride, i, j=0):
+        return _offset(builder, base, builder.mul(row_stride, _INT64(i)), _INT64(j * vector.count))
+
+    def load(base, row_stride, i, j):
+        place = builder.bitcast(address(base, row_stride, i, j), vector.as_pointer())
+        return builder.load(place, align=align)
+
+    start = [load(d, d_row, i, j) for i, j in places]
+    before = builder.block
+    loop = builder.append_basic_block("tile.loop")
+    end = builder.append_basic_block("tile.end")
+    builder.branch(loop)
+
+    builder.position_at_end(loop)
+    p = builder.phi(_INT64)
+    a_now = builder.phi(a.type)
+    b_now = builder.phi(b.type)
+    sums = [builder.phi(vector) for _ in places]
+    b_vectors = [load(b_now, b_row, 0, j) for j in range(vectors)]
+    added = []
+    for i in range(rows):
+        value = builder.load(address(a_now, a_row, i), align=align)
+        value = builder.insert_element(undefined, value, _INT32(0))
+        value = builder.shuffle_vector(value, undefined, first_lane)
+        added += [_fma(builder, value, b_vectors[j], sums[i * vectors + j]) for j in range(vectors)]
+    p_next = builder.add(p, _INT64(1))
+    carried = [
+        (p, _INT64(0), p_next),
+        (a_now, a, _offset(builder, a_now, a_col)),
+        (b_now, b, _offset(builder, b_now, b_row)),
+        *zip(sums, start, added, strict=True),
+    ]
+    for phi, initial, following in carried:
+        phi.add_incoming(initial, before)
+        phi.add_incoming(following, loop)
+    builder.cbranch(builder.icmp_signed("<", p_next, k), loop, end)
+
+    builder.position_at_end(end)
+    for (i, j), value in zip(places, added, strict=True):
+        builder.store(value, builder.bitcast(address(c, c_row, i, j), vector.as_pointer()), align=align)
+
+
+@intrinsic
+def transpose_tile(typingctx, source, source_row, out, out_row):
+    """Transpose a square of lanes x lanes numbers: out[j, i] = source[i, j].
+
+    In log2(lanes) rounds of shuffles between registers: a loop over single numbers
+    takes several times as long.
+    """
+    scalar = source.dtype
+    width = lanes(scalar.bitwidth // 8)
+
+    def codegen(context, builder, signature, args):
+        source, source_row, out, out_row = args
+        vector = ir.VectorType(context.get_data_type(scalar), width)
+        align = scalar.bitwidth // 8
+
+        def place(base, stride, i):
+            return builder.bitcast(
+                _offset(builder, base, builder.mul(stride, _INT64(i))), vector.as_pointer()
+            )
+
+        rows = [builder.load(place(source, source_row, i), align=align) for i in range(width)]
+        half = width // 2
+        while half:
+            # Swap the off-diagonal quarters of each square of 2*half rows.
+            for i in range(width):
+                if not i & half:
+                    x, y = rows[i], rows[i + half]
+                    rows[i] = _shuffle(builder, x, y, [_source_lane(j, half, width, 0) for j in range(width)])
+                    rows[i + half] = _shuffle(
+                        builder, x, y, [_source_lane(j, half, width, half) for j in range(width)]
+                    )
+            half //= 2
+        for i, row in enumerate(rows):
+            builder.store(row, place(out, out_row, i), align=align)
+        return context.get_dummy_value()
+
+    return types.void(source, types.int64, out, types.int64), codegen
+
+
+def _source_lane(j, half, width, part):
+    """Lane of concat(x, y) that becomes lane j of the upper (part 0) or lower row."""
+    lane = (j & ~half) | part
+    return lane + width if j & half else lane
+
+
+def _shuffle(builder, x, y, order):
+    mask = ir.Constant(ir.VectorType(_INT32, len(order)), order)
+    return builder.shuffle_vector(x, y, mask)
+
+
+@intrinsic
+def atomic_add(typingctx, array, index, value):
+    """Add to an element of an int64 array at once for all threads; return what was there."""
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.atomic_rmw("add", _offset(builder, data, args[1]), args[2], "seq_cst")
+
+    return types.int64(array, types.int64, types.int64), codegen
+
+
+@intrinsic
+def atomic_load(typingctx, array, index):
+    """Read an element of an int64 array that other threads write."""
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.load_atomic(_offset(builder, data, args[1]), "seq_cst", 8)
+
+    return types.int64(array, types.int64), codegen
+
+
+@intrinsic
+def atomic_store(typingctx, array, index, value):
+    """Write an element of an int64 array that other threads read."""
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        builder.store_atomic(args[2], _offset(builder, data, args[1]), "seq_cst", 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.int64), codegen
+
+
+@intrinsic
+def spin_pause(typingctx):
+    """Tell the processor that this is a waiting loop."""
+
+    def codegen(context, builder, signature, args):
+        if _X86:
+            kind = ir.FunctionType(ir.VoidType(), [])
+            pause = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause")
+            builder.call(pause, [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def yield_thread(typingctx):
+    """Let another thread have the processor; nothing where the system has no such call."""
+
+    def codegen(context, builder, signature, args):
+        if os.name == "posix":
+            kind = ir.FunctionType(_INT32, [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+# Flush-to-zero: bits 15 and 6 of MXCSR (subnormal results, subnormal inputs), bit 24 of FPCR.
+_FLUSH_X86 = 0x8040
+_FLUSH_ARM64 = 1 << 24
+
+
+@intrinsic
+def flush_subnormals(typingctx):
+    """Make this thread take subnormal numbers as zero; return the former mode.
+
+    Sums of units that have stopped learning decay into the subnormal numbers, whose
+    arithmetic is up to a hundred times slower.
+    """
+
+    def codegen(context, builder, signature, args):
+        if _X86:
+            mode = _read_mxcsr(builder)
+            _write_mxcsr(builder, builder.or_(mode, _INT32(_FLUSH_X86)))
+            return builder.zext(mode, _INT64)
+        if _ARM64:
+            mode = _read_fpcr(builder)
+            _write_fpcr(builder, builder.or_(mode, _INT64(_FLUSH_ARM64)))
+            return mode
+        return _INT64(0)
+
+    return types.int64(), codegen
+
+
+@intrinsic
+def restore_subnormals(typingctx, mode):
+    """Go back to the mode that `flush_subnormals` returned."""
+
+    def codegen(context, builder, signature, args):
+        if _X86:
+            _write_mxcsr(builder, builder.trunc(args[0], _INT32))
+        elif _ARM64:
+            _write_fpcr(builder, args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+def _read_mxcsr(builder):
+    slot = cgutils.alloca_once(builder, _INT32)
+    kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer()])
+    read = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse.stmxcsr")
+    builder.call(read, [builder.bitcast(slot, ir.IntType(8).as_pointer())])
+    return builder.load(slot)
+
+
+def _write_mxcsr(builder, mode):
+    slot = cgutils.alloca_once(builder, _INT32)
+    builder.store(mode, slot)
+    kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer()])
+    write = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse.ldmxcsr")
+    builder.call(write, [builder.bitcast(slot, ir.IntType(8).as_pointer())])
+
+
+def _read_fpcr(builder):
+    kind = ir.FunctionType(_INT64, [])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.aarch64.get.fpcr"), [])
+
+
+def _write_fpcr(builder, mode):
+    kind = ir.FunctionType(ir.VoidType(), [_INT64])
+    write = cgutils.get_or_insert_function(builder.module, kind, "llvm.aarch64.set.fpcr")
+    builder.call(write, [mode])

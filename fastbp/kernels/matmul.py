@@ -1,0 +1,100 @@
+"""The three matrix products of backpropagation, on one register tile.
+
+Layouts (all row strides in elements):
+
+- Activations and deltas are row-major, (n_samples, units), with a row stride of at
+  least `units` rounded up to whole vectors; what lies between is zero or ignored.
+- Weights are packed in panels: NR = NV vectors of columns, row after row, so that the
+  micro-kernel reads them in one stream. The last panel is as wide as it needs to be, in
+  whole vectors; columns that pad it are zero. Panel j begins at element j * NR * rows.
+
+The product of the forward pass and the one that carries deltas back differ only in
+which packed matrix they are given, W or its transpose.
+
+References
+----------
+Van Zee and van de Geijn, "BLIS: A framework for rapidly instantiating BLAS
+functionality", ACM TOMS 41(3), 2015.
+"""
+
+import numpy as np
+
+from fastbp.kernels.intrinsics import MR, NV, lane_count, micro_kernel, shift, transpose_tile
+from fastbp.kernels.jit import inlined, jit
+
+# As arguments these are numbers like any other; a literal would have its function compiled once more.
+NONE, ONE = np.int64(0), np.int64(1)
+
+
+@jit
+def multiply_panel(m, nv, k, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
+    """Compute one panel of nv vectors of columns, C = D + A B.
+
+    Parameters are those of `micro_kernel`, for any number of rows `m`. The rows are cut
+    into tiles of nearly equal height: 13 are 4 + 4 + 5, not 6 + 6 + 1, as a tile of one
+    row keeps the multipliers half idle.
+    """
+    tiles = (m + MR - 1) // MR
+    for tile in range(tiles):
+        i = m * tile // tiles
+        rows = m * (tile + 1) // tiles - i
+        micro_kernel(
+            rows, nv, k, shift(a, i * a_row), a_row, a_col, b, b_row, shift(d, i * d_row), d_row,
+            shift(c, i * c_row), c_row,
+        )  # fmt: skip
+
+
+@inlined
+def matmul_nn(m, n, k, a, a_row, panels, panel_rows, d, c, c_row):
+    """Compute C = A B + d for a packed B.
+
+    Parameters
+    ----------
+    m, n, k : int64
+        C is (m, n), A is (m, k), B is (k, n); all at least 1.
+    a, a_row : pointer, int64
+        Row-major A and its row stride.
+    panels, panel_rows : pointer, int64
+        Packed B and the number of rows, `k` or more, that each panel holds.
+    d : pointer
+        A row that is added to each row of the product, as long as a row of C.
+    c, c_row : pointer, int64
+        Row-major C and its row stride; columns up to the next whole vector are written too.
+    """
+    width = lane_count(c)
+    for j in range(0, n, NV * width):
+        nv = min(NV, (n - j + width - 1) // width)
+        multiply_panel(
+            m, nv, k, a, a_row, ONE, shift(panels, j * panel_rows), nv * width, shift(d, j), NONE, shift(c, j), c_row
+        )
+
+
+@inlined
+def pack_transposed(first, last, n, panels, panel_rows, out, out_rows):
+    """Pack the transpose of rows [first, last) of a packed matrix of n columns.
+
+    Parameters
+    ----------
+    first, last : int64
+        Rows of the source; multiples of the number of lanes.
+    n : int64
+        Columns of the source.
+    panels, panel_rows : pointer, int64
+        Packed source and the rows in each of its panels.
+    out, out_rows : pointer, int64
+        Packed transpose and the rows in each of its panels: `n` rounded up to whole vectors.
+        Columns [first, last) of it are written.
+    """
+    width = lane_count(out)
+    nr = NV * width
+    rows_in_all = panel_rows
+    for j in range(0, n, width):
+        left = j // nr * nr
+        source_row = min(nr, (n - left + width - 1) // width * width)
+        source = shift(panels, left * panel_rows + j - left)
+        for p in range(first, last, width):
+            top = p // nr * nr
+            out_row = min(nr, rows_in_all - top)
+            transpose_tile(
+                shift(source, p * source_row), source_row, shift(out, top * out_rows + j * out_row + p - top), out_row
+            )

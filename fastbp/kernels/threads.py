@@ -1,0 +1,173 @@
+"""Threads: how many, when none, and how those of one call keep step.
+
+A parallel call is a team: each thread runs the same function from end to end, takes its
+share of the rows, and waits for the others where it needs their results. The results do not
+depend on how many threads there are, so that the team is whoever turns up: a thread that
+comes late, or never, is not waited for. A barrier costs a fraction of a microsecond, a
+parallel region of OpenMP more than one.
+"""
+
+import os
+from contextlib import contextmanager
+
+import joblib
+import numba
+import numpy as np
+from numba.np.ufunc import parallel as numba_parallel
+
+from fastbp.kernels.intrinsics import atomic_add, atomic_load, atomic_store, spin_pause, yield_thread
+from fastbp.kernels.jit import inlined
+
+# Cells of the team's array, 128 bytes apart, so that no two share a cache line.
+_ARRIVED, _SIZE, _WAITING, _ROUND = 0, 16, 32, 48
+_TEAM_CELLS = 64
+_CLOSED = 1 << 32
+# How often the first thread looks for the others before it begins without them: about a
+# millisecond, many times what a sleeping thread needs to wake.
+_PATIENCE = 20_000
+
+
+def new_team():
+    """Return the cells through which the threads of one call find each other."""
+    return np.zeros(_TEAM_CELLS, dtype=np.int64)
+
+
+# After so many looks a waiting thread gives its processor away at each: where there are more threads than
+# processors, the one that is waited for may need it.
+_LOOKS_BEFORE_YIELD = 4_000
+
+
+@inlined
+def _rest(looks):
+    if looks < _LOOKS_BEFORE_YIELD:
+        spin_pause()
+    else:
+        yield_thread()
+    return looks + 1
+
+
+@inlined
+def join_team(team, wanted):
+    """Enter the team of this call.
+
+    Parameters
+    ----------
+    team : ndarray of int64
+        Cells from `new_team`, fresh for each call.
+    wanted : int64
+        Number of threads that were started.
+
+    Returns
+    -------
+    rank, size : int64
+        Number of this thread, 0 to size - 1, and how many take part. The rank is -1 for a thread that
+        came after the team had begun: it has nothing to do.
+    """
+    rank = atomic_add(team, _ARRIVED, 1)
+    if rank >= _CLOSED:
+        return -1, 0
+    if rank == 0:
+        looks = 0
+        while atomic_load(team, _ARRIVED) < wanted and looks < _PATIENCE:
+            looks = _rest(looks)
+        atomic_store(team, _SIZE, atomic_add(team, _ARRIVED, _CLOSED))
+    looks = 0
+    while atomic_load(team, _SIZE) == 0:
+        looks = _rest(looks)
+    return rank, atomic_load(team, _SIZE)
+
+
+@inlined
+def wait_for_team(team, size):
+    """Go on when all threads of the team have come here; what they wrote is then visible."""
+    if size == 1:
+        return
+    current = atomic_load(team, _ROUND)
+    if atomic_add(team, _WAITING, 1) == size - 1:
+        atomic_store(team, _WAITING, 0)
+        atomic_store(team, _ROUND, current + 1)
+    else:
+        looks = 0
+        while atomic_load(team, _ROUND) == current:
+            looks = _rest(looks)
+
+
+@inlined
+def share(n, unit, rank, size):
+    """Return the bounds of one thread's part of range(n), cut at multiples of `unit`."""
+    units = (n + unit - 1) // unit
+    return min(n, units * rank // size * unit), min(n, units * (rank + 1) // size * unit)
+
+
+def thread_count(n_jobs, work):
+    """Choose the number of threads for one call.
+
+    Parameters
+    ----------
+    n_jobs : int or None
+        None for all cores that this process may use; negative as in joblib, -1 for all, -2 for
+        all but one.
+    work : float
+        Floating point operations between two points at which the threads meet.
+
+    Returns
+    -------
+    int
+        At least 1. More than 1 only where a parallel region is safe and pays.
+    """
+    useful = int(work // MIN_WORK_PER_THREAD)
+    if n_jobs == 1 or useful <= 1:
+        return 1
+    cores = joblib.cpu_count()
+    if n_jobs is None:
+        wanted = cores
+    elif n_jobs < 0:
+        wanted = cores + 1 + n_jobs
+    else:
+        wanted = n_jobs
+    wanted = min(wanted, useful, numba.config.NUMBA_NUM_THREADS)
+    if wanted <= 1 or not _parallel_is_safe():
+        return 1
+    return min(wanted, numba.get_num_threads())
+
+
+# Below this much work a thread's share is done before the others could begin theirs: about 2 microseconds
+# on one core (`benchmarks/bench_threads.py`).
+MIN_WORK_PER_THREAD = 200_000.0
+
+_forked_after_start = False
+
+
+def _note_fork():
+    global _forked_after_start
+    _forked_after_start = _forked_after_start or numba_parallel._is_initialized
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+def _parallel_is_safe():
+    """Whether a parallel region cannot end the process.
+
+    Numba's layer "workqueue" ends it when two threads enter a parallel region (numba issues 8563,
+    9288), and the OpenMP layer ends a child that was forked after its threads had started.
+    """
+    if _forked_after_start:
+        return False
+    try:
+        numba_parallel._launch_threads()
+        return numba.threading_layer() in ("omp", "tbb")
+    except ValueError:  # the layer that the user asked for is not there
+        return False
+
+
+@contextmanager
+def limited_threads(n):
+    """Have Numba start `n` threads in this block, and as many as before after it."""
+    before = numba.get_num_threads()
+    numba.set_num_threads(n)
+    try:
+        yield
+    finally:
+        numba.set_num_threads(before)

@@ -1,0 +1,197 @@
+"""Shapes and memory of one network: where each layer's numbers lie, and the first weights.
+
+Two layouts of the same parameters:
+
+- *logical*: `coefs`, a list of (fan_in, fan_out) arrays, and `intercepts`, as users see them;
+- *packed*: one flat vector with the weights in panels of columns (see
+  `fastbp.kernels.matmul`) and padded with zeros to whole vector registers, as the kernels
+  read and update them.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Layer(NamedTuple):
+    """One row of the table that tells the kernels where a layer's numbers lie.
+
+    All are int64. Rows are counted in elements; `z` and `a` are the same place where the
+    derivative needs only the output of the activation.
+    """
+
+    fan_in: int
+    fan_out: int
+    rows: int  # rows in each panel of the packed weights: fan_in and its padding
+    padded: int  # fan_out rounded up to whole vectors
+    weights: int  # offset in the parameter vector
+    bias: int  # offset in the parameter vector
+    transposed: int  # offset of the packed transpose; -1 for the first layer, which needs none
+    source: int  # offset of the layer's input in the workspace
+    source_row: int  # and its row stride
+    z: int  # offset of what the units receive, in the workspace
+    a: int  # offset of what they give on
+    delta: int  # offset of dC/dz
+    row: int  # row stride of z, a and delta
+    activation: int  # code of the activation
+
+
+# The columns of the table, as compiled code names them.
+FIELD = Layer(*range(len(Layer._fields)))
+
+
+class Network:
+    """The layout of one multilayer perceptron.
+
+    Parameters
+    ----------
+    units : sequence of int
+        Units of each layer, inputs and outputs included.
+    activations : sequence
+        Activation object of each layer after the inputs.
+    dtype : {float32, float64}
+        Type of all numbers.
+    lanes : int
+        Numbers in a vector register.
+    panel : int
+        Columns in a panel of packed weights; a multiple of `lanes`.
+
+    Attributes
+    ----------
+    n_params, n_transposed : int
+        Length of the packed parameter vector, and of the packed transposes.
+    widest : int
+        Widest layer, padding included.
+    """
+
+    def __init__(self, units, activations, dtype, lanes, panel):
+        self.units = [int(n) for n in units]
+        self.activations = list(activations)
+        self.dtype = np.dtype(dtype)
+        self.lanes = lanes
+        self.panel = panel
+        padded = [_round_up(n, lanes) for n in self.units]
+        self.widest = max(padded)
+        self.coefficients = np.array([act.coefficients for act in self.activations], dtype=np.float64)
+        self._blocks = []
+        offset = transposed = 0
+        for index, (fan_in, fan_out) in enumerate(zip(self.units[:-1], self.units[1:], strict=True)):
+            rows = fan_in if index == 0 else padded[index]
+            width = padded[index + 1]
+            self._blocks.append((fan_in, fan_out, rows, width, offset, offset + rows * width, transposed))
+            offset += (rows + 1) * width
+            if index:
+                transposed += rows * width
+        self.n_params = offset
+        self.n_transposed = transposed
+
+    def count_blocks(self, rows):
+        """Count the blocks of `rows` rows by one panel that the weights of all layers are cut into."""
+        return sum(-(-block[0] // rows) * -(-block[3] // self.panel) for block in self._blocks)
+
+    def workspace(self, n_rows):
+        """Lay out the activations and deltas of `n_rows` samples.
+
+        Returns
+        -------
+        table : ndarray of int64 of shape (n_layers, len(FIELD))
+            The rows are `Layer`.
+        size : int
+            Length of the workspace. It begins with `widest` zeros.
+        """
+        strides = [self._stride(n) for n in self.units]
+        offset = _round_up(self.widest, 64)
+        source = offset
+        offset += n_rows * strides[0]
+        table = []
+        for index, (fan_in, fan_out, rows, width, weights, bias, transposed) in enumerate(self._blocks):
+            row = strides[index + 1]
+            a = z = offset
+            offset += n_rows * row
+            if self.activations[index].keeps_z:
+                z = offset
+                offset += n_rows * row
+            delta = offset
+            offset += n_rows * row
+            table.append(
+                Layer(
+                    fan_in, fan_out, rows, width, weights, bias, transposed if index else -1, source,
+                    strides[index], z, a, delta, row, self.activations[index].code,
+                )
+            )  # fmt: skip
+            source = a
+        return np.array(table, dtype=np.int64), offset
+
+    def _stride(self, n):
+        """Row stride for n units: wide rows are an odd number of 64-byte lines.
+
+        Rows a power of two apart fall into the same few cache sets.
+        """
+        line = 64 // self.dtype.itemsize
+        stride = _round_up(n, max(line, self.lanes))
+        lines = stride // line
+        return stride + line if lines >= 8 and lines % 2 == 0 else stride
+
+    def pack(self, coefs, intercepts):
+        """Return the packed vector of logical parameters."""
+        params = np.zeros(self.n_params, dtype=self.dtype)
+        for block, coef, intercept in zip(self._blocks, coefs, intercepts, strict=True):
+            for columns, view in self._panels(params, block):
+                view[: block[0], : columns.stop - columns.start] = coef[:, columns]
+            params[block[5] :][: block[1]] = intercept
+        return params
+
+    def unpack(self, params):
+        """Return coefs and intercepts, the logical parameters of a packed vector, as new arrays."""
+        coefs, intercepts = [], []
+        for block in self._blocks:
+            coef = np.empty(block[:2], dtype=self.dtype)
+            for columns, view in self._panels(params, block):
+                coef[:, columns] = view[: block[0], : columns.stop - columns.start]
+            coefs.append(coef)
+            intercepts.append(params[block[5] :][: block[1]].copy())
+        return coefs, intercepts
+
+    def _panels(self, params, block):
+        """Yield each panel of a layer: its columns, and the view of (rows, width) that holds them."""
+        _, fan_out, rows, padded, weights, _, _ = block
+        for left in range(0, fan_out, self.panel):
+            width = min(self.panel, padded - left)
+            begin = weights + left * rows
+            view = params[begin : begin + rows * width].reshape(rows, width)
+            yield slice(left, min(left + width, fan_out)), view
+
+
+def initial_parameters(units, factors, random_state, dtype):
+    """Draw the first weights and biases from U(-b, b), b = sqrt(factor / (fan_in + fan_out)).
+
+    Parameters
+    ----------
+    units : sequence of int
+        Units of each layer, inputs and outputs included.
+    factors : sequence of float
+        The factor of each layer after the inputs: `init_factor` of an activation.
+    random_state : numpy.random.RandomState
+        Drawn from in scikit-learn's order, so that the same seed gives the same weights.
+    dtype : {float32, float64}
+        Type of the result.
+
+    Returns
+    -------
+    coefs, intercepts : list of ndarray
+
+    References
+    ----------
+    Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural
+    networks", AISTATS 2010, Eq. 16.
+    """
+    coefs, intercepts = [], []
+    for fan_in, fan_out, factor in zip(units[:-1], units[1:], factors, strict=True):
+        bound = np.sqrt(factor / (fan_in + fan_out))
+        coefs.append(random_state.uniform(-bound, bound, (fan_in, fan_out)).astype(dtype, copy=False))
+        intercepts.append(random_state.uniform(-bound, bound, fan_out).astype(dtype, copy=False))
+    return coefs, intercepts
+
+
+def _round_up(n, multiple):
+    return -(-n // multiple) * multiple

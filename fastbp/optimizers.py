@@ -1,0 +1,91 @@
+"""Optimizers: how a gradient becomes a step, as a pair of step size and update.
+
+`step_sizes` is plain NumPy, once for many steps; `update` is compiled and works on a
+stretch of parameters while its gradient is still in the cache.
+"""
+
+import numpy as np
+
+from fastbp.kernels.jit import jit
+
+SOLVERS = {"sgd": 0, "adam": 1}
+SGD, ADAM = range(2)
+
+
+def step_sizes(solver, rates, first_step, beta_1, beta_2):
+    """Return the factor of each step that does not depend on the parameter.
+
+    Parameters
+    ----------
+    solver : {"sgd", "adam"}
+        Adam's two corrections of the bias towards zero are part of the factor:
+        rate * sqrt(1 - beta_2^t) / (1 - beta_1^t) (Kingma and Ba 2015, end of sec. 2).
+    rates : ndarray of shape (n_steps,)
+        Learning rates.
+    first_step : int
+        Steps taken before.
+    beta_1, beta_2 : float
+        Adam's decay rates.
+
+    Returns
+    -------
+    ndarray of shape (n_steps,), float64
+        Step sizes.
+    """
+    if solver == "adam":
+        t = first_step + 1.0 + np.arange(len(rates))
+        return rates * np.sqrt(1 - beta_2**t) / (1 - beta_1**t)
+    return np.asarray(rates, dtype=np.float64)
+
+
+@jit
+def update(solver, settings, size, penalty, divisor, params, grads, first, second):
+    """Take one step with a stretch of parameters.
+
+    The gradient is (grads + penalty * params) / divisor: the sum over a batch, the L2
+    term, and the average (Lopez Davila, sec. 5).
+
+    - sgd: v = momentum v - size g, params += v; Nesterov: params += momentum v - size g with the new v
+      (Sutskever et al. 2013).
+    - adam: m = beta_1 m + (1 - beta_1) g, v = beta_2 v + (1 - beta_2) g^2,
+      params -= size m / (sqrt(v) + epsilon) (Kingma and Ba 2015).
+
+    Parameters
+    ----------
+    solver : int64
+        A value of `SOLVERS`.
+    settings : ndarray of float64
+        For sgd: momentum, 1 for Nesterov or 0. For adam: beta_1, beta_2, epsilon.
+    size : float64
+        The step size, from `step_sizes`.
+    penalty, divisor : float64
+        As in the equation above.
+    params, grads, first, second : ndarray of shape (n,)
+        Parameters, summed gradients, and the optimizer's memory: the velocity, or Adam's m and v. All but
+        `grads` are changed.
+    """
+    real = params.dtype.type
+    alpha = real(penalty)
+    scale = real(1.0 / divisor)
+    rate = real(size)
+    if solver == ADAM:
+        beta_1 = real(settings[0])
+        beta_2 = real(settings[1])
+        rest_1 = real(1.0 - settings[0])
+        rest_2 = real(1.0 - settings[1])
+        epsilon = real(settings[2])
+        for i in range(params.size):
+            g = (grads[i] + alpha * params[i]) * scale
+            m = beta_1 * first[i] + rest_1 * g
+            v = beta_2 * second[i] + rest_2 * (g * g)
+            first[i] = m
+            second[i] = v
+            params[i] -= rate * m / (np.sqrt(v) + epsilon)
+    else:
+        momentum = real(settings[0])
+        nesterov = settings[1] != 0
+        for i in range(params.size):
+            g = (grads[i] + alpha * params[i]) * scale
+            v = momentum * first[i] - rate * g
+            first[i] = v
+            params[i] += momentum * v - rate * g if nesterov else v

@@ -1,0 +1,344 @@
+"""Training in Python: epochs, the order of samples, stopping rules, history, interrupts.
+
+Compiled code is entered for many batches at a time, and left at least every `MAX_CALL`
+seconds, for Ctrl-C.
+"""
+
+import time
+import warnings
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import shuffle as shuffled
+
+from fastbp.kernels import backprop, threads
+from fastbp.kernels.intrinsics import NV, lanes
+from fastbp.losses import LOSSES
+from fastbp.network import Network
+from fastbp.optimizers import SOLVERS, step_sizes
+
+# Seconds that compiled code runs between two looks at what happens outside.
+MAX_CALL = 0.04
+# Bytes of activations and deltas kept at once: a larger batch goes through in chunks of rows.
+MAX_WORKSPACE = 32 * 2**20
+# Rows that go through the network together in prediction: enough to use each weight many times while
+# it is in the cache.
+PREDICT_ROWS = 96
+
+
+def make_network(units, activations, dtype):
+    """Lay out a network for the vector registers of this machine."""
+    width = lanes(np.dtype(dtype).itemsize)
+    return Network(units, activations, dtype, width, width * NV)
+
+
+@dataclass
+class Settings:
+    """What training needs to know; names and meanings are those of `BackpropClassifier`."""
+
+    loss: str
+    solver: str
+    alpha: float
+    batch_size: int
+    learning_rate_init: float
+    max_iter: int
+    shuffle: bool
+    tol: float
+    momentum: float
+    nesterovs_momentum: bool
+    beta_1: float
+    beta_2: float
+    epsilon: float
+    n_iter_no_change: int
+    verbose: bool
+    n_jobs: int | None
+
+    @property
+    def coefficients(self):
+        """The constants that `optimizers.update` takes."""
+        if self.solver == "sgd":
+            return np.array([self.momentum, self.nesterovs_momentum, 0.0])
+        return np.array([self.beta_1, self.beta_2, self.epsilon])
+
+
+@dataclass
+class Progress:
+    """How far training has come; `partial_fit` and `warm_start` go on from it.
+
+    Attributes
+    ----------
+    loss_curve : list of float
+        Mean loss of each epoch, over the batches as they were trained on.
+    best_loss : float
+        Lowest of them.
+    no_improvement : int
+        Epochs since the loss last fell by more than `tol`.
+    samples_seen, epochs : int
+        In all calls, and in the last call.
+    """
+
+    loss_curve: list = field(default_factory=list)
+    best_loss: float = np.inf
+    no_improvement: int = 0
+    samples_seen: int = 0
+    epochs: int = 0
+
+    def copy(self):
+        """Return an independent copy."""
+        return replace(self, loss_curve=list(self.loss_curve))
+
+
+@dataclass
+class Memory:
+    """The optimizer's memory: velocity, or Adam's two moments, packed as the parameters are."""
+
+    first: np.ndarray
+    second: np.ndarray
+    steps: int = 0
+
+    @classmethod
+    def empty(cls, network, solver):
+        """Return the memory before the first step."""
+        n_second = network.n_params if solver == "adam" else 0
+        return cls(np.zeros(network.n_params, network.dtype), np.zeros(n_second, network.dtype))
+
+    def store(self, network, solver):
+        """Return the memory in the layout of `coefs_`, which does not depend on the machine."""
+        parts = [network.unpack(part) for part in (self.first, self.second) if part.size]
+        return {"solver": solver, "steps": self.steps, "parts": parts}
+
+    @classmethod
+    def restore(cls, stored, network, solver):
+        """Return what `store` gave; None where it belongs to another solver."""
+        if stored["solver"] != solver:
+            return None
+        parts = [network.pack(*part) for part in stored["parts"]]
+        return cls(parts[0], parts[1] if len(parts) > 1 else np.zeros(0, network.dtype), stored["steps"])
+
+
+class Session:
+    """One network in training: its arrays, and the calls into compiled code.
+
+    Parameters
+    ----------
+    network : Network
+        The layout.
+    params : ndarray
+        Packed parameters; changed in place.
+    memory : Memory
+        The optimizer's memory; changed in place.
+    settings : Settings
+        How to train.
+    n_samples : int
+        Samples in an epoch.
+    """
+
+    def __init__(self, network, params, memory, settings, n_samples):
+        self.settings = settings
+        self.memory = memory
+        batch_size = settings.batch_size
+        chunk = min(batch_size, _workspace_rows(network))
+        table, size = network.workspace(chunk)
+        n_grads = network.n_params if chunk < batch_size else 0
+        self.state = backprop.State(
+            table=table,
+            coefficients=network.coefficients,
+            params=params,
+            transposed=np.zeros(network.n_transposed, network.dtype),
+            first=memory.first,
+            second=memory.second,
+            grads=np.zeros(n_grads, network.dtype),
+            space=np.zeros(size, network.dtype),
+            row_loss=np.zeros(chunk),
+            squares=np.zeros(network.count_blocks(backprop.BLOCK_ROWS)),
+        )
+        self.chunk = chunk
+        work = training_work(network.units) * min(batch_size, n_samples)
+        self.n_threads = threads.thread_count(settings.n_jobs, work)
+        scratch = (1 + backprop.BLOCK_ROWS * NV) * network.lanes
+        self._scratch = np.zeros((self.n_threads, scratch), network.dtype).ravel()
+        # A first guess, put right by the first call.
+        self._seconds_per_batch = work / 20e9
+
+    def run(self, data):
+        """Train on the samples of `data` once, in its order, batch after batch.
+
+        Returns
+        -------
+        float
+            Mean loss of the samples, each batch before its own update.
+        """
+        batch_size = self.settings.batch_size
+        n = data.order.size
+        n_batches = -(-n // batch_size)
+        losses = np.empty(n_batches)
+        done = 0
+        while done < n_batches:
+            wanted = max(1, int(MAX_CALL / self._seconds_per_batch))
+            stop = min(n_batches, done + wanted)
+            begin = time.perf_counter()
+            self._call(data, done, stop, losses)
+            self._seconds_per_batch = max((time.perf_counter() - begin) / (stop - done), 1e-8)
+            done = stop
+        rows = np.full(n_batches, batch_size)
+        rows[-1] = n - (n_batches - 1) * batch_size
+        return float(np.dot(losses, rows) / n)
+
+    def _call(self, data, first, last, losses):
+        settings = self.settings
+        rates = np.full(last - first, settings.learning_rate_init)
+        plan = backprop.Plan(
+            loss=LOSSES[settings.loss],
+            solver=SOLVERS[settings.solver],
+            settings=settings.coefficients,
+            sizes=step_sizes(settings.solver, rates, self.memory.steps, settings.beta_1, settings.beta_2),
+            alpha=float(settings.alpha),
+            batch_size=settings.batch_size,
+            chunk=self.chunk,
+            first_batch=first,
+            last_batch=last,
+        )
+        args = (data, self.state, plan, losses, self._scratch, threads.new_team(), self.n_threads)
+        if self.n_threads == 1:
+            backprop.train(*args)
+        else:
+            with threads.limited_threads(self.n_threads):
+                backprop.train_parallel(*args)
+        self.memory.steps += last - first
+
+
+def batch_size(wanted, n_samples):
+    """Return the number of samples in a batch, clipped to what there is.
+
+    Warns
+    -----
+    UserWarning
+        If `wanted` is more than `n_samples`.
+    """
+    if wanted == "auto":
+        return min(200, n_samples)
+    if wanted > n_samples:
+        warnings.warn(
+            "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped", stacklevel=5
+        )
+    return min(int(wanted), n_samples)
+
+
+def fit(session, x, y, weight, settings, progress, random_state, *, one_epoch=False):
+    """Train until a stopping rule ends it; the parameters of the session are changed in place.
+
+    Parameters
+    ----------
+    session : Session
+        The network.
+    x, y : ndarray of shape (n_samples, n_features), (n_samples, n_outputs)
+        C-ordered.
+    weight : ndarray of shape (n_samples,) or (0,)
+        Sample weights; empty where all count the same.
+    settings : Settings
+        How to train.
+    progress : Progress
+        Changed in place.
+    random_state : numpy.random.RandomState
+        Shuffles as scikit-learn does.
+    one_epoch : bool, default=False
+        Whether to stop after one epoch without a warning, as `partial_fit` does.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If `max_iter` epochs were not enough.
+    UserWarning
+        On Ctrl-C, which keeps what has been learned.
+    """
+    n = x.shape[0]
+    order = np.arange(n)
+    progress.epochs = 0
+    try:
+        for _ in range(settings.max_iter):
+            if settings.shuffle:
+                order = shuffled(order, random_state=random_state)
+            loss = session.run(backprop.Data(x, y, weight, order))
+            progress.epochs += 1
+            progress.samples_seen += n
+            _note_loss(progress, loss, settings.tol)
+            if settings.verbose:
+                print(f"Iteration {progress.epochs}, loss = {loss:.8f}")
+            if not np.isfinite(loss) and not np.isfinite(session.state.params).all():
+                break  # nothing can be learned any more; the estimator says so
+            if progress.no_improvement > settings.n_iter_no_change:
+                if settings.verbose:
+                    print(
+                        f"Training loss did not improve more than tol={settings.tol:f} for "
+                        f"{settings.n_iter_no_change} consecutive epochs. Stopping."
+                    )
+                break
+            if one_epoch:
+                break
+            if progress.epochs == settings.max_iter:
+                warnings.warn(
+                    f"Stochastic Optimizer: Maximum iterations ({settings.max_iter}) reached and the "
+                    "optimization hasn't converged yet.",
+                    ConvergenceWarning,
+                    stacklevel=4,
+                )
+    except KeyboardInterrupt:
+        warnings.warn("Training interrupted by user.", stacklevel=4)
+
+
+def _note_loss(progress, loss, tol):
+    progress.loss_curve.append(loss)
+    if loss > progress.best_loss - tol:
+        progress.no_improvement += 1
+    else:
+        progress.no_improvement = 0
+    progress.best_loss = min(progress.best_loss, loss)
+
+
+def outputs(network, params, x, n_jobs):
+    """Compute the outputs of the network for all rows of x.
+
+    Parameters
+    ----------
+    network : Network
+        The layout.
+    params : ndarray
+        Packed parameters.
+    x : ndarray of shape (n_samples, n_features)
+        C-ordered.
+    n_jobs : int or None
+        See `threads.thread_count`.
+
+    Returns
+    -------
+    ndarray of shape (n_samples, n_outputs), of the network's dtype
+        A row's outputs do not depend on the other rows.
+    """
+    n = x.shape[0]
+    block = min(n, PREDICT_ROWS, _workspace_rows(network))
+    n_threads = min(threads.thread_count(n_jobs, forward_work(network.units) * n), -(-n // block))
+    table, size = network.workspace(block * n_threads)
+    out = np.empty((n, network.units[-1]), network.dtype)
+    args = (x, table, network.coefficients, params, np.zeros(size, network.dtype), out, block)
+    if n_threads == 1:
+        backprop.predict(*args, 0, 1)
+    else:
+        with threads.limited_threads(n_threads):
+            backprop.predict_parallel(*args, n_threads)
+    return out
+
+
+def forward_work(units):
+    """Count the floating point operations of the forward pass of one sample."""
+    return 2.0 * sum(fan_in * fan_out for fan_in, fan_out in zip(units[:-1], units[1:], strict=True))
+
+
+def training_work(units):
+    """Count those of a training step for one sample: the first layer needs no input delta."""
+    return 3 * forward_work(units) - 2.0 * units[0] * units[1]
+
+
+def _workspace_rows(network):
+    one_row = network.workspace(1)[1] * network.dtype.itemsize
+    return max(256, MAX_WORKSPACE // one_row)
