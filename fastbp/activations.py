@@ -79,6 +79,7 @@ class Logistic(Activation):
 
     @property
     def coefficients(self):
+        """The slope, and nothing."""
         return (float(self.slope), 0.0)
 
 

@@ -43,11 +43,19 @@ class BaseBackprop(BaseEstimator):
         "epsilon": [Interval(Real, 0, None, closed="neither")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left"), Options(Real, {np.inf})],
         "dtype": [StrOptions(set(_DTYPES))],
-        "n_jobs": [Integral, None],
+        "n_jobs": [Interval(Integral, 1, None, closed="left"), Interval(Integral, None, -1, closed="right"), None],
     }
+
+    coefs_: list[np.ndarray]
+    intercepts_: list[np.ndarray]
+    _progress: training.Progress
+    _memory: dict
+    _activations: list[Activation]
 
     def _check_X(self, X, y="no_validation", *, reset):
         """Return X as a C-ordered array of the network's dtype, and y if it was given."""
+        if isinstance(X, list | tuple):
+            X = np.asarray(X)  # so that Python's floats count as float64, as they do elsewhere
         dtype = _DTYPES[self.dtype] if reset else self.coefs_[0].dtype
         targets = {} if isinstance(y, str) else {"multi_output": True}
         return validate_data(self, X, y, reset=reset, dtype=dtype, order="C", **targets)
@@ -73,8 +81,6 @@ class BaseBackprop(BaseEstimator):
         weight = np.empty(0, dtype)
         if sample_weight is not None:
             weight = _check_sample_weight(sample_weight, X, dtype=dtype, ensure_non_negative=True)
-            if not weight.any():
-                raise ValueError("sample_weight is all zero: at least one sample must count.")
         n_samples = X.shape[0]
         hidden = _hidden_units(self.hidden_layer_sizes)
         units = [X.shape[1], *hidden, Y.shape[1]]

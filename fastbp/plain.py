@@ -82,7 +82,8 @@ class PlainNetwork:
         delta = activations[-1] - Y
         if self.loss == "squared_error":
             _times_derivative("logistic", activations[-1], delta)
-        coef_grads, intercept_grads = [], []
+        coef_grads: list[np.ndarray] = []
+        intercept_grads: list[np.ndarray] = []
         for index in reversed(range(self.n_layers)):
             grad = activations[index].T @ delta
             if self.alpha:

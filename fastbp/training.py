@@ -7,6 +7,8 @@ seconds, for Ctrl-C.
 import time
 import warnings
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -117,6 +119,52 @@ class Memory:
         return cls(parts[0], parts[1] if len(parts) > 1 else np.zeros(0, network.dtype), stored["steps"])
 
 
+class _Pace:
+    """How many batches the next call takes, and on how many threads.
+
+    Threads that meet several times in each batch are no help where another process holds one of the
+    processors: a meeting then lasts until the scheduler comes round. The results do not depend on the
+    number of threads, so that it may change between calls: the faster one is taken, and the
+    other is tried again now and then, for a short time.
+    """
+
+    # Calls from one try of the other number of threads to the next, and its length in seconds.
+    EVERY = 16
+    SHORT = 0.002
+
+    def __init__(self, options):
+        self.options = sorted(options, reverse=True)
+        self._seconds = {}
+        self._calls = 0
+
+    @property
+    def started(self):
+        """Whether any call has been made."""
+        return self._calls > 0
+
+    def choose(self):
+        """Return the number of threads and of batches for the next call."""
+        unknown = [option for option in self.options if option not in self._seconds]
+        if unknown:
+            guess = min(self._seconds.values(), default=self.SHORT)
+            return unknown[0], max(1, int(self.SHORT / guess))
+        best, *others = sorted(self.options, key=self._seconds.__getitem__)
+        if others and self._calls % self.EVERY == 0:
+            return others[0], max(1, int(self.SHORT / self._seconds[best]))
+        return best, max(1, int(MAX_CALL / self._seconds[best]))
+
+    def note(self, n_threads, n_batches, seconds):
+        """Remember how long a call took."""
+        self._calls += 1
+        self._seconds[n_threads] = max(seconds / n_batches, 1e-9)
+
+
+@lru_cache(maxsize=256)
+def _pace_of(units, batch_size, dtype, solver, n_threads):
+    """Return what this process has learned of the pace of such work in earlier calls."""
+    return _Pace({1, n_threads})
+
+
 class Session:
     """One network in training: its arrays, and the calls into compiled code.
 
@@ -158,8 +206,7 @@ class Session:
         self.n_threads = threads.thread_count(settings.n_jobs, work)
         scratch = (1 + backprop.BLOCK_ROWS * NV) * network.lanes
         self._scratch = np.zeros((self.n_threads, scratch), network.dtype).ravel()
-        # A first guess, put right by the first call.
-        self._seconds_per_batch = work / 20e9
+        self._pace = _pace_of(tuple(network.units), batch_size, str(network.dtype), settings.solver, self.n_threads)
 
     def run(self, data):
         """Train on the samples of `data` once, in its order, batch after batch.
@@ -173,19 +220,22 @@ class Session:
         n = data.order.size
         n_batches = -(-n // batch_size)
         losses = np.empty(n_batches)
+        if not self._pace.started:
+            for n_threads in self._pace.options:  # so that the time of compiling is not taken for work
+                self._call(data, 0, 0, losses, n_threads)
         done = 0
         while done < n_batches:
-            wanted = max(1, int(MAX_CALL / self._seconds_per_batch))
-            stop = min(n_batches, done + wanted)
+            n_threads, count = self._pace.choose()
+            stop = min(n_batches, done + count)
             begin = time.perf_counter()
-            self._call(data, done, stop, losses)
-            self._seconds_per_batch = max((time.perf_counter() - begin) / (stop - done), 1e-8)
+            self._call(data, done, stop, losses, n_threads)
+            self._pace.note(n_threads, stop - done, time.perf_counter() - begin)
             done = stop
         rows = np.full(n_batches, batch_size)
         rows[-1] = n - (n_batches - 1) * batch_size
         return float(np.dot(losses, rows) / n)
 
-    def _call(self, data, first, last, losses):
+    def _call(self, data, first, last, losses, n_threads):
         settings = self.settings
         rates = np.full(last - first, settings.learning_rate_init)
         plan = backprop.Plan(
@@ -199,11 +249,11 @@ class Session:
             first_batch=first,
             last_batch=last,
         )
-        args = (data, self.state, plan, losses, self._scratch, threads.new_team(), self.n_threads)
-        if self.n_threads == 1:
+        args = (data, self.state, plan, losses, self._scratch, threads.new_team(), n_threads)
+        if n_threads == 1:
             backprop.train(*args)
         else:
-            with threads.limited_threads(self.n_threads):
+            with threads.limited_threads(n_threads):
                 backprop.train_parallel(*args)
         self.memory.steps += last - first
 
@@ -331,7 +381,7 @@ def outputs(network, params, x, n_jobs):
 
 def forward_work(units):
     """Count the floating point operations of the forward pass of one sample."""
-    return 2.0 * sum(fan_in * fan_out for fan_in, fan_out in zip(units[:-1], units[1:], strict=True))
+    return 2.0 * sum(fan_in * fan_out for fan_in, fan_out in pairwise(units))
 
 
 def training_work(units):

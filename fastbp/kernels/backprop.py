@@ -172,8 +172,9 @@ def _step(state, plan, batch, alpha, divisor, offset, grads):
     n = grads.size
     second = n if state.second.size else 0
     update(
-        plan.solver, plan.settings, plan.sizes[batch - plan.first_batch], alpha, divisor, _values(state.params, offset, n), grads,
-        _values(state.first, offset, n), _values(state.second, offset if second else 0, second),
+        plan.solver, plan.settings, plan.sizes[batch - plan.first_batch], alpha, divisor,
+        _values(state.params, offset, n), grads, _values(state.first, offset, n),
+        _values(state.second, offset if second else 0, second),
     )  # fmt: skip
 
 
@@ -267,6 +268,9 @@ def train(data, state, plan, losses, scratch, team, wanted):
         start = batch * plan.batch_size
         stop = min(start + plan.batch_size, data.order.size)
         divisor = _divisor(data, start, stop)
+        if divisor == 0:  # all samples of the batch have the weight 0: nothing to learn from
+            losses[batch] = 0
+            continue
         total = 0.0
         for position in range(start, stop, plan.chunk):
             m = min(plan.chunk, stop - position)
@@ -281,9 +285,7 @@ def train(data, state, plan, losses, scratch, team, wanted):
             if rank == 0:
                 for i in range(m):
                     total += state.row_loss[i]
-            _descend(
-                state, plan, batch, m, divisor, position == start, position + m == stop, rank, size, mine
-            )
+            _descend(state, plan, batch, m, divisor, position == start, position + m == stop, rank, size, mine)
             wait_for_team(team, size)
         if rank == 0:
             squares = 0.0

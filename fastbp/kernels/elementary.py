@@ -96,10 +96,9 @@ def _tanh32(x):
     p = fma(p, z, F32(-5.37397155531e-2))
     p = fma(p, z, F32(1.33314422036e-1))
     p = fma(p, z, F32(-3.33332819422e-1))
-    near = fma(p * z, x, x)
+    near = fma(p * z, size, size)
     far = F32(1.0) - F32(2.0) / (exp(size + size) + F32(1.0))
-    far = -far if x < F32(0.0) else far
-    return near if size < F32(0.625) else far
+    return np.copysign(near if size < F32(0.625) else far, x)
 
 
 def _tanh64(x):
@@ -110,7 +109,6 @@ def _tanh64(x):
     q = z + 1.12811678491632931402e2
     q = fma(q, z, 2.23548839060100448583e3)
     q = fma(q, z, 4.84406305325125486048e3)
-    near = fma(x * z, p / q, x)
+    near = fma(size * z, p / q, size)
     far = 1.0 - 2.0 / (exp(size + size) + 1.0)
-    far = -far if x < 0.0 else far
-    return near if size < 0.625 else far
+    return np.copysign(near if size < 0.625 else far, x)

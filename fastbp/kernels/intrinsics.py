@@ -240,9 +240,7 @@ def transpose_tile(typingctx, source, source_row, out, out_row):
         align = scalar.bitwidth // 8
 
         def place(base, stride, i):
-            return builder.bitcast(
-                _offset(builder, base, builder.mul(stride, _INT64(i))), vector.as_pointer()
-            )
+            return builder.bitcast(_offset(builder, base, builder.mul(stride, _INT64(i))), vector.as_pointer())
 
         rows = [builder.load(place(source, source_row, i), align=align) for i in range(width)]
         half = width // 2
@@ -252,9 +250,7 @@ def transpose_tile(typingctx, source, source_row, out, out_row):
                 if not i & half:
                     x, y = rows[i], rows[i + half]
                     rows[i] = _shuffle(builder, x, y, [_source_lane(j, half, width, 0) for j in range(width)])
-                    rows[i + half] = _shuffle(
-                        builder, x, y, [_source_lane(j, half, width, half) for j in range(width)]
-                    )
+                    rows[i + half] = _shuffle(builder, x, y, [_source_lane(j, half, width, half) for j in range(width)])
             half //= 2
         for i, row in enumerate(rows):
             builder.store(row, place(out, out_row, i), align=align)

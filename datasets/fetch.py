@@ -1,0 +1,229 @@
+"""Download data sets, or check those that are there: ``python datasets/fetch.py --help``.
+
+Needs nothing but Python. Every file is compared with ``SHA256SUMS`` before it appears under its name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gzip
+import hashlib
+import http.client
+import os
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+SUMS = HERE / "SHA256SUMS"
+TIMEOUT = 60  # seconds without a byte
+
+UCI = "https://archive.ics.uci.edu/ml/machine-learning-databases/"
+IDX = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+MNIST = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+)
+FASHION = (
+    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+)
+
+# Name of a set -> path under the destination -> where to get it, in the order to try.
+SETS: dict[str, dict[str, list[str]]] = {
+    "mnist": {f"mnist/{name}.gz": [f"{mirror}{name}.gz" for mirror in MNIST] for name in IDX},
+    "fashion_mnist": {
+        f"fashion_mnist/{name}.gz": [f"{mirror}{name}.gz" for mirror in FASHION] for name in IDX
+    },
+    "banknote": {"banknote/banknote_authentication.csv": [UCI + "00267/data_banknote_authentication.txt"]},
+    "optdigits": {
+        f"optdigits/optdigits.{part}": [UCI + f"optdigits/optdigits.{part}"] for part in ("tra", "tes")
+    },
+    "pendigits": {
+        f"pendigits/pendigits.{part}": [UCI + f"pendigits/pendigits.{part}"] for part in ("tra", "tes")
+    },
+    "robot_wall": {"robot_wall/sensor_readings_24.data": [UCI + "00194/sensor_readings_24.data"]},
+    "satimage": {f"satimage/sat.{part}": [UCI + f"statlog/satimage/sat.{part}"] for part in ("trn", "tst")},
+    "sonar": {"sonar/sonar.csv": [UCI + "undocumented/connectionist-bench/sonar/sonar.all-data"]},
+    "wine_quality": {
+        f"wine_quality/winequality-{colour}.csv": [UCI + f"wine-quality/winequality-{colour}.csv"]
+        for colour in ("white", "red")
+    },
+}
+
+
+class BadFile(Exception):
+    """A file has arrived or lies there, but is not the published one."""
+
+
+def read_sums() -> dict[str, set[str]]:
+    """Return the accepted sums of each path."""
+    sums: dict[str, set[str]] = {}
+    for line in SUMS.read_text(encoding="ascii").splitlines():
+        if line.strip() and not line.startswith("#"):
+            digest, path = line.split()
+            sums.setdefault(path, set()).add(digest)
+    return sums
+
+
+def verify(data: bytes, path: str, sums: dict[str, set[str]]) -> None:
+    """Raise `BadFile` unless the content of the file, unpacked if it is gzip, has an accepted sum."""
+    if data.startswith(b"\x1f\x8b"):
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise BadFile(f"broken gzip stream ({error})") from error
+    digest, accepted = hashlib.sha256(data).hexdigest(), sums[path.removesuffix(".gz")]
+    if digest not in accepted:
+        raise BadFile(f"{len(data)} bytes with sha256 {digest}, expected {' or '.join(sorted(accepted))}")
+
+
+def present(dest: Path, path: str) -> list[Path]:
+    """Return the files that `fastbp.datasets` would take for `path`: packed or not, in either spelling."""
+    stem = path.removesuffix(".gz")
+    stems = dict.fromkeys([stem, stem.replace("-idx", ".idx")])
+    ends = ("", ".gz") if path.endswith(".gz") else ("",)
+    return [file for s in stems for end in ends if (file := dest / f"{s}{end}").is_file()]
+
+
+def download(url: str) -> bytes:
+    """Return what `url` holds, with progress on a terminal."""
+    request = urllib.request.Request(url, headers={"User-Agent": "fastbp-datasets"})
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        size = int(response.headers.get("Content-Length") or 0)
+        chunks: list[bytes] = []
+        done = 0
+        while chunk := response.read(1 << 18):
+            chunks.append(chunk)
+            done += len(chunk)
+            if sys.stdout.isatty():
+                total = f" of {size / 1e6:.1f}" if size else ""
+                print(f"\r  {done / 1e6:.1f}{total} MB ", end="", flush=True)
+    if sys.stdout.isatty():
+        print("\r" + " " * 40 + "\r", end="")
+    if size and done != size:
+        raise BadFile(f"the connection ended after {done} of {size} bytes")
+    return b"".join(chunks)
+
+
+@contextlib.contextmanager
+def part_file(target: Path) -> Iterator[Path]:
+    """Give a temporary file beside `target` that is gone afterwards, whatever happens."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    os.close(handle)
+    try:
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def fetch(path: str, urls: Sequence[str], dest: Path, sums: dict[str, set[str]]) -> bool:
+    """Bring one file to `dest`; return whether it is there and right."""
+    target = dest / path
+    if files := present(dest, path):
+        try:
+            verify(files[0].read_bytes(), path, sums)
+            print(f"{files[0]}: there already")
+            return True
+        except BadFile as error:
+            print(f"{files[0]}: {error}")
+        if files[0] == dest / path.removesuffix(".gz") != target:
+            print("  remove it: it would be read in place of the packed file")
+            return False
+    for url in urls:
+        print(f"{path}: {url}")
+        try:
+            data = download(url)
+            verify(data, path, sums)
+        except (BadFile, urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
+            print(f"  failed: {error}")
+            continue
+        with part_file(target) as part:
+            part.write_bytes(data)
+            part.chmod(0o644)
+            os.replace(part, target)
+        print(f"  {len(data)} bytes, checksum right")
+        return True
+    return False
+
+
+def check(names: Sequence[str], dest: Path, sums: dict[str, set[str]], *, need_all: bool) -> bool:
+    """Verify what lies in `dest`; return whether all of it is right and, with `need_all`, complete."""
+    good, found = True, 0
+    for path in (path for name in names for path in SETS[name]):
+        files = present(dest, path)
+        if not files:
+            print(f"{dest / path}: not there")
+            good &= not need_all
+        for file in files:
+            found += 1
+            try:
+                verify(file.read_bytes(), path, sums)
+                print(f"{file}: ok")
+            except BadFile as error:
+                good = False
+                print(f"{file}: {error}")
+    return good and found > 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"{', '.join(SETS)}; default: all of them (about 42 MB)"
+    )
+    parser.add_argument(
+        "--dest", metavar="DIR", type=Path, help="default: $FASTBP_DATA, else the folder of this script"
+    )
+    parser.add_argument("--check", action="store_true", help="only verify what lies there; no network")
+    parser.add_argument(
+        "--mirror",
+        metavar="URL",
+        help="fetch from here alone; a copy of DIR, with URL/sonar/sonar.csv and so on",
+    )
+    options = parser.parse_args(argv)
+    if unknown := [name for name in options.names if name not in SETS]:
+        parser.error(f"no set named {', '.join(unknown)}; there are {', '.join(SETS)}")
+    dest = (options.dest or Path(os.environ.get("FASTBP_DATA") or HERE)).expanduser()
+    names = options.names or list(SETS)
+    failed = []
+    try:
+        sums = read_sums()
+        if options.check:
+            good = check(names, dest, sums, need_all=bool(options.names))
+            print(
+                "all that is there is right"
+                if good
+                else f"error: not right or not there, see above, in {dest}"
+            )
+            return 0 if good else 1
+        for path, urls in ((path, urls) for name in names for path, urls in SETS[name].items()):
+            if options.mirror:
+                urls = [f"{options.mirror.rstrip('/')}/{path}"]
+            if not fetch(path, urls, dest, sums):
+                failed.append(path)
+    except KeyboardInterrupt:
+        print("\ninterrupted; no incomplete file is left", file=sys.stderr)
+        return 130
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if failed:
+        print(
+            f"error: could not get {', '.join(failed)}; try again, or see {HERE / 'README.md'}",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

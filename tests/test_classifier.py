@@ -1,0 +1,429 @@
+"""BackpropClassifier as scikit-learn's users know their estimators."""
+
+import pickle
+import signal
+import threading
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone
+from sklearn.datasets import load_digits, load_iris, make_multilabel_classification
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from fastbp import BackpropClassifier, training
+from fastbp.activations import Logistic
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    X, y = load_digits(return_X_y=True)
+    return X[:330] / 16, y[:330]  # 330 is no multiple of the batch sizes below
+
+
+@parametrize_with_checks(
+    [
+        BackpropClassifier(),
+        BackpropClassifier(hidden_layer_sizes=(), solver="sgd"),
+        BackpropClassifier((7, 5), "tanh", loss="squared_error", learning_rate_init=0.01),
+        BackpropClassifier(activation=["logistic"], dtype="float64", n_jobs=1),
+    ]
+)
+def test_follows_the_conventions_of_scikit_learn(estimator, check):
+    check(estimator)
+
+
+def assert_same_model(ours, theirs, X, rtol=1e-7):
+    for a, b in zip(ours.coefs_ + ours.intercepts_, theirs.coefs_ + theirs.intercepts_, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=rtol * np.abs(b).max())
+    np.testing.assert_allclose(ours.loss_curve_, theirs.loss_curve_, rtol=rtol)
+    np.testing.assert_allclose(ours.predict_proba(X), theirs.predict_proba(X), rtol=rtol, atol=1e-12)
+    assert ours.n_iter_ == theirs.n_iter_
+    assert ours.t_ == theirs.t_
+    assert ours.out_activation_ == theirs.out_activation_
+    assert ours.n_layers_ == theirs.n_layers_
+    assert ours.n_outputs_ == theirs.n_outputs_
+
+
+SOLVERS = {
+    "plain": dict(solver="sgd", momentum=0.0, learning_rate_init=0.05),
+    "momentum": dict(solver="sgd", momentum=0.8, nesterovs_momentum=False, learning_rate_init=0.02),
+    "nesterov": dict(solver="sgd", momentum=0.9, nesterovs_momentum=True, learning_rate_init=0.01),
+    "adam": dict(solver="adam", learning_rate_init=0.003),
+}
+
+
+@pytest.mark.parametrize("binary", [False, True], ids=["multiclass", "binary"])
+@pytest.mark.parametrize("activation", ["identity", "logistic", "tanh", "relu"])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_same_seed_same_model_as_scikit_learn(digits, solver, activation, binary):
+    X, y = digits
+    y = y > 4 if binary else y
+    options = dict(activation=activation, hidden_layer_sizes=(30, 11), batch_size=64, max_iter=10, random_state=3)
+    options |= SOLVERS[solver]
+    ours = BackpropClassifier(**options).fit(X, y)
+    assert_same_model(ours, MLPClassifier(**options).fit(X, y), X)
+    assert ours.coefs_[0].dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(shuffle=False),
+        dict(hidden_layer_sizes=()),
+        dict(batch_size=1, max_iter=2),
+        dict(batch_size=330),
+        dict(alpha=0.5),
+        dict(alpha=0.0),
+        dict(beta_1=0.5, beta_2=0.9, epsilon=1e-3),
+        dict(max_iter=300, tol=0.01, n_iter_no_change=3),  # stops by itself
+    ],
+    ids=str,
+)
+def test_same_seed_same_model_with_other_options(digits, options):
+    X, y = digits
+    options = dict(hidden_layer_sizes=(20,), batch_size=50, max_iter=10, random_state=0) | options
+    ours, theirs = BackpropClassifier(**options).fit(X, y), MLPClassifier(**options).fit(X, y)
+    assert_same_model(ours, theirs, X)
+    if "tol" in options:
+        assert ours.n_iter_ < 300
+
+
+def test_same_model_with_sample_weights(digits):
+    X, y = digits
+    weight = np.random.RandomState(0).rand(len(y))
+    options = dict(hidden_layer_sizes=(20,), batch_size=50, max_iter=5, random_state=0)
+    ours = BackpropClassifier(**options).fit(X, y, sample_weight=weight)
+    assert_same_model(ours, MLPClassifier(**options).fit(X, y, sample_weight=weight), X)
+
+
+def test_a_batch_without_weight_teaches_nothing(digits):
+    X, y = digits
+    weight = np.ones(len(y))
+    weight[50:150] = 0
+    options = dict(hidden_layer_sizes=(20,), batch_size=50, max_iter=1, random_state=0, shuffle=False, solver="sgd")
+    options |= dict(momentum=0.0)
+    with_zeros = BackpropClassifier(**options).fit(X, y, sample_weight=weight)
+    without = BackpropClassifier(**options).fit(X[weight > 0], y[weight > 0])
+    np.testing.assert_array_equal(with_zeros.coefs_[0], without.coefs_[0])
+
+
+def test_same_model_with_partial_fit_and_warm_start(digits):
+    X, y = digits
+    options = dict(hidden_layer_sizes=(20,), batch_size=50, max_iter=3, random_state=0, warm_start=True)
+    ours, theirs = BackpropClassifier(**options), MLPClassifier(**options)
+    for model in (ours, theirs):
+        for part in (slice(0, 100), slice(100, 330), slice(0, 330)):
+            model.partial_fit(X[part], y[part], classes=np.arange(10))
+        model.fit(X, y).fit(X, y)
+        model.partial_fit(X, y)
+    assert_same_model(ours, theirs, X)
+
+
+def test_same_model_with_several_labels():
+    X, Y = make_multilabel_classification(n_samples=120, n_classes=4, random_state=0)
+    options = dict(hidden_layer_sizes=(20,), batch_size=50, max_iter=10, random_state=0)
+    ours, theirs = BackpropClassifier(**options).fit(X, Y), MLPClassifier(**options).fit(X, Y)
+    np.testing.assert_allclose(ours.predict_proba(X), theirs.predict_proba(X), rtol=1e-7)
+    np.testing.assert_array_equal(ours.predict(X), theirs.predict(X))
+
+
+def test_float32_differs_by_rounding_only(digits):
+    X, y = digits
+    options = dict(hidden_layer_sizes=(30,), batch_size=64, max_iter=10, random_state=3, activation="tanh")
+    ours = BackpropClassifier(**options).fit(X.astype(np.float32), y)
+    assert ours.coefs_[0].dtype == ours.predict_proba(X).dtype == np.float32
+    theirs = MLPClassifier(**options).fit(X, y)
+    np.testing.assert_allclose(ours.loss_curve_, theirs.loss_curve_, rtol=1e-5)
+    np.testing.assert_allclose(ours.predict_proba(X), theirs.predict_proba(X), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "source", "expected"),
+    [
+        ("auto", np.float32, np.float32),
+        ("auto", np.float64, np.float64),
+        ("auto", np.int64, np.float32),
+        ("auto", np.uint8, np.float32),
+        ("auto", np.float16, np.float32),
+        ("auto", bool, np.float32),
+        ("float32", np.float64, np.float32),
+        ("float64", np.float32, np.float64),
+    ],
+)
+def test_dtype(dtype, source, expected, digits):
+    X, y = digits
+    clf = BackpropClassifier((5,), dtype=dtype, max_iter=2).fit((X * 16).astype(source), y)
+    assert clf.coefs_[0].dtype == expected
+    assert clf.predict_proba(X).dtype == expected
+
+
+def test_any_layout_gives_the_same_bits(digits):
+    X, y = digits
+    wide = np.zeros((len(X), 2 * X.shape[1]))
+    wide[:, ::2] = X
+    readonly = X.copy()
+    readonly.flags.writeable = False
+    misaligned = np.frombuffer(b"x" + X.tobytes(), dtype=np.uint8)[1:].view(X.dtype).reshape(X.shape)
+    assert not misaligned.flags.aligned
+    options = dict(hidden_layer_sizes=(9,), max_iter=3, random_state=0)
+    expected = BackpropClassifier(**options).fit(X, y)
+    layouts = [np.asfortranarray(X), wide[:, ::2], X[::-1][::-1], readonly, misaligned, pd.DataFrame(X), X.tolist()]
+    for other in layouts:
+        clf = BackpropClassifier(**options).fit(other, y)
+        for a, b in zip(clf.coefs_, expected.coefs_, strict=True):
+            np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(clf.predict_proba(other), expected.predict_proba(X))
+
+
+def test_batches_split_over_many_calls_give_the_same_bits(digits, monkeypatch):
+    X, y = digits
+    options = dict(hidden_layer_sizes=(9,), batch_size=7, max_iter=3, random_state=0, n_jobs=1)
+    expected = BackpropClassifier(**options).fit(X, y)
+    monkeypatch.setattr(training._Pace, "choose", lambda self: (1, 3))
+    clf = BackpropClassifier(**options).fit(X, y)
+    np.testing.assert_array_equal(clf.coefs_[0], expected.coefs_[0])
+    assert clf.loss_curve_ == expected.loss_curve_
+
+
+def test_a_prediction_does_not_depend_on_other_rows(digits):
+    X, y = digits
+    clf = BackpropClassifier((33, 17), max_iter=5, random_state=0).fit(X, y)
+    together = clf.predict_proba(X)
+    order = np.random.RandomState(0).permutation(len(X))
+    np.testing.assert_array_equal(clf.predict_proba(X[order]), together[order])
+    for size in (1, 2, 5, 97, 193):
+        parts = [clf.predict_proba(X[i : i + size]) for i in range(0, len(X), size)]
+        np.testing.assert_array_equal(np.vstack(parts), together)
+
+
+@pytest.mark.parametrize("labels", [["no", "yes"], ["a", "b", "c"], [-3, 7], [10, 20, 30], [True, False]])
+def test_labels_of_any_kind(labels):
+    X, y = load_iris(return_X_y=True)
+    keep = y < len(labels)
+    X, y = X[keep], np.array(labels)[y[keep]]
+    clf = BackpropClassifier((20,), max_iter=200, random_state=0, learning_rate_init=0.01).fit(X, y)
+    np.testing.assert_array_equal(clf.classes_, np.unique(y))
+    assert clf.predict(X).dtype == y.dtype
+    assert clf.score(X, y) > 0.9
+    proba = clf.predict_proba(X)
+    assert proba.shape == (len(X), len(labels))
+    np.testing.assert_allclose(proba.sum(axis=1), 1)
+    np.testing.assert_array_equal(clf.classes_[proba.argmax(axis=1)], clf.predict(X))
+    np.testing.assert_allclose(np.exp(clf.predict_log_proba(X)), proba)
+
+
+@pytest.mark.parametrize("output_activation", ["auto", "tanh", "identity", Logistic(slope=3.0)], ids=str)
+def test_squared_error_learns(digits, output_activation):
+    X, y = digits
+    clf = BackpropClassifier(
+        (30,), loss="squared_error", output_activation=output_activation, max_iter=200, random_state=0,
+        learning_rate_init=0.003,
+    ).fit(X, y)  # fmt: skip
+    assert clf.score(X, y) > 0.97
+    assert clf.loss_curve_[-1] < clf.loss_curve_[0] / 4
+    proba = clf.predict_proba(X)
+    assert proba.min() >= 0
+    np.testing.assert_allclose(proba.sum(axis=1), 1)
+
+
+def test_one_activation_for_each_layer(digits):
+    X, y = digits
+    mixed = BackpropClassifier((8, 6), ["tanh", Logistic(slope=2.0)], max_iter=5, random_state=0).fit(X, y)
+    single = BackpropClassifier((8, 6), "tanh", max_iter=5, random_state=0).fit(X, y)
+    assert mixed.loss_ != single.loss_
+    same = BackpropClassifier((8, 6), ["tanh", "tanh"], max_iter=5, random_state=0).fit(X, y)
+    np.testing.assert_array_equal(same.coefs_[0], single.coefs_[0])
+
+
+def test_in_pipeline_search_and_cross_validation():
+    X, y = load_iris(return_X_y=True)
+    pipeline = make_pipeline(StandardScaler(), BackpropClassifier(max_iter=100, batch_size=20, random_state=0))
+    assert cross_val_score(pipeline, X, y, cv=3).mean() > 0.9
+    grid = {"backpropclassifier__hidden_layer_sizes": [(3,), (30,)], "backpropclassifier__alpha": [1e-4, 1e-2]}
+    search = GridSearchCV(pipeline, grid, cv=3, n_jobs=2).fit(X, y)
+    assert search.best_score_ > 0.9
+
+
+def test_clone_and_pickle(digits):
+    X, y = digits
+    clf = BackpropClassifier((9,), Logistic(slope=2.0), max_iter=3, random_state=0).fit(X, y)
+    copy = pickle.loads(pickle.dumps(clf))
+    np.testing.assert_array_equal(copy.predict_proba(X), clf.predict_proba(X))
+    np.testing.assert_array_equal(copy.partial_fit(X, y).coefs_[0], clf.partial_fit(X, y).coefs_[0])
+    again = clone(clf)
+    assert again.get_params() == clf.get_params()
+    assert not hasattr(again, "coefs_")
+
+
+def test_feature_names(digits):
+    X, y = digits
+    frame = pd.DataFrame(X, columns=[f"pixel{i}" for i in range(X.shape[1])])
+    clf = BackpropClassifier((5,), max_iter=2).fit(frame, y)
+    assert list(clf.feature_names_in_) == list(frame.columns)
+    assert clf.n_features_in_ == 64
+    with pytest.warns(UserWarning, match="does not have valid feature names"):
+        clf.predict(X)
+    with pytest.raises(ValueError, match="feature names should match"):
+        clf.predict(frame.rename(columns={"pixel0": "other"}))
+
+
+def test_edited_weights_change_predictions(digits):
+    X, y = digits
+    clf = BackpropClassifier((5,), max_iter=2, random_state=0).fit(X, y)
+    before = clf.predict_proba(X)
+    clf.coefs_[1][:, 3] += 1
+    clf.intercepts_ = [b + 0.5 for b in clf.intercepts_]
+    hidden = np.maximum(X @ clf.coefs_[0] + clf.intercepts_[0], 0)
+    z = hidden @ clf.coefs_[1] + clf.intercepts_[1]
+    expected = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(clf.predict_proba(X), expected, rtol=1e-12)
+    assert not np.allclose(expected, before)
+
+
+def test_warnings_as_in_scikit_learn(digits, capsys):
+    X, y = digits
+    with pytest.warns(ConvergenceWarning, match=r"Maximum iterations \(2\) reached"):
+        BackpropClassifier((5,), max_iter=2).fit(X, y)
+    with pytest.warns(UserWarning, match="larger than sample size"):
+        BackpropClassifier((5,), max_iter=2, batch_size=1000).fit(X, y)
+    assert capsys.readouterr().out == ""
+    BackpropClassifier((5,), max_iter=40, tol=10.0, n_iter_no_change=2, verbose=True).fit(X, y)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("Iteration 1, loss = ")
+    assert printed[-1] == ("Training loss did not improve more than tol=10.000000 for 2 consecutive epochs. Stopping.")
+
+
+BAD_VALUES = [
+    (dict(hidden_layer_sizes=(5, 0)), ValueError, "hidden_layer_sizes must be > 0"),
+    (dict(hidden_layer_sizes=(5.5,)), ValueError, "hidden_layer_sizes must be whole numbers"),
+    (dict(activation="swish"), ValueError, "'activation' parameter"),
+    (dict(activation=["relu", "tanh"]), ValueError, "2 entries for 1 hidden layers"),
+    (dict(activation=["swish"]), ValueError, "activation='swish' is unknown"),
+    (dict(solver="lbfgs"), ValueError, "'solver' parameter"),
+    (dict(alpha=-1), ValueError, "'alpha' parameter"),
+    (dict(batch_size=0), ValueError, "'batch_size' parameter"),
+    (dict(learning_rate_init=0), ValueError, "'learning_rate_init' parameter"),
+    (dict(max_iter=0), ValueError, "'max_iter' parameter"),
+    (dict(loss="hinge"), ValueError, "'loss' parameter"),
+    (dict(output_activation="tanh"), ValueError, "goes with loss='squared_error' only"),
+    (dict(dtype="float16"), ValueError, "'dtype' parameter"),
+    (dict(n_jobs=0), ValueError, "'n_jobs' parameter"),
+]
+
+
+@pytest.mark.parametrize(("parameters", "error", "message"), BAD_VALUES)
+def test_bad_parameters_are_refused(digits, parameters, error, message):
+    clf = BackpropClassifier(**{"hidden_layer_sizes": (5,), "max_iter": 2} | parameters)
+    before = dict(clf.__dict__)
+    with pytest.raises(error, match=message):
+        clf.fit(*digits)
+    assert clf.__dict__ == before
+
+
+def _spoil(X, value):
+    X = X.copy()
+    X[3, 2] = value
+    return X
+
+
+BAD_INPUT = [
+    (lambda X, y: (_spoil(X, np.nan), y, None), "NaN"),
+    (lambda X, y: (_spoil(X, np.inf), y, None), "infinity"),
+    (lambda X, y: (X + 0j, y, None), "Complex data not supported"),
+    (lambda X, y: (X[0], y[:1], None), "Expected 2D array"),
+    (lambda X, y: (X[:0], y[:0], None), "0 sample"),
+    (lambda X, y: (X[:, :0], y, None), "0 feature"),
+    (lambda X, y: (X[:5], y, None), "inconsistent numbers of samples"),
+    (lambda X, y: (X, np.zeros(len(y)), None), "number of classes has to be greater than one"),
+    (lambda X, y: (X, y + 0.5, None), "Unknown label type"),
+    (lambda X, y: (X, y, -np.ones(len(y))), "Negative values"),
+    (lambda X, y: (X, y, np.zeros(len(y))), "at least one non-zero"),
+    (lambda X, y: (X, y, np.ones(3)), "sample_weight"),
+    (lambda X, y: (X, np.full(len(y), None), None), "not supported between"),
+    (lambda X, y: (X, np.array(["a", 1] * (len(y) // 2), dtype=object), None), "not supported between"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), BAD_INPUT)
+def test_bad_input_is_refused_and_changes_nothing(digits, make, message):
+    clf = BackpropClassifier((5,), max_iter=2, random_state=0).fit(*digits)
+    before = dict(clf.__dict__)
+    coefs = [coef.copy() for coef in clf.coefs_]
+    X, y, weight = make(*digits)
+    with pytest.raises((ValueError, TypeError), match=message), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        clf.fit(X, y, sample_weight=weight)
+    assert clf.__dict__ == before
+    for a, b in zip(clf.coefs_, coefs, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_infinity_after_the_cast_is_refused(digits):
+    X, y = digits
+    with pytest.raises(ValueError, match="infinity or a value too large"), np.errstate(over="ignore"):
+        BackpropClassifier(dtype="float32").fit(_spoil(X, 1e300), y)
+
+
+def test_prediction_refuses_what_it_must(digits):
+    X, y = digits
+    with pytest.raises(NotFittedError):
+        BackpropClassifier().predict(X)
+    clf = BackpropClassifier((5,), max_iter=2).fit(X, y)
+    with pytest.raises(ValueError, match="features"):
+        clf.predict(X[:, :5])
+    with pytest.raises(ValueError, match="NaN"):
+        clf.predict_proba(_spoil(X, np.nan))
+
+
+def test_partial_fit_refuses_unknown_classes(digits):
+    X, y = digits
+    clf = BackpropClassifier((5,)).partial_fit(X, y, classes=np.arange(10))
+    before = dict(clf.__dict__)
+    with pytest.raises(ValueError, match="classes not in"):
+        clf.partial_fit(X, y + 1)
+    with pytest.raises(ValueError, match="not the same as on last call"):
+        clf.partial_fit(X, y, classes=np.arange(11))
+    assert clf.__dict__ == before
+    with pytest.raises(ValueError, match="classes must be passed"):
+        BackpropClassifier().partial_fit(X, y)
+
+
+def test_warm_start_refuses_another_shape_and_other_classes(digits):
+    X, y = digits
+    clf = BackpropClassifier((5,), max_iter=2, warm_start=True).fit(X, y)
+    with pytest.raises(ValueError, match="same classes"):
+        clf.fit(X, y > 4)
+    clf.set_params(hidden_layer_sizes=(6,))
+    with pytest.raises(ValueError, match="Training goes on only in the same shape"):
+        clf.fit(X, y)
+
+
+def test_divergence_is_reported_and_changes_nothing(digits):
+    X, y = digits
+    clf = BackpropClassifier((5,), max_iter=50, solver="sgd", learning_rate_init=1e30, activation="identity")
+    before = dict(clf.__dict__)
+    with pytest.raises(ValueError, match="non-finite parameter weights"):
+        clf.fit(X, y)
+    assert clf.__dict__ == before
+
+
+def test_ctrl_c_keeps_the_model(digits):
+    X, y = digits
+    clf = BackpropClassifier((50,), max_iter=10**6, n_iter_no_change=np.inf, random_state=0)
+    timer = threading.Timer(1.0, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    with pytest.warns(UserWarning, match="Training interrupted by user"):
+        clf.fit(X, y)
+    timer.join()
+    assert 0 < clf.n_iter_ < 10**6
+    assert len(clf.loss_curve_) == clf.n_iter_
+    assert clf.score(X, y) > 0.9
