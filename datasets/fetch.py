@@ -178,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"{', '.join(SETS)}; default: all of them (about 42 MB)"
+        "names", nargs="*", metavar="NAME", help=f"{', '.join(SETS)}; default: all of them (about 46 MB)"
     )
     parser.add_argument(
         "--dest", metavar="DIR", type=Path, help="default: $FASTBP_DATA, else the folder of this script"
@@ -199,11 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sums = read_sums()
         if options.check:
             good = check(names, dest, sums, need_all=bool(options.names))
-            print(
-                "all that is there is right"
-                if good
-                else f"error: not right or not there, see above, in {dest}"
-            )
+            print("all that is there is right" if good else f"error: wrong or missing files in {dest}, see above")
             return 0 if good else 1
         for path, urls in ((path, urls) for name in names for path, urls in SETS[name].items()):
             if options.mirror:

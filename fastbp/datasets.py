@@ -219,7 +219,7 @@ def _read_table(path: Path, n_inputs: int, labels: _Labels, *header: str) -> lis
 def _read_npz(path: Path, shape: tuple[int, ...], target: str, split: str | None = None) -> list[_Part]:
     """Read ``X`` and `target`; `split` names an array of 0 for training and 1 for test rows."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             X, y, part = archive["X"], archive[target], archive[split or target]
         if not (X.shape == (len(y), *shape) and part.shape == y.shape == (len(y),) and np.isfinite(X).all()):
             raise ValueError(f"X of shape {X.shape} and {target} of shape {y.shape}")

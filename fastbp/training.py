@@ -128,14 +128,16 @@ class _Pace:
     other is tried again now and then, for a short time.
     """
 
-    # Calls from one try of the other number of threads to the next, and its length in seconds.
-    EVERY = 16
+    # Calls from one try of the other number of threads to the next, at first and at most; its length in seconds.
+    EVERY = 4, 32
     SHORT = 0.002
 
-    def __init__(self, options):
+    def __init__(self, options, guess):
         self.options = sorted(options, reverse=True)
+        self._guess = guess
         self._seconds = {}
         self._calls = 0
+        self._every = self._until_try = self.EVERY[0]
 
     @property
     def started(self):
@@ -146,23 +148,25 @@ class _Pace:
         """Return the number of threads and of batches for the next call."""
         unknown = [option for option in self.options if option not in self._seconds]
         if unknown:
-            guess = min(self._seconds.values(), default=self.SHORT)
-            return unknown[0], max(1, int(self.SHORT / guess))
+            return unknown[0], max(1, int(self.SHORT / self._guess))
         best, *others = sorted(self.options, key=self._seconds.__getitem__)
-        if others and self._calls % self.EVERY == 0:
+        if others and self._until_try <= 0:
+            self._every = self._until_try = min(2 * self._every, self.EVERY[1])
             return others[0], max(1, int(self.SHORT / self._seconds[best]))
         return best, max(1, int(MAX_CALL / self._seconds[best]))
 
     def note(self, n_threads, n_batches, seconds):
         """Remember how long a call took."""
         self._calls += 1
+        self._until_try -= 1
         self._seconds[n_threads] = max(seconds / n_batches, 1e-9)
 
 
 @lru_cache(maxsize=256)
 def _pace_of(units, batch_size, dtype, solver, n_threads):
     """Return what this process has learned of the pace of such work in earlier calls."""
-    return _Pace({1, n_threads})
+    # A first guess of the seconds for one batch: 50 GFLOP/s, and half a microsecond for itself.
+    return _Pace({1, n_threads}, training_work(units) * batch_size / 50e9 + 5e-7)
 
 
 class Session:
