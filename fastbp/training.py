@@ -17,7 +17,7 @@ from sklearn.utils import shuffle as shuffled
 from fastbp.kernels import backprop, threads
 from fastbp.kernels.intrinsics import NV, lanes
 from fastbp.losses import LOSSES
-from fastbp.network import Network
+from fastbp.network import Network, aligned_zeros
 from fastbp.optimizers import SOLVERS, step_sizes
 
 # Seconds that compiled code runs between two looks at what happens outside.
@@ -103,7 +103,7 @@ class Memory:
     def empty(cls, network, solver):
         """Return the memory before the first step."""
         n_second = network.n_params if solver == "adam" else 0
-        return cls(np.zeros(network.n_params, network.dtype), np.zeros(n_second, network.dtype))
+        return cls(aligned_zeros(network.n_params, network.dtype), aligned_zeros(n_second, network.dtype))
 
     def store(self, network, solver):
         """Return the memory in the layout of `coefs_`, which does not depend on the machine."""
@@ -116,7 +116,7 @@ class Memory:
         if stored["solver"] != solver:
             return None
         parts = [network.pack(*part) for part in stored["parts"]]
-        return cls(parts[0], parts[1] if len(parts) > 1 else np.zeros(0, network.dtype), stored["steps"])
+        return cls(parts[0], parts[1] if len(parts) > 1 else aligned_zeros(0, network.dtype), stored["steps"])
 
 
 class _Pace:
@@ -197,11 +197,11 @@ class Session:
             table=table,
             coefficients=network.coefficients,
             params=params,
-            transposed=np.zeros(network.n_transposed, network.dtype),
+            transposed=aligned_zeros(network.n_transposed, network.dtype),
             first=memory.first,
             second=memory.second,
-            grads=np.zeros(n_grads, network.dtype),
-            space=np.zeros(size, network.dtype),
+            grads=aligned_zeros(n_grads, network.dtype),
+            space=aligned_zeros(size, network.dtype),
             row_loss=np.zeros(chunk),
             squares=np.zeros(network.count_blocks(backprop.BLOCK_ROWS)),
         )
@@ -209,7 +209,7 @@ class Session:
         work = training_work(network.units) * min(batch_size, n_samples)
         self.n_threads = threads.thread_count(settings.n_jobs, work)
         scratch = (1 + backprop.BLOCK_ROWS * NV) * network.lanes
-        self._scratch = np.zeros((self.n_threads, scratch), network.dtype).ravel()
+        self._scratch = aligned_zeros(self.n_threads * scratch, network.dtype)
         self._pace = _pace_of(tuple(network.units), batch_size, str(network.dtype), settings.solver, self.n_threads)
 
     def run(self, data):
@@ -253,12 +253,7 @@ class Session:
             first_batch=first,
             last_batch=last,
         )
-        args = (data, self.state, plan, losses, self._scratch, threads.new_team(), n_threads)
-        if n_threads == 1:
-            backprop.train(*args)
-        else:
-            with threads.limited_threads(n_threads):
-                backprop.train_parallel(*args)
+        threads.run(backprop.train, backprop.train_on_threads, (data, self.state, plan, losses, self._scratch), n_threads)
         self.memory.steps += last - first
 
 
@@ -374,12 +369,9 @@ def outputs(network, params, x, n_jobs):
     n_threads = min(threads.thread_count(n_jobs, forward_work(network.units) * n), -(-n // block))
     table, size = network.workspace(block * n_threads)
     out = np.empty((n, network.units[-1]), network.dtype)
-    args = (x, table, network.coefficients, params, np.zeros(size, network.dtype), out, block)
-    if n_threads == 1:
-        backprop.predict(*args, 0, 1)
-    else:
-        with threads.limited_threads(n_threads):
-            backprop.predict_parallel(*args, n_threads)
+    space = aligned_zeros(size, network.dtype)
+    args = (x, table, network.coefficients, params, space, out, block)
+    threads.run(backprop.predict, backprop.predict_on_threads, args, n_threads)
     return out
 
 

@@ -16,10 +16,10 @@ Notation (Lopez Davila, secs. 2 to 5; Maren 2020): ::
 from typing import NamedTuple
 
 import numpy as np
-from numba import carray, prange
+from numba import prange
 
 from fastbp.activations import SOFTMAX, activate, softmax, times_derivative
-from fastbp.kernels.intrinsics import NV, flush_subnormals, lane_count, pointer, restore_subnormals, shift
+from fastbp.kernels.intrinsics import NV, call_at, flush_subnormals, lane_count, part, pointer, restore_subnormals, shift, view
 from fastbp.kernels.jit import cached_jit, inlined, jit
 from fastbp.kernels.matmul import NONE, ONE, matmul_nn, multiply_panel, pack_transposed
 from fastbp.kernels.threads import join_team, share, wait_for_team
@@ -79,14 +79,9 @@ class Plan(NamedTuple):
 
 
 @inlined
-def _values(array, offset, n):
-    return carray(pointer(array, offset), n)
-
-
-@inlined
 def _take_sample(x, sample, space, layer, i):
     """Copy a sample into row i of the network's input, as numbers of the network's type."""
-    row = _values(space, layer[SOURCE] + i * layer[SOURCE_ROW], layer[FAN_IN])
+    row = part(space, layer[SOURCE] + i * layer[SOURCE_ROW], layer[FAN_IN])
     values = x[sample]
     for j in range(row.size):
         row[j] = values[j]
@@ -106,11 +101,11 @@ def _forward(table, coefficients, params, space, first, last):
         )  # fmt: skip
         if layer[ACTIVATION] == SOFTMAX:
             for i in range(m):
-                softmax(carray(shift(z, i * row), layer[FAN_OUT]))
+                softmax(view(shift(z, i * row), layer[FAN_OUT]))
         else:
             c = coefficients[index]
-            a = _values(space, layer[A] + first * row, m * row)
-            activate(layer[ACTIVATION], c[0], c[1], carray(z, m * row), a)
+            a = part(space, layer[A] + first * row, m * row)
+            activate(layer[ACTIVATION], c[0], c[1], view(z, m * row), a)
 
 
 @inlined
@@ -123,9 +118,9 @@ def _output_delta(data, state, plan, position, first, last):
     c = state.coefficients[index]
     for i in range(first, last):
         sample = data.order[position + i]
-        a = _values(state.space, layer[A] + i * layer[ROW], n)
-        z = _values(state.space, layer[Z] + i * layer[ROW], n)
-        delta = _values(state.space, layer[DELTA] + i * layer[ROW], n)
+        a = part(state.space, layer[A] + i * layer[ROW], n)
+        z = part(state.space, layer[Z] + i * layer[ROW], n)
+        delta = part(state.space, layer[DELTA] + i * layer[ROW], n)
         loss = loss_and_residual(plan.loss, code == SOFTMAX, data.y[sample], a, delta)
         if plan.loss == SQUARED_ERROR:
             times_derivative(code, c[0], c[1], z, a, delta)
@@ -153,8 +148,8 @@ def _backward(state, first, last):
         n = (last - first) * row
         c = state.coefficients[index - 1]
         times_derivative(
-            below[ACTIVATION], c[0], c[1], _values(state.space, below[Z] + first * row, n),
-            _values(state.space, below[A] + first * row, n), carray(delta, n),
+            below[ACTIVATION], c[0], c[1], part(state.space, below[Z] + first * row, n),
+            part(state.space, below[A] + first * row, n), view(delta, n),
         )  # fmt: skip
 
 
@@ -173,8 +168,8 @@ def _step(state, plan, batch, alpha, divisor, offset, grads):
     second = n if state.second.size else 0
     update(
         plan.solver, plan.settings, plan.sizes[batch - plan.first_batch], alpha, divisor,
-        _values(state.params, offset, n), grads, _values(state.first, offset, n),
-        _values(state.second, offset if second else 0, second),
+        part(state.params, offset, n), grads, part(state.first, offset, n),
+        part(state.second, offset if second else 0, second),
     )  # fmt: skip
 
 
@@ -188,7 +183,7 @@ def _descend(state, plan, batch, m, divisor, begins, ends, rank, size, scratch):
     width = lane_count(scratch)
     nr = NV * width
     zeros = pointer(state.space, 0)
-    one = carray(scratch, 1)
+    one = view(scratch, 1)
     one[0] = 1
     tile = shift(scratch, width)
     block = 0
@@ -206,14 +201,14 @@ def _descend(state, plan, batch, m, divisor, begins, ends, rank, size, scratch):
                 offset = layer[WEIGHTS] + j * rows + p * nv * width
                 if plan.alpha != 0 and begins:
                     place = block + (j // nr) * ((fan_in + BLOCK_ROWS - 1) // BLOCK_ROWS) + p // BLOCK_ROWS
-                    state.squares[place] = _sum_of_squares(_values(state.params, offset, n))
+                    state.squares[place] = _sum_of_squares(part(state.params, offset, n))
                 out = tile if begins and ends and plan.solver != NO_UPDATE else pointer(state.grads, offset)
                 multiply_panel(
                     count, nv, m, shift(source, p), ONE, layer[SOURCE_ROW], delta, layer[ROW],
                     zeros if begins else out, 0 if begins else nv * width, out, nv * width,
                 )  # fmt: skip
                 if ends and plan.solver != NO_UPDATE:
-                    _step(state, plan, batch, plan.alpha, divisor, offset, carray(out, n))
+                    _step(state, plan, batch, plan.alpha, divisor, offset, view(out, n))
         block += ((fan_in + BLOCK_ROWS - 1) // BLOCK_ROWS) * ((padded + nr - 1) // nr)
         # The bias is the weight of an input that is always one.
         left, right = share(padded, width, rank, size)
@@ -225,7 +220,7 @@ def _descend(state, plan, batch, m, divisor, begins, ends, rank, size, scratch):
                 zeros if begins else out, NONE, out, NONE,
             )  # fmt: skip
             if ends and plan.solver != NO_UPDATE:
-                _step(state, plan, batch, 0.0, divisor, offset, carray(out, width))
+                _step(state, plan, batch, 0.0, divisor, offset, view(out, width))
         if ends and plan.solver != NO_UPDATE:
             _transpose(state, layer, first, last)
 
@@ -253,7 +248,25 @@ def _divisor(data, start, stop):
 
 @cached_jit
 def train(data, state, plan, losses, scratch, team, wanted):
-    """Do one thread's part of batches [first_batch, last_batch); alone, all of it."""
+    """Train on batches [first_batch, last_batch); on each thread of a team this does the thread's share.
+
+    Parameters
+    ----------
+    data : Data
+        Samples and their order.
+    state : State
+        The network and its memory; changed in place.
+    plan : Plan
+        What to do.
+    losses : ndarray of shape (n_batches,), float64
+        The mean loss of each batch, before its update, is put here.
+    scratch : ndarray
+        (1 + BLOCK_ROWS * NV) * lanes numbers for each thread.
+    team : ndarray of int64
+        From `threads.new_team`, new for each call.
+    wanted : int64
+        Threads in the team.
+    """
     rank, size = join_team(team, wanted)
     if rank < 0:
         return
@@ -297,14 +310,14 @@ def train(data, state, plan, losses, scratch, team, wanted):
 
 
 @cached_jit(parallel=True)
-def train_parallel(data, state, plan, losses, scratch, team, wanted):
-    """Train on a team of threads, with the same bits as alone."""
+def train_on_threads(address, data, state, plan, losses, scratch, team, wanted):
+    """Call `train`, whose machine code is at `address`, on each thread."""
     for _ in prange(wanted):
-        train(data, state, plan, losses, scratch, team, wanted)
+        call_at(address, (data, state, plan, losses, scratch, team, wanted))
 
 
 @cached_jit
-def predict(x, table, coefficients, params, space, out, block, rank, size):
+def predict(x, table, coefficients, params, space, out, block, team, wanted):
     """Compute the outputs for all rows of x.
 
     Parameters
@@ -317,9 +330,12 @@ def predict(x, table, coefficients, params, space, out, block, rank, size):
         Filled with the activations of the last layer.
     block : int64
         Rows that go through the network together.
-    rank, size : int64
-        Which of `size` nearly equal parts of the rows to do; 0, 1 for all.
+    team, wanted
+        As in `train`.
     """
+    rank, size = join_team(team, wanted)
+    if rank < 0:
+        return
     mode = flush_subnormals()
     last_layer = table[table.shape[0] - 1]
     first, last = share(x.shape[0], block, rank, size)
@@ -329,14 +345,14 @@ def predict(x, table, coefficients, params, space, out, block, rank, size):
             _take_sample(x, begin + i, space, table[0], rank * block + i)
         _forward(table, coefficients, params, space, rank * block, rank * block + m)
         for i in range(m):
-            a = _values(space, last_layer[A] + (rank * block + i) * last_layer[ROW], last_layer[FAN_OUT])
+            a = part(space, last_layer[A] + (rank * block + i) * last_layer[ROW], last_layer[FAN_OUT])
             for j in range(a.size):
                 out[begin + i, j] = a[j]
     restore_subnormals(mode)
 
 
 @cached_jit(parallel=True)
-def predict_parallel(x, table, coefficients, params, space, out, block, size):
-    """Do all parts of `predict` on `size` threads, with the same bits as alone."""
-    for rank in prange(size):
-        predict(x, table, coefficients, params, space, out, block, rank, size)
+def predict_on_threads(address, x, table, coefficients, params, space, out, block, team, wanted):
+    """Call `predict`, whose machine code is at `address`, on each thread."""
+    for _ in prange(wanted):
+        call_at(address, (x, table, coefficients, params, space, out, block, team, wanted))

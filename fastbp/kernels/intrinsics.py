@@ -13,6 +13,7 @@ from numba.core import cgutils
 from numba.core.codegen import get_host_cpu_features
 from numba.core.config import CPU_FEATURES, CPU_NAME
 from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
 
 _INT64 = ir.IntType(64)
 _INT32 = ir.IntType(32)
@@ -73,6 +74,36 @@ def shift(typingctx, base, offset):
         return _offset(builder, args[0], args[1])
 
     return base(base, types.int64), codegen
+
+
+def _make_view(context, builder, kind, data, n):
+    view = context.make_array(kind)(context, builder)
+    itemsize = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(kind.dtype)))
+    populate_array(view, data=data, shape=[n], strides=[itemsize], itemsize=itemsize, meminfo=None)
+    return view._getvalue()
+
+
+@intrinsic
+def view(typingctx, base, n):
+    """Take `n` elements from a pointer as an array."""
+    kind = types.Array(base.dtype, 1, "C")
+
+    def codegen(context, builder, signature, args):
+        return _make_view(context, builder, kind, *args)
+
+    return kind(base, types.int64), codegen
+
+
+@intrinsic
+def part(typingctx, array, offset, n):
+    """Take `n` elements of a contiguous array from `offset` on: a slice without its tests and counts."""
+    kind = types.Array(array.dtype, 1, "C")
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return _make_view(context, builder, kind, _offset(builder, data, args[1]), args[2])
+
+    return kind(array, types.int64, types.int64), codegen
 
 
 @intrinsic
@@ -329,6 +360,23 @@ def yield_thread(typingctx):
         return context.get_dummy_value()
 
     return types.void(), codegen
+
+
+@intrinsic
+def call_at(typingctx, address, args):
+    """Call the compiled function at an address with the elements of a tuple; it returns nothing.
+
+    A function that is called by its name is compiled once more into its caller.
+    """
+
+    def codegen(context, builder, signature, values):
+        kind = context.call_conv.get_function_type(types.none, args.types)
+        function = builder.inttoptr(values[0], kind.as_pointer())
+        unpacked = [builder.extract_value(values[1], i) for i in range(len(args))]
+        context.call_conv.call_function(builder, function, types.none, args.types, unpacked)
+        return context.get_dummy_value()
+
+    return types.void(address, args), codegen
 
 
 # Flush-to-zero: bits 15 and 6 of MXCSR (subnormal results, subnormal inputs), bit 24 of FPCR.

@@ -162,8 +162,34 @@ def _parallel_is_safe():
         return False
 
 
+def run(function, on_threads, args, n_threads):
+    """Call a compiled function, on several threads at once where asked for.
+
+    Parameters
+    ----------
+    function : numba.core.dispatcher.Dispatcher
+        Its last two parameters are the team and the number of threads wanted.
+    on_threads : numba.core.dispatcher.Dispatcher
+        Takes the address of `function` and its arguments, and calls it on each thread.
+    args : tuple
+        The others.
+    n_threads : int
+        1 calls it on this thread.
+    """
+    args = (*args, new_team(), n_threads)
+    if n_threads == 1:
+        function(*args)
+        return
+    kinds = tuple(numba.typeof(arg) for arg in args)
+    function.compile(kinds)
+    compiled = function.overloads[kinds]
+    address = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+    with _limited_threads(n_threads):
+        on_threads(address, *args)
+
+
 @contextmanager
-def limited_threads(n):
+def _limited_threads(n):
     """Have Numba start `n` threads in this block, and as many as before after it."""
     before = numba.get_num_threads()
     numba.set_num_threads(n)
