@@ -37,16 +37,10 @@ FASHION = (
 # Name of a set -> path under the destination -> where to get it, in the order to try.
 SETS: dict[str, dict[str, list[str]]] = {
     "mnist": {f"mnist/{name}.gz": [f"{mirror}{name}.gz" for mirror in MNIST] for name in IDX},
-    "fashion_mnist": {
-        f"fashion_mnist/{name}.gz": [f"{mirror}{name}.gz" for mirror in FASHION] for name in IDX
-    },
+    "fashion_mnist": {f"fashion_mnist/{name}.gz": [f"{mirror}{name}.gz" for mirror in FASHION] for name in IDX},
     "banknote": {"banknote/banknote_authentication.csv": [UCI + "00267/data_banknote_authentication.txt"]},
-    "optdigits": {
-        f"optdigits/optdigits.{part}": [UCI + f"optdigits/optdigits.{part}"] for part in ("tra", "tes")
-    },
-    "pendigits": {
-        f"pendigits/pendigits.{part}": [UCI + f"pendigits/pendigits.{part}"] for part in ("tra", "tes")
-    },
+    "optdigits": {f"optdigits/optdigits.{part}": [UCI + f"optdigits/optdigits.{part}"] for part in ("tra", "tes")},
+    "pendigits": {f"pendigits/pendigits.{part}": [UCI + f"pendigits/pendigits.{part}"] for part in ("tra", "tes")},
     "robot_wall": {"robot_wall/sensor_readings_24.data": [UCI + "00194/sensor_readings_24.data"]},
     "satimage": {f"satimage/sat.{part}": [UCI + f"statlog/satimage/sat.{part}"] for part in ("trn", "tst")},
     "sonar": {"sonar/sonar.csv": [UCI + "undocumented/connectionist-bench/sonar/sonar.all-data"]},
@@ -174,9 +168,7 @@ def check(names: Sequence[str], dest: Path, sums: dict[str, set[str]], *, need_a
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"{', '.join(SETS)}; default: all of them (about 46 MB)"
     )
@@ -199,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sums = read_sums()
         if options.check:
             good = check(names, dest, sums, need_all=bool(options.names))
-            print("all that is there is right" if good else f"error: wrong or missing files in {dest}, see above")
+            print("all that is there is right" if good else f"error: see above what is wrong in {dest}")
             return 0 if good else 1
         for path, urls in ((path, urls) for name in names for path, urls in SETS[name].items()):
             if options.mirror:
@@ -213,10 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if failed:
-        print(
-            f"error: could not get {', '.join(failed)}; try again, or see {HERE / 'README.md'}",
-            file=sys.stderr,
-        )
+        print(f"error: could not get {', '.join(failed)}; see {HERE / 'README.md'}", file=sys.stderr)
         return 1
     return 0
 

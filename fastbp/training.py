@@ -253,7 +253,9 @@ class Session:
             first_batch=first,
             last_batch=last,
         )
-        threads.run(backprop.train, backprop.train_on_threads, (data, self.state, plan, losses, self._scratch), n_threads)
+        threads.run(
+            backprop.train, backprop.train_on_threads, (data, self.state, plan, losses, self._scratch), n_threads
+        )
         self.memory.steps += last - first
 
 

@@ -19,7 +19,17 @@ import numpy as np
 from numba import prange
 
 from fastbp.activations import SOFTMAX, activate, softmax, times_derivative
-from fastbp.kernels.intrinsics import NV, call_at, flush_subnormals, lane_count, part, pointer, restore_subnormals, shift, view
+from fastbp.kernels.intrinsics import (
+    NV,
+    call_at,
+    flush_subnormals,
+    lane_count,
+    part,
+    pointer,
+    restore_subnormals,
+    shift,
+    view,
+)
 from fastbp.kernels.jit import cached_jit, inlined, jit
 from fastbp.kernels.matmul import NONE, ONE, matmul_nn, multiply_panel, pack_transposed
 from fastbp.kernels.threads import join_team, share, wait_for_team
