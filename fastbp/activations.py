@@ -2,8 +2,8 @@
 
 To add one, write its dataclass and its two lines in `activate` and `times_derivative`.
 
-Conventions: `z` is what a unit receives, `a = f(z)` what it gives on. Arrays are flat
-stretches of a layer's values; the codes and the two coefficients come from `Activation`.
+Conventions: `z` is what a unit receives, `a = f(z)` what it gives on. Both are stretches of a layer's
+values, padded to whole vectors; the codes and the two coefficients come from `Activation`.
 
 References
 ----------
@@ -18,7 +18,9 @@ from typing import ClassVar
 import numpy as np
 
 from fastbp.kernels.elementary import exp, tanh
+from fastbp.kernels.intrinsics import lane_count
 from fastbp.kernels.jit import jit
+from fastbp.kernels.simd import first_lanes, largest, load, select, splat, store, total
 
 
 @dataclass(frozen=True)
@@ -130,51 +132,58 @@ def get_activation(activation):
 
 
 @jit
-def activate(code, c0, c1, z, a):
-    """Set a = f(z), element by element; `a` may be `z`."""
-    one = z.dtype.type(1)
+def activate(code, c0, c1, z, a, n):
+    """Set a = f(z) for n numbers, a multiple of the lanes; both are pointers, and may be the same."""
+    step = lane_count(z)
     if code == RELU:
-        for i in range(z.size):
+        for i in range(0, n, step):
+            x = load(z, i)
             # The order of the comparison lets NaN through.
-            a[i] = z.dtype.type(0) if z[i] < 0 else z[i]
+            store(a, i, select(x < 0.0, 0.0, x))
     elif code == LOGISTIC:
-        slope = z.dtype.type(c0)
-        for i in range(z.size):
-            a[i] = one / (one + exp(-slope * z[i]))
+        for i in range(0, n, step):
+            store(a, i, 1.0 / (1.0 + exp(load(z, i) * -c0)))
     elif code == TANH:
-        for i in range(z.size):
-            a[i] = tanh(z[i])
+        for i in range(0, n, step):
+            store(a, i, tanh(load(z, i)))
     elif code == IDENTITY:
-        for i in range(z.size):
-            a[i] = z[i]
+        for i in range(0, n, step):
+            store(a, i, load(z, i))
 
 
 @jit
-def times_derivative(code, c0, c1, z, a, delta):
-    """Set delta = delta * f'(z), element by element."""
-    one = z.dtype.type(1)
+def times_derivative(code, c0, c1, z, a, delta, n):
+    """Set delta = delta * f'(z) for n numbers, a multiple of the lanes; the others are pointers."""
+    step = lane_count(z)
     if code == RELU:
-        for i in range(delta.size):
-            delta[i] = delta[i] if a[i] > 0 else z.dtype.type(0)
+        for i in range(0, n, step):
+            store(delta, i, select(load(a, i) > 0.0, load(delta, i), 0.0))
     elif code == LOGISTIC:
-        slope = z.dtype.type(c0)
-        for i in range(delta.size):
-            delta[i] *= slope * a[i] * (one - a[i])
+        for i in range(0, n, step):
+            y = load(a, i)
+            store(delta, i, load(delta, i) * (c0 * y * (1.0 - y)))
     elif code == TANH:
-        for i in range(delta.size):
-            delta[i] *= one - a[i] * a[i]
+        for i in range(0, n, step):
+            y = load(a, i)
+            store(delta, i, load(delta, i) * (1.0 - y * y))
 
 
 @jit
-def softmax(row):
-    """Set one row of output units to its softmax."""
-    largest = row[0]
-    for j in range(1, row.size):
-        largest = row[j] if row[j] > largest else largest
-    for j in range(row.size):
-        row[j] = exp(row[j] - largest)
-    total = row[0]
-    for j in range(1, row.size):
-        total += row[j]
-    for j in range(row.size):
-        row[j] /= total
+def softmax(row, n):
+    """Set the first n numbers behind a pointer to their softmax, and what pads them to a whole vector to 0."""
+    step = lane_count(row)
+    top = splat(row, -np.inf)
+    for j in range(0, n, step):
+        x = load(row, j)
+        x = select(first_lanes(x, n - j), x, -np.inf)
+        top = select(x > top, x, top)
+    highest = largest(top)
+    sums = splat(row, 0.0)
+    for j in range(0, n, step):
+        x = load(row, j)
+        x = select(first_lanes(x, n - j), exp(x - highest), 0.0)
+        store(row, j, x)
+        sums = sums + x
+    scale = total(sums)
+    for j in range(0, n, step):
+        store(row, j, load(row, j) / scale)

@@ -6,18 +6,19 @@ A. J. Maren, "Backpropagation" (2020): Eqs. 6.5, 6.17, 6.21, 6.23.
 A. Lopez Davila, "Neural Networks: The Backpropagation Algorithm": secs. 4, 5.
 """
 
-from math import log
-
 import numpy as np
 
+from fastbp.kernels.elementary import log
+from fastbp.kernels.intrinsics import lane_count
 from fastbp.kernels.jit import jit
+from fastbp.kernels.simd import first_lanes, load, load_first, select, splat, store, total
 
 LOSSES = {"log_loss": 0, "squared_error": 1}
 LOG_LOSS, SQUARED_ERROR = range(2)
 
 
 @jit
-def loss_and_residual(code, multiclass, y, a, residual):
+def loss_and_residual(code, multiclass, n, y, a, residual, eps):
     """Compare one row of outputs with its targets.
 
     - squared_error: 1/2 sum_o (y_o - a_o)^2 (Maren 2020, Eq. 6.5), dC/da = a - y.
@@ -32,26 +33,34 @@ def loss_and_residual(code, multiclass, y, a, residual):
         A value of `LOSSES`.
     multiclass : bool
         Whether the outputs are a softmax.
-    y, a, residual : ndarray of shape (n_outputs,)
-        Targets, outputs, and where a - y goes.
+    n : int64
+        Number of outputs.
+    y, a, residual : pointer
+        Targets, outputs, and where a - y goes. The last two are padded to whole vectors; the padding
+        of the residual is set to zero.
+    eps : float64
+        The distance from 1 to the next number of the type.
 
     Returns
     -------
-    float64
+    float
         The loss of this row.
     """
-    total = 0.0
-    if code == SQUARED_ERROR:
-        for j in range(a.size):
-            residual[j] = a[j] - y[j]
-            total += 0.5 * np.float64(residual[j]) * np.float64(residual[j])
-        return total
-    eps = np.float64(np.finfo(a.dtype).eps)
-    for j in range(a.size):
-        residual[j] = a[j] - y[j]
-        p = min(max(np.float64(a[j]), eps), 1.0 - eps)
-        if y[j] != 0:
-            total -= np.float64(y[j]) * log(p)
-        if not multiclass and y[j] != 1:
-            total -= (1.0 - np.float64(y[j])) * log(1.0 - p)
-    return total
+    step = lane_count(a)
+    sums = splat(a, 0.0)
+    for j in range(0, n, step):
+        target = load_first(y, j, n - j)
+        output = load(a, j)
+        inside = first_lanes(output, n - j)
+        difference = select(inside, output - target, 0.0)
+        store(residual, j, difference)
+        if code == SQUARED_ERROR:
+            sums = sums + difference * difference * 0.5
+        else:
+            p = select(output < eps, eps, output)
+            p = select(p > 1.0 - eps, 1.0 - eps, p)
+            value = target * log(p)
+            if not multiclass:
+                value = value + (1.0 - target) * log(1.0 - p)
+            sums = sums - select(inside, value, 0.0)
+    return np.float64(total(sums))

@@ -6,10 +6,13 @@ stretch of parameters while its gradient is still in the cache.
 
 import numpy as np
 
+from fastbp.kernels.intrinsics import lane_count
 from fastbp.kernels.jit import jit
+from fastbp.kernels.simd import fma, load, splat, sqrt, store, total
 
 SOLVERS = {"sgd": 0, "adam": 1}
 SGD, ADAM = range(2)
+NO_UPDATE = -1
 
 
 def step_sizes(solver, rates, first_step, beta_1, beta_2):
@@ -39,7 +42,7 @@ def step_sizes(solver, rates, first_step, beta_1, beta_2):
 
 
 @jit
-def update(solver, settings, size, penalty, divisor, params, grads, first, second):
+def update(solver, settings, size, penalty, divisor, n, params, grads, first, second):
     """Take one step with a stretch of parameters.
 
     The gradient is (grads + penalty * params) / divisor: the sum over a batch, the L2
@@ -53,39 +56,51 @@ def update(solver, settings, size, penalty, divisor, params, grads, first, secon
     Parameters
     ----------
     solver : int64
-        A value of `SOLVERS`.
+        A value of `SOLVERS`, or `NO_UPDATE`, which changes nothing.
     settings : ndarray of float64
         For sgd: momentum, 1 for Nesterov or 0. For adam: beta_1, beta_2, epsilon.
     size : float64
         The step size, from `step_sizes`.
     penalty, divisor : float64
         As in the equation above.
-    params, grads, first, second : ndarray of shape (n,)
+    n : int64
+        Number of parameters, a multiple of the lanes.
+    params, grads, first, second : pointer
         Parameters, summed gradients, and the optimizer's memory: the velocity, or Adam's m and v. All but
         `grads` are changed.
+
+    Returns
+    -------
+    float64
+        The sum of the squares of the parameters before the step.
     """
-    real = params.dtype.type
-    alpha = real(penalty)
-    scale = real(1.0 / divisor)
-    rate = real(size)
+    step = lane_count(params)
+    scale = 1.0 / divisor
+    squares = splat(params, 0.0)
     if solver == ADAM:
-        beta_1 = real(settings[0])
-        beta_2 = real(settings[1])
-        rest_1 = real(1.0 - settings[0])
-        rest_2 = real(1.0 - settings[1])
-        epsilon = real(settings[2])
-        for i in range(params.size):
-            g = (grads[i] + alpha * params[i]) * scale
-            m = beta_1 * first[i] + rest_1 * g
-            v = beta_2 * second[i] + rest_2 * (g * g)
-            first[i] = m
-            second[i] = v
-            params[i] -= rate * m / (np.sqrt(v) + epsilon)
-    else:
-        momentum = real(settings[0])
+        beta_1, beta_2, epsilon = settings[0], settings[1], settings[2]
+        rest_1, rest_2 = 1.0 - beta_1, 1.0 - beta_2
+        for i in range(0, n, step):
+            w = load(params, i)
+            squares = fma(w, w, squares)
+            g = fma(w, penalty, load(grads, i)) * scale
+            m = fma(load(first, i), beta_1, g * rest_1)
+            v = fma(load(second, i), beta_2, g * g * rest_2)
+            store(first, i, m)
+            store(second, i, v)
+            store(params, i, w - m * size / (sqrt(v) + epsilon))
+    elif solver == SGD:
+        momentum = settings[0]
         nesterov = settings[1] != 0
-        for i in range(params.size):
-            g = (grads[i] + alpha * params[i]) * scale
-            v = momentum * first[i] - rate * g
-            first[i] = v
-            params[i] += momentum * v - rate * g if nesterov else v
+        for i in range(0, n, step):
+            w = load(params, i)
+            squares = fma(w, w, squares)
+            g = fma(w, penalty, load(grads, i)) * (scale * size)
+            v = fma(load(first, i), momentum, -g)
+            store(first, i, v)
+            store(params, i, w + (fma(v, momentum, -g) if nesterov else v))
+    else:
+        for i in range(0, n, step):
+            w = load(params, i)
+            squares = fma(w, w, squares)
+    return np.float64(total(squares))

@@ -30,18 +30,17 @@ from fastbp.kernels.intrinsics import (
     shift,
     view,
 )
-from fastbp.kernels.jit import cached_jit, inlined, jit
+from fastbp.kernels.jit import cached_jit, inlined
 from fastbp.kernels.matmul import NONE, ONE, matmul_nn, multiply_panel, pack_transposed
 from fastbp.kernels.threads import join_team, share, wait_for_team
 from fastbp.losses import SQUARED_ERROR, loss_and_residual
 from fastbp.network import FIELD
-from fastbp.optimizers import update
+from fastbp.optimizers import NO_UPDATE, update
 
 # Rows of a weight matrix whose gradient is summed and used at once. With the widest panel the gradient,
 # the parameters and two moments fill 16 KiB, so that all are in the L1 cache when they are updated. A
 # multiple of every number of lanes, and fixed, as the sums of squares are taken over these blocks.
 BLOCK_ROWS = 16
-NO_UPDATE = -1
 
 FAN_IN, FAN_OUT = FIELD.fan_in, FIELD.fan_out
 ROWS, PADDED = FIELD.rows, FIELD.padded
@@ -111,11 +110,10 @@ def _forward(table, coefficients, params, space, first, last):
         )  # fmt: skip
         if layer[ACTIVATION] == SOFTMAX:
             for i in range(m):
-                softmax(view(shift(z, i * row), layer[FAN_OUT]))
+                softmax(shift(z, i * row), layer[FAN_OUT])
         else:
             c = coefficients[index]
-            a = part(space, layer[A] + first * row, m * row)
-            activate(layer[ACTIVATION], c[0], c[1], view(z, m * row), a)
+            activate(layer[ACTIVATION], c[0], c[1], z, pointer(space, layer[A] + first * row), m * row)
 
 
 @inlined
@@ -126,18 +124,21 @@ def _output_delta(data, state, plan, position, first, last):
     n = layer[FAN_OUT]
     code = layer[ACTIVATION]
     c = state.coefficients[index]
+    eps = np.finfo(state.space.dtype).eps
     for i in range(first, last):
         sample = data.order[position + i]
-        a = part(state.space, layer[A] + i * layer[ROW], n)
-        z = part(state.space, layer[Z] + i * layer[ROW], n)
-        delta = part(state.space, layer[DELTA] + i * layer[ROW], n)
-        loss = loss_and_residual(plan.loss, code == SOFTMAX, data.y[sample], a, delta)
+        z = pointer(state.space, layer[Z] + i * layer[ROW])
+        a = pointer(state.space, layer[A] + i * layer[ROW])
+        delta = pointer(state.space, layer[DELTA] + i * layer[ROW])
+        y = pointer(data.y, sample * n)
+        loss = loss_and_residual(plan.loss, code == SOFTMAX, n, y, a, delta, eps)
         if plan.loss == SQUARED_ERROR:
-            times_derivative(code, c[0], c[1], z, a, delta)
+            times_derivative(code, c[0], c[1], z, a, delta, layer[PADDED])
         if data.weight.size:
             loss *= data.weight[sample]
             for j in range(n):
-                delta[j] *= data.weight[sample]
+                delta_row = view(delta, n)
+                delta_row[j] *= data.weight[sample]
         state.row_loss[i] = loss
 
 
@@ -157,29 +158,17 @@ def _backward(state, first, last):
         )  # fmt: skip
         n = (last - first) * row
         c = state.coefficients[index - 1]
-        times_derivative(
-            below[ACTIVATION], c[0], c[1], part(state.space, below[Z] + first * row, n),
-            part(state.space, below[A] + first * row, n), view(delta, n),
-        )  # fmt: skip
-
-
-@jit(fastmath={"reassoc", "contract", "nsz"})
-def _sum_of_squares(values):
-    total = 0.0
-    for i in range(values.size):
-        total += np.float64(values[i]) * np.float64(values[i])
-    return total
+        z = pointer(state.space, below[Z] + first * row)
+        a = pointer(state.space, below[A] + first * row)
+        times_derivative(below[ACTIVATION], c[0], c[1], z, a, delta, n)
 
 
 @inlined
-def _step(state, plan, batch, alpha, divisor, offset, grads):
-    """Update the stretch of parameters that begins at `offset`."""
-    n = grads.size
-    second = n if state.second.size else 0
-    update(
-        plan.solver, plan.settings, plan.sizes[batch - plan.first_batch], alpha, divisor,
-        part(state.params, offset, n), grads, part(state.first, offset, n),
-        part(state.second, offset if second else 0, second),
+def _step(state, plan, batch, alpha, divisor, offset, grads, n):
+    """Update n parameters from `offset` on; return the sum of their squares before."""
+    return update(
+        plan.solver, plan.settings, plan.sizes[batch - plan.first_batch], alpha, divisor, n,
+        pointer(state.params, offset), grads, pointer(state.first, offset), pointer(state.second, offset),
     )  # fmt: skip
 
 
@@ -192,6 +181,7 @@ def _descend(state, plan, batch, m, divisor, begins, ends, rank, size, scratch):
     """
     width = lane_count(scratch)
     nr = NV * width
+    in_place = begins and ends and plan.solver != NO_UPDATE  # the gradient is needed here and now only
     zeros = pointer(state.space, 0)
     one = view(scratch, 1)
     one[0] = 1
@@ -209,28 +199,26 @@ def _descend(state, plan, batch, m, divisor, begins, ends, rank, size, scratch):
                 count = min(BLOCK_ROWS, last - p)
                 n = count * nv * width
                 offset = layer[WEIGHTS] + j * rows + p * nv * width
-                if plan.alpha != 0 and begins:
-                    place = block + (j // nr) * ((fan_in + BLOCK_ROWS - 1) // BLOCK_ROWS) + p // BLOCK_ROWS
-                    state.squares[place] = _sum_of_squares(part(state.params, offset, n))
-                out = tile if begins and ends and plan.solver != NO_UPDATE else pointer(state.grads, offset)
+                out = tile if in_place else pointer(state.grads, offset)
                 multiply_panel(
                     count, nv, m, shift(source, p), ONE, layer[SOURCE_ROW], delta, layer[ROW],
                     zeros if begins else out, 0 if begins else nv * width, out, nv * width,
                 )  # fmt: skip
-                if ends and plan.solver != NO_UPDATE:
-                    _step(state, plan, batch, plan.alpha, divisor, offset, view(out, n))
-        block += ((fan_in + BLOCK_ROWS - 1) // BLOCK_ROWS) * ((padded + nr - 1) // nr)
+                if ends:
+                    place = block + p // BLOCK_ROWS
+                    state.squares[place] = _step(state, plan, batch, plan.alpha, divisor, offset, out, n)
+            block += (fan_in + BLOCK_ROWS - 1) // BLOCK_ROWS
         # The bias is the weight of an input that is always one.
         left, right = share(padded, width, rank, size)
         for j in range(left, right, width):
             offset = layer[BIAS] + j
-            out = tile if begins and ends and plan.solver != NO_UPDATE else pointer(state.grads, offset)
+            out = tile if in_place else pointer(state.grads, offset)
             multiply_panel(
                 ONE, ONE, m, scratch, NONE, NONE, pointer(state.space, layer[DELTA] + j), layer[ROW],
                 zeros if begins else out, NONE, out, NONE,
             )  # fmt: skip
-            if ends and plan.solver != NO_UPDATE:
-                _step(state, plan, batch, 0.0, divisor, offset, view(out, width))
+            if ends:
+                _step(state, plan, batch, 0.0, divisor, offset, out, width)
         if ends and plan.solver != NO_UPDATE:
             _transpose(state, layer, first, last)
 

@@ -1,76 +1,91 @@
-"""exp and tanh as plain arithmetic, so that loops over them run in vector registers.
+"""exp, log and tanh of vectors, as plain arithmetic.
 
-Numba calls the C library once per number, which is many times slower (`benchmarks/` shows it).
-These take one float32 or float64 and give the same bits alone, in a vector, or in the
-remainder of one.
+Numba calls the C library once for each number, which is many times slower (`benchmarks/` shows
+it).
 
 References
 ----------
-S. Moshier, Cephes mathematical library, for the polynomials.
+S. Moshier, Cephes mathematical library, for most polynomials; fdlibm for the logarithm in float64.
 """
 
-import numpy as np
 from numba import types
 from numba.extending import overload
 
-from fastbp.kernels.intrinsics import float_from_bits, fma
-
-F32 = np.float32
+from fastbp.kernels.simd import (
+    Vector,
+    absolute,
+    bits_as_float,
+    float_as_bits,
+    floor,
+    fma,
+    from_whole,
+    select,
+    to_whole,
+    with_sign_of,
+)
 
 
 def exp(x):
-    """Return e**x; 0 and inf beyond the range of the type, NaN for NaN."""
-    return np.exp(x)
+    """Return e**x of a vector; 0 and inf beyond the range of the type, NaN for NaN."""
 
 
-@overload(exp)
+@overload(exp, inline="always")
 def _overload_exp(x):
-    return {types.float32: _exp32, types.float64: _exp64}.get(x)
+    return _by_type(x, _exp32, _exp64)
+
+
+def log(x):
+    """Return the natural logarithm of a vector of normal numbers above 0."""
+
+
+@overload(log, inline="always")
+def _overload_log(x):
+    return _by_type(x, _log32, _log64)
 
 
 def tanh(x):
-    """Return the hyperbolic tangent; -1 and 1 far out, NaN for NaN."""
-    return np.tanh(x)
+    """Return the hyperbolic tangent of a vector; -1 and 1 far out, NaN for NaN."""
 
 
-@overload(tanh)
+@overload(tanh, inline="always")
 def _overload_tanh(x):
-    return {types.float32: _tanh32, types.float64: _tanh64}.get(x)
+    return _by_type(x, _tanh32, _tanh64)
+
+
+def _by_type(x, single, double):
+    if isinstance(x, Vector):
+        return {types.float32: single, types.float64: double}.get(x.dtype)
+    return None
 
 
 # exp(x) = 2^n exp(r), n = x / ln 2 rounded to an integer, r = x - n ln 2 in two steps, as ln 2 in one
 # number is not exact enough. 2^n is made from bits, in two factors: 2^128 and 2^-140 are no
 # normal numbers, but the results that they belong to may be.
 def _exp32(x):
-    x = F32(104.0) if x > F32(104.0) else x
-    x = F32(-104.0) if x < F32(-104.0) else x
-    n = np.floor(fma(x, F32(1.442695040888963), F32(0.5)))
-    r = fma(n, F32(-0.693359375), x)
-    r = fma(n, F32(2.12194440e-4), r)
-    p = fma(F32(1.9875691500e-4), r, F32(1.3981999507e-3))
-    p = fma(p, r, F32(8.3334519073e-3))
-    p = fma(p, r, F32(4.1665795894e-2))
-    p = fma(p, r, F32(1.6666665459e-1))
-    p = fma(p, r, F32(5.0000001201e-1))
-    p = fma(p, r * r, r) + F32(1.0)
-    whole = np.int32(n)
-    half = whole >> np.int32(1)
-    rest = np.int32(whole - half)
-    return (
-        p
-        * float_from_bits(np.int32((half + np.int32(127)) << np.int32(23)))
-        * float_from_bits(np.int32((rest + np.int32(127)) << np.int32(23)))
-    )
+    x = select(x > 104.0, 104.0, x)
+    x = select(x < -104.0, -104.0, x)
+    n = floor(fma(x, 1.442695040888963, 0.5))
+    r = fma(n, -0.693359375, x)
+    r = fma(n, 2.12194440e-4, r)
+    p = fma(r, 1.9875691500e-4, 1.3981999507e-3)
+    p = fma(p, r, 8.3334519073e-3)
+    p = fma(p, r, 4.1665795894e-2)
+    p = fma(p, r, 1.6666665459e-1)
+    p = fma(p, r, 5.0000001201e-1)
+    p = fma(p, r * r, r) + 1.0
+    whole = to_whole(n)
+    half = whole >> 1
+    return p * bits_as_float((half + 127) << 23) * bits_as_float((whole - half + 127) << 23)
 
 
 def _exp64(x):
-    x = 746.0 if x > 746.0 else x
-    x = -746.0 if x < -746.0 else x
-    n = np.floor(fma(x, 1.4426950408889634, 0.5))
+    x = select(x > 746.0, 746.0, x)
+    x = select(x < -746.0, -746.0, x)
+    n = floor(fma(x, 1.4426950408889634, 0.5))
     r = fma(n, -6.93147180369123816490e-01, x)
     r = fma(n, -1.90821492927058770002e-10, r)
     # Taylor's series: on |r| <= ln(2)/2 the term of degree 14 is below half a unit of rounding.
-    p = fma(1.0 / 6227020800.0, r, 1.0 / 479001600.0)
+    p = fma(r, 1.0 / 6227020800.0, 1.0 / 479001600.0)
     p = fma(p, r, 1.0 / 39916800.0)
     p = fma(p, r, 1.0 / 3628800.0)
     p = fma(p, r, 1.0 / 362880.0)
@@ -82,33 +97,69 @@ def _exp64(x):
     p = fma(p, r, 1.0 / 6.0)
     p = fma(p, r, 0.5)
     p = fma(p, r * r, r) + 1.0
-    whole = np.int64(n)
+    whole = to_whole(n)
     half = whole >> 1
-    return p * float_from_bits((half + 1023) << 52) * float_from_bits((whole - half + 1023) << 52)
+    return p * bits_as_float((half + 1023) << 52) * bits_as_float((whole - half + 1023) << 52)
+
+
+# log(x) = n ln 2 + log(1 + f), with 1 + f between sqrt(1/2) and sqrt(2).
+def _log32(x):
+    bits = float_as_bits(x) - 0x3F3504F3  # the bits of sqrt(1/2)
+    n = bits >> 23
+    f = bits_as_float(float_as_bits(x) - (n << 23)) - 1.0
+    n = from_whole(n)
+    z = f * f
+    p = fma(f, 7.0376836292e-2, -1.1514610310e-1)
+    p = fma(p, f, 1.1676998740e-1)
+    p = fma(p, f, -1.2420140846e-1)
+    p = fma(p, f, 1.4249322787e-1)
+    p = fma(p, f, -1.6668057665e-1)
+    p = fma(p, f, 2.0000714765e-1)
+    p = fma(p, f, -2.4999993993e-1)
+    p = fma(p, f, 3.3333331174e-1)
+    p = fma(n, -2.12194440e-4, p * f * z)
+    return fma(n, 0.693359375, f + fma(z, -0.5, p))
+
+
+def _log64(x):
+    bits = float_as_bits(x) - 0x3FE6A09E667F3BCD
+    n = bits >> 52
+    f = bits_as_float(float_as_bits(x) - (n << 52)) - 1.0
+    n = from_whole(n)
+    s = f / (f + 2.0)
+    z = s * s
+    p = fma(z, 1.479819860511658591e-1, 1.531383769920937332e-1)
+    p = fma(p, z, 1.818357216161805012e-1)
+    p = fma(p, z, 2.222219843214978396e-1)
+    p = fma(p, z, 2.857142874366239149e-1)
+    p = fma(p, z, 3.999999999940941908e-1)
+    p = fma(p, z, 6.666666666666735130e-1)
+    half = f * f * 0.5
+    p = fma(s, fma(p, z, half), n * 1.90821492927058770002e-10)
+    return fma(n, 6.93147180369123816490e-01, f - (half - p))
 
 
 # Near zero a polynomial keeps the relative accuracy that 1 - 2 / (e^2|x| + 1) loses. Both are computed
-# and one is taken: a branch could not be vectorised.
+# and one is taken.
 def _tanh32(x):
-    size = abs(x)
+    size = absolute(x)
     z = x * x
-    p = fma(F32(-5.70498872745e-3), z, F32(2.06390887954e-2))
-    p = fma(p, z, F32(-5.37397155531e-2))
-    p = fma(p, z, F32(1.33314422036e-1))
-    p = fma(p, z, F32(-3.33332819422e-1))
-    near = fma(p * z, size, size)
-    far = F32(1.0) - F32(2.0) / (exp(size + size) + F32(1.0))
-    return np.copysign(near if size < F32(0.625) else far, x)
+    p = fma(z, -5.70498872745e-3, 2.06390887954e-2)
+    p = fma(p, z, -5.37397155531e-2)
+    p = fma(p, z, 1.33314422036e-1)
+    p = fma(p, z, -3.33332819422e-1)
+    near = fma(p * z, x, x)
+    far = with_sign_of(1.0 - 2.0 / (exp(size + size) + 1.0), x)
+    return select(size < 0.625, near, far)
 
 
 def _tanh64(x):
-    size = abs(x)
+    size = absolute(x)
     z = x * x
-    p = fma(-9.64399179425052238628e-1, z, -9.92877231001918586564e1)
+    p = fma(z, -9.64399179425052238628e-1, -9.92877231001918586564e1)
     p = fma(p, z, -1.61468768441708447952e3)
-    q = z + 1.12811678491632931402e2
-    q = fma(q, z, 2.23548839060100448583e3)
+    q = fma(z + 1.12811678491632931402e2, z, 2.23548839060100448583e3)
     q = fma(q, z, 4.84406305325125486048e3)
-    near = fma(size * z, p / q, size)
-    far = 1.0 - 2.0 / (exp(size + size) + 1.0)
-    return np.copysign(near if size < 0.625 else far, x)
+    near = fma(x * z, p / q, x)
+    far = with_sign_of(1.0 - 2.0 / (exp(size + size) + 1.0), x)
+    return select(size < 0.625, near, far)

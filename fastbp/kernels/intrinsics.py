@@ -116,7 +116,7 @@ def lane_count(typingctx, base):
     return types.int64(base), codegen
 
 
-def _fma(builder, x, y, z):
+def emit_fma(builder, x, y, z):
     """Build x*y + z: rounded once where the machine has FMA, else twice."""
     if not HAS_FMA:
         return builder.fadd(builder.fmul(x, y), z)
@@ -126,31 +126,6 @@ def _fma(builder, x, y, z):
         suffix = f"v{x.type.count}{suffix}"
     kind = ir.FunctionType(x.type, [x.type] * 3)
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.{suffix}"), [x, y, z])
-
-
-@intrinsic
-def fma(typingctx, x, y, z):
-    """Return x*y + z of three floats of one type, with one rounding where the machine has FMA."""
-
-    def codegen(context, builder, signature, args):
-        return _fma(builder, *args)
-
-    if x == y == z and isinstance(x, types.Float):
-        return x(x, x, x), codegen
-    return None
-
-
-@intrinsic
-def float_from_bits(typingctx, bits):
-    """Read the bits of an int32 as a float32, those of an int64 as a float64."""
-    result = {types.int32: types.float32, types.int64: types.float64}.get(bits)
-    if result is None:
-        return None
-
-    def codegen(context, builder, signature, args):
-        return builder.bitcast(args[0], context.get_value_type(signature.return_type))
-
-    return result(bits), codegen
 
 
 @intrinsic
@@ -237,7 +212,7 @@ def _emit_tile(builder, rows, vectors, vector, k, a, a_row, a_col, b, b_row, d, 
         value = builder.load(address(a_now, a_row, i), align=align)
         value = builder.insert_element(undefined, value, _INT32(0))
         value = builder.shuffle_vector(value, undefined, first_lane)
-        added += [_fma(builder, value, b_vectors[j], sums[i * vectors + j]) for j in range(vectors)]
+        added += [emit_fma(builder, value, b_vectors[j], sums[i * vectors + j]) for j in range(vectors)]
     p_next = builder.add(p, _INT64(1))
     carried = [
         (p, _INT64(0), p_next),

@@ -34,6 +34,9 @@ def multiply_panel(m, nv, k, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
     into tiles of nearly equal height: 13 are 4 + 4 + 5, not 6 + 6 + 1, as a tile of one
     row keeps the multipliers half idle.
     """
+    if m <= MR:
+        micro_kernel(m, nv, k, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
+        return
     tiles = (m + MR - 1) // MR
     for tile in range(tiles):
         i = m * tile // tiles

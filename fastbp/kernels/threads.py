@@ -95,6 +95,8 @@ def wait_for_team(team, size):
 @inlined
 def share(n, unit, rank, size):
     """Return the bounds of one thread's part of range(n), cut at multiples of `unit`."""
+    if size == 1:
+        return np.int64(0), n
     units = (n + unit - 1) // unit
     return min(n, units * rank // size * unit), min(n, units * (rank + 1) // size * unit)
 

@@ -1,0 +1,329 @@
+"""Vectors as a type in compiled code: arithmetic on one whole register at a time.
+
+LLVM turns a plain loop into vectors where it sees fit, and does the remainder one by one: for
+layers of a few units that is most of the work. With this type a formula is written once, as if
+for one number, and runs on a register of them: ``1 / (1 + exp(-slope * z))`` with `z` a vector.
+
+A `Vector` is a local variable of a kernel: made by `load` or `splat`, combined by ``+ - * /``,
+comparisons, and the functions below, with other vectors of its type or with plain numbers, which
+are converted to its type; put back by `store`.
+"""
+
+import operator
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.datamodel import models
+from numba.core.imputils import lower_builtin
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, register_model
+
+from fastbp.kernels.intrinsics import emit_fma, lanes
+
+_INT32 = ir.IntType(32)
+_INT64 = ir.IntType(64)
+
+
+class Vector(types.Type):
+    """As many numbers of one type as a vector register of this machine holds."""
+
+    def __init__(self, dtype):
+        self.dtype = dtype
+        self.count = lanes(dtype.bitwidth // 8)
+        super().__init__(name=f"Vector({dtype} x {self.count})")
+
+
+class Mask(types.Type):
+    """What a comparison of two vectors gives: true or false for each number."""
+
+    def __init__(self, count):
+        self.count = count
+        super().__init__(name=f"Mask({count})")
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        element = dmm.lookup(fe_type.dtype).get_value_type()
+        super().__init__(dmm, fe_type, ir.VectorType(element, fe_type.count))
+
+
+@register_model(Mask)
+class _MaskModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, ir.VectorType(ir.IntType(1), fe_type.count))
+
+
+def _splat(builder, value, count):
+    kind = ir.VectorType(value.type, count)
+    undefined = ir.Constant(kind, ir.Undefined)
+    one = builder.insert_element(undefined, value, _INT32(0))
+    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(_INT32, count), None))
+
+
+def _as_vector(context, builder, value, kind, vector):
+    """Return `value` as a vector, a plain number in all its places."""
+    if isinstance(kind, Vector):
+        return value
+    return _splat(builder, context.cast(builder, value, kind, vector.dtype), vector.count)
+
+
+def _common(args):
+    """Return the one vector type among the arguments, if all others are plain numbers."""
+    vectors = {arg for arg in args if isinstance(arg, Vector)}
+    others = [arg for arg in args if not isinstance(arg, Vector)]
+    if len(vectors) == 1 and all(isinstance(arg, types.Number) for arg in others):
+        return vectors.pop()
+    return None
+
+
+_ARITHMETIC = {
+    operator.add: ("fadd", "add"),
+    operator.sub: ("fsub", "sub"),
+    operator.mul: ("fmul", "mul"),
+    operator.truediv: ("fdiv", None),
+    operator.lshift: (None, "shl"),
+    operator.rshift: (None, "ashr"),
+}
+_COMPARISONS = {operator.lt: "<", operator.gt: ">", operator.le: "<=", operator.ge: ">="}
+
+
+def _register_binary(function):
+    class Typing(AbstractTemplate):
+        def generic(self, args, kws):
+            vector = _common(args) if len(args) == 2 else None
+            if vector is None:
+                return None
+            result = Mask(vector.count) if function in _COMPARISONS else vector
+            return signature(result, *args)
+
+    infer_global(function)(Typing)
+
+    def lower(context, builder, sig, args):
+        vector = _common(sig.args)
+        x, y = (_as_vector(context, builder, v, t, vector) for v, t in zip(args, sig.args, strict=True))
+        real = isinstance(vector.dtype, types.Float)
+        if function in _COMPARISONS:
+            compare = builder.fcmp_ordered if real else builder.icmp_signed
+            return compare(_COMPARISONS[function], x, y)
+        return getattr(builder, _ARITHMETIC[function][0 if real else 1])(x, y)
+
+    for pair in ((Vector, Vector), (Vector, types.Number), (types.Number, Vector)):
+        lower_builtin(function, *pair)(lower)
+
+
+for _function in (*_ARITHMETIC, *_COMPARISONS):
+    _register_binary(_function)
+
+
+@infer_global(operator.neg)
+class _Negation(AbstractTemplate):
+    def generic(self, args, kws):
+        return signature(args[0], args[0]) if isinstance(args[0], Vector) else None
+
+
+@lower_builtin(operator.neg, Vector)
+def _negate(context, builder, sig, args):
+    return builder.fneg(args[0])
+
+
+def _call(builder, name, *args):
+    """Call an LLVM intrinsic of vectors of floats."""
+    kind = args[0].type
+    suffix = f"v{kind.count}f{32 if isinstance(kind.element, ir.FloatType) else 64}"
+    function_type = ir.FunctionType(kind, [kind] * len(args))
+    return builder.call(cgutils.get_or_insert_function(builder.module, function_type, f"{name}.{suffix}"), args)
+
+
+def _place(builder, pointer, offset, kind):
+    return builder.bitcast(builder.gep(pointer, [offset]), kind.as_pointer())
+
+
+@intrinsic
+def load(typingctx, pointer, offset):
+    """Load the vector that begins `offset` elements behind a pointer."""
+    vector = Vector(pointer.dtype)
+
+    def codegen(context, builder, sig, args):
+        kind = context.get_value_type(vector)
+        return builder.load(_place(builder, *args, kind), align=vector.dtype.bitwidth // 8)
+
+    return vector(pointer, types.int64), codegen
+
+
+@intrinsic
+def store(typingctx, pointer, offset, value):
+    """Store a vector `offset` elements behind a pointer."""
+
+    def codegen(context, builder, sig, args):
+        builder.store(args[2], _place(builder, *args[:2], args[2].type), align=value.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.int64, value), codegen
+
+
+@intrinsic
+def load_first(typingctx, pointer, offset, count):
+    """Load the first `count` numbers of a vector, and touch no memory behind them; the others are zero."""
+    vector = Vector(pointer.dtype)
+
+    def codegen(context, builder, sig, args):
+        kind = context.get_value_type(vector)
+        mask = _first_lanes(builder, vector.count, args[2])
+        place = _place(builder, *args[:2], kind)
+        suffix = f"v{vector.count}f{vector.dtype.bitwidth}.p0"
+        function_type = ir.FunctionType(kind, [place.type, _INT32, mask.type, kind])
+        function = cgutils.get_or_insert_function(builder.module, function_type, f"llvm.masked.load.{suffix}")
+        return builder.call(function, [place, _INT32(vector.dtype.bitwidth // 8), mask, ir.Constant(kind, None)])
+
+    return vector(pointer, types.int64, types.int64), codegen
+
+
+@intrinsic
+def splat(typingctx, pointer, value):
+    """Return a vector of what the pointer points at, with one value in all places."""
+    vector = Vector(pointer.dtype)
+
+    def codegen(context, builder, sig, args):
+        return _as_vector(context, builder, args[1], value, vector)
+
+    return vector(pointer, value), codegen
+
+
+def _first_lanes(builder, count, n):
+    numbers = ir.Constant(ir.VectorType(_INT64, count), list(range(count)))
+    return builder.icmp_signed("<", numbers, _splat(builder, n, count))
+
+
+@intrinsic
+def first_lanes(typingctx, value, n):
+    """Return the mask of the first n places of a vector like `value`."""
+
+    def codegen(context, builder, sig, args):
+        return _first_lanes(builder, value.count, args[1])
+
+    return Mask(value.count)(value, types.int64), codegen
+
+
+@intrinsic
+def select(typingctx, mask, x, y):
+    """Return x where the mask is true, else y; not both plain numbers."""
+    vector = _common((x, y))
+
+    def codegen(context, builder, sig, args):
+        chosen = (_as_vector(context, builder, v, t, vector) for v, t in zip(args[1:], sig.args[1:], strict=True))
+        return builder.select(args[0], *chosen)
+
+    return vector(mask, x, y), codegen
+
+
+@intrinsic
+def fma(typingctx, x, y, z):
+    """Return x * y + z, with one rounding where the machine has FMA."""
+    vector = _common((x, y, z))
+
+    def codegen(context, builder, sig, args):
+        return emit_fma(
+            builder, *(_as_vector(context, builder, v, t, vector) for v, t in zip(args, sig.args, strict=True))
+        )
+
+    return vector(x, y, z), codegen
+
+
+def _unary(name, description):
+    @intrinsic
+    def function(typingctx, x):
+        def codegen(context, builder, sig, args):
+            return _call(builder, name, args[0])
+
+        return x(x), codegen
+
+    function.__doc__ = description
+    return function
+
+
+floor = _unary("llvm.floor", "Round down.")
+sqrt = _unary("llvm.sqrt", "Return the square root, correctly rounded.")
+absolute = _unary("llvm.fabs", "Return the absolute value.")
+
+
+@intrinsic
+def with_sign_of(typingctx, x, y):
+    """Return x with the sign of y."""
+
+    def codegen(context, builder, sig, args):
+        return _call(builder, "llvm.copysign", *args)
+
+    return x(x, y), codegen
+
+
+@intrinsic
+def to_whole(typingctx, x):
+    """Convert floats that are whole numbers to integers of as many bits."""
+    result = Vector({types.float32: types.int32, types.float64: types.int64}[x.dtype])
+
+    def codegen(context, builder, sig, args):
+        return builder.fptosi(args[0], context.get_value_type(result))
+
+    return result(x), codegen
+
+
+@intrinsic
+def from_whole(typingctx, x):
+    """Convert integers to floats of as many bits."""
+    result = Vector({types.int32: types.float32, types.int64: types.float64}[x.dtype])
+
+    def codegen(context, builder, sig, args):
+        return builder.sitofp(args[0], context.get_value_type(result))
+
+    return result(x), codegen
+
+
+@intrinsic
+def bits_as_float(typingctx, x):
+    """Read the bits of integers as floats."""
+    result = Vector({types.int32: types.float32, types.int64: types.float64}[x.dtype])
+
+    def codegen(context, builder, sig, args):
+        return builder.bitcast(args[0], context.get_value_type(result))
+
+    return result(x), codegen
+
+
+@intrinsic
+def float_as_bits(typingctx, x):
+    """Read the bits of floats as integers."""
+    result = Vector({types.float32: types.int32, types.float64: types.int64}[x.dtype])
+
+    def codegen(context, builder, sig, args):
+        return builder.bitcast(args[0], context.get_value_type(result))
+
+    return result(x), codegen
+
+
+def _halving(combine, description):
+    @intrinsic
+    def function(typingctx, x):
+        def codegen(context, builder, sig, args):
+            value = args[0]
+            half = x.count // 2
+            while half:
+                order = [(i + half) % x.count for i in range(x.count)]
+                other = builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(_INT32, x.count), order))
+                value = combine(builder, value, other)
+                half //= 2
+            return builder.extract_element(value, _INT32(0))
+
+        return x.dtype(x), codegen
+
+    function.__doc__ = description
+    return function
+
+
+def _larger(builder, x, y):
+    return builder.select(builder.fcmp_ordered(">", x, y), x, y)
+
+
+total = _halving(lambda builder, x, y: builder.fadd(x, y), "Add up the numbers of a vector, always in the same order.")
+largest = _halving(_larger, "Return the largest number of a vector.")
