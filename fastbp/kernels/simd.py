@@ -78,7 +78,7 @@ def _common(args):
     return None
 
 
-_ARITHMETIC = {
+_ARITHMETIC: dict = {
     operator.add: ("fadd", "add"),
     operator.sub: ("fsub", "sub"),
     operator.mul: ("fmul", "mul"),
@@ -136,7 +136,7 @@ def _call(builder, name, *args):
     return builder.call(cgutils.get_or_insert_function(builder.module, function_type, f"{name}.{suffix}"), args)
 
 
-def _place(builder, pointer, offset, kind):
+def _place(builder, kind, pointer, offset):
     return builder.bitcast(builder.gep(pointer, [offset]), kind.as_pointer())
 
 
@@ -147,7 +147,7 @@ def load(typingctx, pointer, offset):
 
     def codegen(context, builder, sig, args):
         kind = context.get_value_type(vector)
-        return builder.load(_place(builder, *args, kind), align=vector.dtype.bitwidth // 8)
+        return builder.load(_place(builder, kind, *args), align=vector.dtype.bitwidth // 8)
 
     return vector(pointer, types.int64), codegen
 
@@ -157,7 +157,7 @@ def store(typingctx, pointer, offset, value):
     """Store a vector `offset` elements behind a pointer."""
 
     def codegen(context, builder, sig, args):
-        builder.store(args[2], _place(builder, *args[:2], args[2].type), align=value.dtype.bitwidth // 8)
+        builder.store(args[2], _place(builder, args[2].type, *args[:2]), align=value.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
     return types.void(pointer, types.int64, value), codegen
@@ -171,7 +171,7 @@ def load_first(typingctx, pointer, offset, count):
     def codegen(context, builder, sig, args):
         kind = context.get_value_type(vector)
         mask = _first_lanes(builder, vector.count, args[2])
-        place = _place(builder, *args[:2], kind)
+        place = _place(builder, kind, *args[:2])
         suffix = f"v{vector.count}f{vector.dtype.bitwidth}.p0"
         function_type = ir.FunctionType(kind, [place.type, _INT32, mask.type, kind])
         function = cgutils.get_or_insert_function(builder.module, function_type, f"llvm.masked.load.{suffix}")
