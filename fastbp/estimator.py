@@ -99,7 +99,7 @@ class BaseBackprop(BaseEstimator):
         memory = None if first or not one_epoch else training.Memory.restore(self._memory, network, self.solver)
         session = training.Session(
             network, network.pack(coefs, intercepts), memory or training.Memory.empty(network, self.solver),
-            settings, n_samples,
+            settings, n_samples, training.mostly_zero(X),
         )  # fmt: skip
         training.fit(session, X, Y, weight, settings, progress, random_state, one_epoch=one_epoch)
         self.coefs_, self.intercepts_ = network.unpack(session.state.params)

@@ -15,7 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import shuffle as shuffled
 
 from fastbp.kernels import backprop, threads
-from fastbp.kernels.intrinsics import NV, lanes
+from fastbp.kernels.intrinsics import MARKED, MR, NV, lanes
 from fastbp.losses import LOSSES
 from fastbp.network import Network, aligned_zeros
 from fastbp.optimizers import SOLVERS, step_sizes
@@ -24,6 +24,8 @@ from fastbp.optimizers import SOLVERS, step_sizes
 MAX_CALL = 0.04
 # Bytes of activations and deltas kept at once: a larger batch goes through in chunks of rows.
 MAX_WORKSPACE = 32 * 2**20
+# Making the lists costs about a tenth of the first layer's work (`benchmarks/bench_sparse.py`).
+WORTH_LISTING = 0.75
 # Rows that go through the network together in prediction: enough to use each weight many times while
 # it is in the cache.
 PREDICT_ROWS = 96
@@ -184,15 +186,22 @@ class Session:
         How to train.
     n_samples : int
         Samples in an epoch.
+    sparse : bool
+        Whether to leave out inputs that are zero; see `mostly_zero`.
     """
 
-    def __init__(self, network, params, memory, settings, n_samples):
+    def __init__(self, network, params, memory, settings, n_samples, sparse=False):
         self.settings = settings
         self.memory = memory
         batch_size = settings.batch_size
+        work = training_work(network.units) * min(batch_size, n_samples)
+        self.n_threads = threads.thread_count(settings.n_jobs, work)
         chunk = min(batch_size, _workspace_rows(network))
         table, size = network.workspace(chunk)
         n_grads = network.n_params if chunk < batch_size else 0
+        n_groups = -(-network.units[0] // MARKED) if sparse else 0
+        # Room for one list over the inputs, or one over the rows for each tile of a block.
+        n_listed = MARKED + max(network.units[0] + MARKED, -(-MARKED // MR) * (chunk + MARKED)) if sparse else 0
         self.state = backprop.State(
             table=table,
             coefficients=network.coefficients,
@@ -204,10 +213,10 @@ class Session:
             space=aligned_zeros(size, network.dtype),
             row_loss=np.zeros(chunk),
             squares=np.zeros(network.count_blocks(backprop.BLOCK_ROWS)),
+            marks=np.zeros(n_groups * chunk, np.uint16),
+            listed=np.zeros(self.n_threads * n_listed, np.int32),
         )
         self.chunk = chunk
-        work = training_work(network.units) * min(batch_size, n_samples)
-        self.n_threads = threads.thread_count(settings.n_jobs, work)
         scratch = (1 + backprop.BLOCK_ROWS * NV) * network.lanes
         self._scratch = aligned_zeros(self.n_threads * scratch, network.dtype)
         self._pace = _pace_of(tuple(network.units), batch_size, str(network.dtype), settings.solver, self.n_threads)
@@ -257,6 +266,31 @@ class Session:
             backprop.train, backprop.train_on_threads, (data, self.state, plan, losses, self._scratch), n_threads
         )
         self.memory.steps += last - first
+
+
+def mostly_zero(x):
+    """Find out whether it pays to leave out inputs that are zero.
+
+    The first layer's products go through the inputs in tiles: MR samples in the forward pass, about as many
+    neighbouring features in the weight gradient. A step is saved where all of a tile are zero.
+
+    Parameters
+    ----------
+    x : ndarray of shape (n_samples, n_features)
+        Inputs, of which some hundred rows are looked at.
+
+    Returns
+    -------
+    bool
+        Whether fewer than `WORTH_LISTING` of the steps remain in both.
+    """
+    n, k = x.shape
+    if n < MR or k < MARKED:
+        return False
+    some = x[:: max(1, n // 240)][:240] != 0
+    rows = some[: len(some) // MR * MR].reshape(-1, MR, k).any(axis=1).mean()
+    columns = some[:, : k // MR * MR].reshape(len(some), -1, MR).any(axis=2).mean()
+    return max(rows, columns) < WORTH_LISTING
 
 
 def batch_size(wanted, n_samples):

@@ -20,6 +20,7 @@ from numba import prange
 
 from fastbp.activations import SOFTMAX, activate, softmax, times_derivative
 from fastbp.kernels.intrinsics import (
+    MARKED,
     NV,
     call_at,
     flush_subnormals,
@@ -31,7 +32,17 @@ from fastbp.kernels.intrinsics import (
     view,
 )
 from fastbp.kernels.jit import cached_jit, inlined
-from fastbp.kernels.matmul import NONE, ONE, matmul_nn, multiply_panel, pack_transposed
+from fastbp.kernels.matmul import (
+    NONE,
+    ONE,
+    list_block,
+    mark_row,
+    matmul_nn,
+    matmul_sparse,
+    multiply_block,
+    multiply_panel,
+    pack_transposed,
+)
 from fastbp.kernels.threads import join_team, share, wait_for_team
 from fastbp.losses import SQUARED_ERROR, loss_and_residual
 from fastbp.network import FIELD
@@ -71,6 +82,8 @@ class State(NamedTuple):
     space: np.ndarray  # activations and deltas of one chunk of rows
     row_loss: np.ndarray  # (chunk,) float64
     squares: np.ndarray  # (n_blocks,) float64: sums of squared weights
+    marks: np.ndarray  # (n_groups * chunk,) uint16: which inputs are not zero; empty where all are used
+    listed: np.ndarray  # int32, a part for each thread: lists of them
 
 
 class Plan(NamedTuple):
@@ -97,17 +110,31 @@ def _take_sample(x, sample, space, layer, i):
 
 
 @inlined
-def _forward(table, coefficients, params, space, first, last):
-    """Compute the activations of rows [first, last), layer by layer (Maren 2020, Eqs. 6.3, 6.4, 6.9, 6.10)."""
+def _forward(table, coefficients, params, space, first, last, marks, n_marked, listed):
+    """Compute the activations of rows [first, last), layer by layer (Maren 2020, Eqs. 6.3, 6.4, 6.9, 6.10).
+
+    Where there is room for marks, `n_marked` rows, inputs that are zero are left out.
+    """
     m = last - first
+    if marks.size:
+        layer = table[0]
+        for i in range(first, last):
+            row = pointer(space, layer[SOURCE] + i * layer[SOURCE_ROW])
+            mark_row(row, layer[FAN_IN], pointer(marks, 0), n_marked, i)
     for index in range(table.shape[0]):
         layer = table[index]
         row = layer[ROW]
         z = pointer(space, layer[Z] + first * row)
-        matmul_nn(
-            m, layer[FAN_OUT], layer[FAN_IN], pointer(space, layer[SOURCE] + first * layer[SOURCE_ROW]),
-            layer[SOURCE_ROW], pointer(params, layer[WEIGHTS]), layer[ROWS], pointer(params, layer[BIAS]), z, row,
-        )  # fmt: skip
+        source = pointer(space, layer[SOURCE] + first * layer[SOURCE_ROW])
+        weights = pointer(params, layer[WEIGHTS])
+        bias = pointer(params, layer[BIAS])
+        if index == 0 and marks.size:
+            matmul_sparse(
+                m, layer[FAN_OUT], layer[FAN_IN], source, layer[SOURCE_ROW], pointer(marks, 0), n_marked, first,
+                weights, layer[ROWS], bias, z, row, listed,
+            )  # fmt: skip
+        else:
+            matmul_nn(m, layer[FAN_OUT], layer[FAN_IN], source, layer[SOURCE_ROW], weights, layer[ROWS], bias, z, row)
         if layer[ACTIVATION] == SOFTMAX:
             for i in range(m):
                 softmax(shift(z, i * row), layer[FAN_OUT])
@@ -173,7 +200,7 @@ def _step(state, plan, batch, alpha, divisor, offset, grads, n):
 
 
 @inlined
-def _descend(state, plan, batch, m, divisor, begins, ends, rank, size, scratch):
+def _descend(state, plan, batch, m, divisor, begins, ends, rank, size, scratch, listed):
     """Sum this thread's part of the gradient over m rows, and update with it.
 
     A batch of more rows than the workspace holds comes in chunks: each continues the sums of the one before,
@@ -192,22 +219,41 @@ def _descend(state, plan, batch, m, divisor, begins, ends, rank, size, scratch):
         fan_in, padded, rows = layer[FAN_IN], layer[PADDED], layer[ROWS]
         first, last = share(fan_in, BLOCK_ROWS, rank, size)
         source = pointer(state.space, layer[SOURCE])
-        for j in range(0, padded, nr):
+        sparse = index == 0 and state.marks.size > 0
+        p, j = first, 0
+        while p < last and j < padded:
             nv = min(NV, (padded - j) // width)
+            count = min(BLOCK_ROWS, last - p)
+            n = count * nv * width
+            offset = layer[WEIGHTS] + j * rows + p * nv * width
             delta = pointer(state.space, layer[DELTA] + j)
-            for p in range(first, last, BLOCK_ROWS):
-                count = min(BLOCK_ROWS, last - p)
-                n = count * nv * width
-                offset = layer[WEIGHTS] + j * rows + p * nv * width
-                out = tile if in_place else pointer(state.grads, offset)
-                multiply_panel(
-                    count, nv, m, shift(source, p), ONE, layer[SOURCE_ROW], delta, layer[ROW],
-                    zeros if begins else out, 0 if begins else nv * width, out, nv * width,
+            out = tile if in_place else pointer(state.grads, offset)
+            start, start_row = (zeros, 0) if begins else (out, nv * width)
+            if sparse:
+                if j == 0:
+                    list_block(pointer(state.marks, p // MARKED * plan.chunk), m, count, listed, plan.chunk + MARKED)
+                multiply_block(
+                    count, nv, shift(source, p), layer[SOURCE_ROW], delta, layer[ROW], start, start_row, out,
+                    nv * width, listed, plan.chunk + MARKED,
                 )  # fmt: skip
-                if ends:
-                    place = block + p // BLOCK_ROWS
-                    state.squares[place] = _step(state, plan, batch, plan.alpha, divisor, offset, out, n)
-            block += (fan_in + BLOCK_ROWS - 1) // BLOCK_ROWS
+            else:
+                multiply_panel(
+                    count, nv, m, shift(source, p), ONE, layer[SOURCE_ROW], delta, layer[ROW], start, start_row, out,
+                    nv * width,
+                )  # fmt: skip
+            if ends:
+                place = block + j // nr * ((fan_in + BLOCK_ROWS - 1) // BLOCK_ROWS) + p // BLOCK_ROWS
+                state.squares[place] = _step(state, plan, batch, plan.alpha, divisor, offset, out, n)
+            # One panel of columns after the other; but all of them for one block of rows where rows are listed.
+            if sparse:
+                j += nr
+                if j >= padded:
+                    p, j = p + BLOCK_ROWS, 0
+            else:
+                p += BLOCK_ROWS
+                if p >= last:
+                    p, j = first, j + nr
+        block += ((fan_in + BLOCK_ROWS - 1) // BLOCK_ROWS) * ((padded + nr - 1) // nr)
         # The bias is the weight of an input that is always one.
         left, right = share(padded, width, rank, size)
         for j in range(left, right, width):
@@ -270,6 +316,7 @@ def train(data, state, plan, losses, scratch, team, wanted):
         return
     mode = flush_subnormals()
     mine = pointer(scratch, rank * (scratch.size // wanted))
+    listed = pointer(state.listed, rank * (state.listed.size // wanted))
     for index in range(1, state.table.shape[0]):
         layer = state.table[index]
         first, last = share(layer[FAN_IN], BLOCK_ROWS, rank, size)
@@ -289,14 +336,17 @@ def train(data, state, plan, losses, scratch, team, wanted):
             if first < last:
                 for i in range(first, last):
                     _take_sample(data.x, data.order[position + i], state.space, state.table[0], i)
-                _forward(state.table, state.coefficients, state.params, state.space, first, last)
+                _forward(
+                    state.table, state.coefficients, state.params, state.space, first, last, state.marks, plan.chunk,
+                    listed,
+                )  # fmt: skip
                 _output_delta(data, state, plan, position, first, last)
                 _backward(state, first, last)
             wait_for_team(team, size)
             if rank == 0:
                 for i in range(m):
                     total += state.row_loss[i]
-            _descend(state, plan, batch, m, divisor, position == start, position + m == stop, rank, size, mine)
+            _descend(state, plan, batch, m, divisor, position == start, position + m == stop, rank, size, mine, listed)
             wait_for_team(team, size)
         if rank == 0:
             squares = 0.0
@@ -335,13 +385,15 @@ def predict(x, table, coefficients, params, space, out, block, team, wanted):
     if rank < 0:
         return
     mode = flush_subnormals()
+    marks = np.empty(0, np.uint16)
+    listed = pointer(np.empty(0, np.int32), 0)
     last_layer = table[table.shape[0] - 1]
     first, last = share(x.shape[0], block, rank, size)
     for begin in range(first, last, block):
         m = min(block, last - begin)
         for i in range(m):
             _take_sample(x, begin + i, space, table[0], rank * block + i)
-        _forward(table, coefficients, params, space, rank * block, rank * block + m)
+        _forward(table, coefficients, params, space, rank * block, rank * block + m, marks, 0, listed)
         for i in range(m):
             a = part(space, last_layer[A] + (rank * block + i) * last_layer[ROW], last_layer[FAN_OUT])
             for j in range(a.size):

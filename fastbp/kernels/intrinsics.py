@@ -116,6 +116,14 @@ def lane_count(typingctx, base):
     return types.int64(base), codegen
 
 
+def emit_splat(builder, value, count):
+    """Build a vector with one value in all its places."""
+    kind = ir.VectorType(value.type, count)
+    undefined = ir.Constant(kind, ir.Undefined)
+    one = builder.insert_element(undefined, value, _INT32(0))
+    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(_INT32, count), None))
+
+
 def emit_fma(builder, x, y, z):
     """Build x*y + z: rounded once where the machine has FMA, else twice."""
     if not HAS_FMA:
@@ -153,39 +161,45 @@ def micro_kernel(typingctx, mr, nv, k, a, a_row, a_col, b, b_row, d, d_row, c, c
     c, c_row : pointer, int64
         C is (mr, nv * lanes); may be D. No pointer needs an alignment.
     """
-    scalar = a.dtype
-    width = lanes(scalar.bitwidth // 8)
-
-    def codegen(context, builder, signature, args):
-        mr, nv = args[:2]
-        element = context.get_data_type(scalar)
-        done = builder.append_basic_block("tile.done")
-        # One block of code for each tile shape, chosen by a jump.
-        choice = builder.switch(
-            builder.add(builder.mul(builder.sub(mr, _INT64(1)), _INT64(NV)), builder.sub(nv, _INT64(1))), done
-        )
-        for rows in range(1, MR + 1):
-            for vectors in range(1, NV + 1):
-                block = builder.append_basic_block(f"tile.{rows}x{vectors}")
-                choice.add_case(_INT64((rows - 1) * NV + vectors - 1), block)
-                builder.position_at_end(block)
-                _emit_tile(builder, rows, vectors, ir.VectorType(element, width), *args[2:])
-                builder.branch(done)
-        builder.position_at_end(done)
-        return context.get_dummy_value()
-
-    signature = types.void(
-        types.int64, types.int64, types.int64, a, types.int64, types.int64, b, types.int64, d, types.int64,
-        c, types.int64,
-    )  # fmt: skip
-    return signature, codegen
+    return _tile_signature(mr, nv, k, a, a_row, a_col, b, b_row, d, d_row, c, c_row), _generate_tiles
 
 
-def _emit_tile(builder, rows, vectors, vector, k, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
+@intrinsic
+def micro_kernel_listed(typingctx, mr, nv, k, listed, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
+    """Do as `micro_kernel`, with a reduction over the `k` indices that the pointer `listed` (int32) points at.
+
+    Left out are indices for which A is zero in all rows: the results are the same, but for the sign of a zero.
+    """
+    return _tile_signature(mr, nv, k, listed, a, a_row, a_col, b, b_row, d, d_row, c, c_row), _generate_tiles
+
+
+def _tile_signature(*kinds):
+    return types.void(*(kind if isinstance(kind, types.CPointer) else types.int64 for kind in kinds))
+
+
+def _generate_tiles(context, builder, signature, args):
+    """Emit one block of code for each tile shape, chosen by a jump."""
+    listed = len(args) == 13
+    mr, nv, k, *operands = args
+    scalar = signature.args[-2].dtype
+    vector = ir.VectorType(context.get_data_type(scalar), lanes(scalar.bitwidth // 8))
+    done = builder.append_basic_block("tile.done")
+    shape = builder.add(builder.mul(builder.sub(mr, _INT64(1)), _INT64(NV)), builder.sub(nv, _INT64(1)))
+    choice = builder.switch(shape, done)
+    for rows in range(1, MR + 1):
+        for vectors in range(1, NV + 1):
+            block = builder.append_basic_block(f"tile.{rows}x{vectors}")
+            choice.add_case(_INT64((rows - 1) * NV + vectors - 1), block)
+            builder.position_at_end(block)
+            _emit_tile(builder, rows, vectors, vector, k, *(operands if listed else (None, *operands)))
+            builder.branch(done)
+    builder.position_at_end(done)
+    return context.get_dummy_value()
+
+
+def _emit_tile(builder, rows, vectors, vector, k, listed, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
     element = vector.element
     align = 4 if isinstance(element, ir.FloatType) else 8
-    first_lane = ir.Constant(ir.VectorType(_INT32, vector.count), None)
-    undefined = ir.Constant(vector, ir.Undefined)
     places = [(i, j) for i in range(rows) for j in range(vectors)]
 
     def address(base, row_stride, i, j=0):
@@ -203,23 +217,25 @@ def _emit_tile(builder, rows, vectors, vector, k, a, a_row, a_col, b, b_row, d, 
 
     builder.position_at_end(loop)
     p = builder.phi(_INT64)
-    a_now = builder.phi(a.type)
-    b_now = builder.phi(b.type)
     sums = [builder.phi(vector) for _ in places]
+    if listed is None:
+        a_now, b_now = builder.phi(a.type), builder.phi(b.type)
+    p_next = builder.add(p, _INT64(1))
+    carried = [(p, _INT64(0), p_next)]
+    if listed is None:
+        carried.append((a_now, a, _offset(builder, a_now, a_col)))
+        carried.append((b_now, b, _offset(builder, b_now, b_row)))
+    else:
+        index = builder.zext(builder.load(builder.gep(listed, [p]), align=4), _INT64)
+        a_now = _offset(builder, a, builder.mul(index, a_col))
+        b_now = _offset(builder, b, builder.mul(index, b_row))
     b_vectors = [load(b_now, b_row, 0, j) for j in range(vectors)]
     added = []
     for i in range(rows):
         value = builder.load(address(a_now, a_row, i), align=align)
-        value = builder.insert_element(undefined, value, _INT32(0))
-        value = builder.shuffle_vector(value, undefined, first_lane)
+        value = emit_splat(builder, value, vector.count)
         added += [emit_fma(builder, value, b_vectors[j], sums[i * vectors + j]) for j in range(vectors)]
-    p_next = builder.add(p, _INT64(1))
-    carried = [
-        (p, _INT64(0), p_next),
-        (a_now, a, _offset(builder, a_now, a_col)),
-        (b_now, b, _offset(builder, b_now, b_row)),
-        *zip(sums, start, added, strict=True),
-    ]
+    carried += zip(sums, start, added, strict=True)
     for phi, initial, following in carried:
         phi.add_incoming(initial, before)
         phi.add_incoming(following, loop)
@@ -228,6 +244,72 @@ def _emit_tile(builder, rows, vectors, vector, k, a, a_row, a_col, b, b_row, d, 
     builder.position_at_end(end)
     for (i, j), value in zip(places, added, strict=True):
         builder.store(value, builder.bitcast(address(c, c_row, i, j), vector.as_pointer()), align=align)
+
+
+# Numbers that one mark stands for: a bit each.
+MARKED = 16
+
+
+@intrinsic
+def nonzero_bits(typingctx, source):
+    """Return MARKED bits, set where the numbers behind a pointer are not zero."""
+    scalar = source.dtype
+
+    def codegen(context, builder, signature, args):
+        kind = ir.VectorType(context.get_data_type(scalar), MARKED)
+        values = builder.load(builder.bitcast(args[0], kind.as_pointer()), align=scalar.bitwidth // 8)
+        bits = builder.fcmp_unordered("!=", values, ir.Constant(kind, None))
+        return builder.zext(builder.bitcast(bits, ir.IntType(MARKED)), _INT64)
+
+    return types.int64(source), codegen
+
+
+def _append(builder, mask, base, out, count):
+    """Append base + i to a list for each i of the mask; return the new length."""
+    kind = ir.VectorType(_INT32, MARKED)
+    numbers = builder.add(
+        emit_splat(builder, builder.trunc(base, _INT32), MARKED), ir.Constant(kind, list(range(MARKED)))
+    )
+    function_type = ir.FunctionType(kind, [kind, mask.type, kind])
+    compress = f"llvm.experimental.vector.compress.v{MARKED}i32"
+    function = cgutils.get_or_insert_function(builder.module, function_type, compress)
+    packed = builder.call(function, [numbers, mask, ir.Constant(kind, ir.Undefined)])
+    builder.store(packed, builder.bitcast(_offset(builder, out, count), kind.as_pointer()), align=4)
+    population = builder.ctpop(builder.bitcast(mask, ir.IntType(MARKED)))
+    return builder.add(count, builder.zext(population, _INT64))
+
+
+@intrinsic
+def append_set_bits(typingctx, bits, base, out, count):
+    """Append base + i to the int32 list `out` of `count` entries for each set bit i; return the new count.
+
+    MARKED entries are written, of which those behind the new count are meaningless.
+    """
+
+    def codegen(context, builder, signature, args):
+        bits, base, out, count = args
+        small = builder.trunc(bits, ir.IntType(MARKED))
+        mask = builder.bitcast(small, ir.VectorType(ir.IntType(1), MARKED))
+        return _append(builder, mask, base, out, count)
+
+    return types.int64(types.int64, types.int64, out, types.int64), codegen
+
+
+@intrinsic
+def append_marked(typingctx, marks, bits, n, base, out, count):
+    """Append base + i to the list `out` where marks[i], for i below n and MARKED, has any of the bits."""
+
+    def codegen(context, builder, signature, args):
+        marks, bits, n, base, out, count = args
+        kind = ir.VectorType(ir.IntType(MARKED), MARKED)
+        values = builder.load(builder.bitcast(marks, kind.as_pointer()), align=MARKED // 8)
+        wanted = builder.and_(values, emit_splat(builder, builder.trunc(bits, ir.IntType(MARKED)), MARKED))
+        mask = builder.icmp_unsigned("!=", wanted, ir.Constant(kind, None))
+        numbers = ir.Constant(ir.VectorType(_INT64, MARKED), list(range(MARKED)))
+        mask = builder.and_(mask, builder.icmp_signed("<", numbers, emit_splat(builder, n, MARKED)))
+        return _append(builder, mask, base, out, count)
+
+    return types.int64(marks, types.int64, types.int64, types.int64, out, types.int64), codegen
 
 
 @intrinsic

@@ -19,7 +19,20 @@ functionality", ACM TOMS 41(3), 2015.
 
 import numpy as np
 
-from fastbp.kernels.intrinsics import MR, NV, lane_count, micro_kernel, shift, transpose_tile
+from fastbp.kernels.intrinsics import (
+    MARKED,
+    MR,
+    NV,
+    append_marked,
+    append_set_bits,
+    lane_count,
+    micro_kernel,
+    micro_kernel_listed,
+    nonzero_bits,
+    shift,
+    transpose_tile,
+    view,
+)
 from fastbp.kernels.jit import inlined, jit
 
 # As arguments these are numbers like any other; a literal would have its function compiled once more.
@@ -101,3 +114,112 @@ def pack_transposed(first, last, n, panels, panel_rows, out, out_rows):
             transpose_tile(
                 shift(source, p * source_row), source_row, shift(out, top * out_rows + j * out_row + p - top), out_row
             )
+
+
+# Products with an A that is mostly zero. A mark is MARKED bits that say which of as many neighbours in a row
+# are not zero. Marks of one group of columns lie side by side for all rows: marks[group * n_rows + i].
+
+
+@jit
+def mark_row(row, k, marks, n_rows, i):
+    """Set the marks of row i of k numbers; MARKED numbers behind them may be read."""
+    n_groups = (k + MARKED - 1) // MARKED
+    groups = view(marks, n_groups * n_rows)
+    for group in range(n_groups):
+        inside = (1 << min(MARKED, k - group * MARKED)) - 1
+        groups[group * n_rows + i] = nonzero_bits(shift(row, group * MARKED)) & inside
+
+
+@jit
+def list_columns(marks, n_rows, k, first, rows, out):
+    """List the columns in which any of some rows is not zero; at least one column, and return their number."""
+    n_groups = (k + MARKED - 1) // MARKED
+    groups = view(marks, n_groups * n_rows)
+    count = 0
+    for group in range(n_groups):
+        bits = np.int64(0)
+        for i in range(group * n_rows + first, group * n_rows + first + rows):
+            bits |= np.int64(groups[i])
+        count = append_set_bits(bits, group * MARKED, out, count)
+    return _at_least_one(out, count)
+
+
+@jit
+def list_rows(marks, bits, m, out):
+    """List the rows below m whose marks, of one group of columns, have any of the bits."""
+    count = 0
+    for i in range(0, m, MARKED):
+        count = append_marked(shift(marks, i), bits, m - i, i, out, count)
+    return _at_least_one(out, count)
+
+
+@inlined
+def _at_least_one(out, count):
+    # The micro-kernel does at least one step; with a zero factor it adds nothing.
+    if count == 0:
+        view(out, 1)[0] = 0
+        count = 1
+    return count
+
+
+@jit
+def multiply_listed(rows, nv, k, listed, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
+    """Compute one register tile over listed indices; see `micro_kernel_listed`."""
+    micro_kernel_listed(rows, nv, k, listed, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
+
+
+@jit
+def matmul_sparse(m, n, k, a, a_row, marks, n_rows, first, panels, panel_rows, d, c, c_row, listed):
+    """Compute what `matmul_nn` does, without the columns of A that are zero in all rows of a tile.
+
+    Parameters
+    ----------
+    marks, n_rows, first
+        Marks of A, the rows they have room for, and the first row of A among them.
+    listed : pointer to int32
+        Room for `k` + MARKED numbers.
+    """
+    width = lane_count(c)
+    tiles = (m + MR - 1) // MR
+    for tile in range(tiles):
+        i = m * tile // tiles
+        rows = m * (tile + 1) // tiles - i
+        count = list_columns(marks, n_rows, k, first + i, rows, listed)
+        for j in range(0, n, NV * width):
+            nv = min(NV, (n - j + width - 1) // width)
+            multiply_listed(
+                rows, nv, count, listed, shift(a, i * a_row), a_row, ONE, shift(panels, j * panel_rows), nv * width,
+                shift(d, j), NONE, shift(c, i * c_row + j), c_row,
+            )  # fmt: skip
+
+
+@jit
+def list_block(marks, m, count, out, room):
+    """List, for each tile of a block of `count` columns of A, the rows below m in which it is not all zero.
+
+    Parameters
+    ----------
+    marks : pointer
+        Marks of the block's columns.
+    out, room : pointer to int32, int64
+        The lengths of the lists go to the first MARKED numbers, the lists behind them, `room` apart.
+    """
+    tiles = (count + MR - 1) // MR
+    lengths = view(out, tiles)
+    for tile in range(tiles):
+        i = count * tile // tiles
+        bits = (1 << (count * (tile + 1) // tiles)) - (1 << i)
+        lengths[tile] = list_rows(marks, bits, m, shift(out, MARKED + tile * room))
+
+
+@jit
+def multiply_block(count, nv, a, a_row, b, b_row, d, d_row, c, c_row, listed, room):
+    """Compute one panel of C = D + A^T B for a block of `count` columns of A, with the lists of `list_block`."""
+    tiles = (count + MR - 1) // MR
+    lengths = view(listed, tiles)
+    for tile in range(tiles):
+        i = count * tile // tiles
+        multiply_listed(
+            count * (tile + 1) // tiles - i, nv, np.int64(lengths[tile]), shift(listed, MARKED + tile * room),
+            shift(a, i), ONE, a_row, b, b_row, shift(d, i * d_row), d_row, shift(c, i * c_row), c_row,
+        )  # fmt: skip

@@ -19,7 +19,7 @@ from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, register_model
 
-from fastbp.kernels.intrinsics import emit_fma, lanes
+from fastbp.kernels.intrinsics import emit_fma, emit_splat, lanes
 
 _INT32 = ir.IntType(32)
 _INT64 = ir.IntType(64)
@@ -55,18 +55,11 @@ class _MaskModel(models.PrimitiveModel):
         super().__init__(dmm, fe_type, ir.VectorType(ir.IntType(1), fe_type.count))
 
 
-def _splat(builder, value, count):
-    kind = ir.VectorType(value.type, count)
-    undefined = ir.Constant(kind, ir.Undefined)
-    one = builder.insert_element(undefined, value, _INT32(0))
-    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(_INT32, count), None))
-
-
 def _as_vector(context, builder, value, kind, vector):
     """Return `value` as a vector, a plain number in all its places."""
     if isinstance(kind, Vector):
         return value
-    return _splat(builder, context.cast(builder, value, kind, vector.dtype), vector.count)
+    return emit_splat(builder, context.cast(builder, value, kind, vector.dtype), vector.count)
 
 
 def _common(args):
@@ -193,7 +186,7 @@ def splat(typingctx, pointer, value):
 
 def _first_lanes(builder, count, n):
     numbers = ir.Constant(ir.VectorType(_INT64, count), list(range(count)))
-    return builder.icmp_signed("<", numbers, _splat(builder, n, count))
+    return builder.icmp_signed("<", numbers, emit_splat(builder, n, count))
 
 
 @intrinsic
