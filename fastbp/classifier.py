@@ -210,7 +210,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         """
         with self._all_or_nothing():
             first = not (self.warm_start and hasattr(self, "coefs_"))
-            X, y = self._check_X(X, y, reset=first)
+            X, y, dtype = self._check_X(X, y, reset=first)
             y = _check_labels(y)
             if first:
                 self._binarizer = LabelBinarizer().fit(y)
@@ -224,7 +224,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
                     "warm_start can only be used where `y` has the same classes as in the previous call to fit. "
                     f"Previously got {self.classes_}, `y` has {unique_labels(y)}"
                 )
-            self._fit_network(X, self._binarizer.transform(y), sample_weight, first=first, one_epoch=False)
+            self._fit_network(X, self._binarizer.transform(y), sample_weight, dtype, first=first, one_epoch=False)
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -257,14 +257,14 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
             if _check_partial_fit_first_call(self, classes):
                 multilabel = type_of_target(y).startswith("multilabel")
                 self._binarizer = LabelBinarizer().fit(y if multilabel else classes)
-            X, y = self._check_X(X, y, reset=first)
+            X, y, dtype = self._check_X(X, y, reset=first)
             y = _check_labels(y)
             labels = unique_labels(y)
             if len(np.setdiff1d(labels, self.classes_, assume_unique=True)):
                 raise ValueError(
                     f"`y` has classes not in `self.classes_`. `self.classes_` has {self.classes_}. 'y' has {labels}."
                 )
-            self._fit_network(X, self._binarizer.transform(y), sample_weight, first=first, one_epoch=True)
+            self._fit_network(X, self._binarizer.transform(y), sample_weight, dtype, first=first, one_epoch=True)
         return self
 
     def predict(self, X):

@@ -15,7 +15,11 @@ from fastbp.losses import LOSSES
 from fastbp.network import initial_parameters
 from fastbp.optimizers import SOLVERS
 
-_DTYPES = {"auto": [np.float32, np.float64], "float32": np.float32, "float64": np.float64}
+# Types of input that the kernels read as they are; everything else is converted, to the first of the list.
+_SOURCES = {
+    np.dtype(np.float32): [np.float32, np.float64, np.uint8],
+    np.dtype(np.float64): [np.float64, np.float32, np.uint8],
+}
 
 
 class BaseBackprop(BaseEstimator):
@@ -42,7 +46,7 @@ class BaseBackprop(BaseEstimator):
         "beta_2": [Interval(Real, 0, 1, closed="left")],
         "epsilon": [Interval(Real, 0, None, closed="neither")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left"), Options(Real, {np.inf})],
-        "dtype": [StrOptions(set(_DTYPES))],
+        "dtype": [StrOptions({"auto", "float32", "float64"})],
         "n_jobs": [Interval(Integral, 1, None, closed="left"), Interval(Integral, None, -1, closed="right"), None],
     }
 
@@ -53,30 +57,53 @@ class BaseBackprop(BaseEstimator):
     _activations: list[Activation]
 
     def _check_X(self, X, y="no_validation", *, reset):
-        """Return X as a C-ordered array of the network's dtype, and y if it was given."""
+        """Check the input.
+
+        Parameters
+        ----------
+        X, y
+            As the user gave them.
+        reset : bool
+            Whether this is the first training; else X must be like what was seen then.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features), C-ordered
+            Its type need not be the network's: the kernels convert each sample when they use it.
+        y : ndarray, if it was given
+        dtype : dtype
+            The network's: that of the first training.
+        """
         if isinstance(X, list | tuple):
             X = np.asarray(X)  # so that Python's floats count as float64, as they do elsewhere
-        dtype = _DTYPES[self.dtype] if reset else self.coefs_[0].dtype
+        dtype = np.dtype(np.float32 if self.dtype == "auto" else self.dtype) if reset else self.coefs_[0].dtype
         targets = {} if isinstance(y, str) else {"multi_output": True}
-        return validate_data(self, X, y, reset=reset, dtype=dtype, order="C", **targets)
+        checked = validate_data(self, X, y, reset=reset, dtype=_SOURCES[dtype], order="C", **targets)
+        X, *y = checked if targets else (checked,)
+        if reset and self.dtype == "auto" and X.dtype == np.float64:
+            dtype = X.dtype
+        if X.dtype.itemsize > dtype.itemsize and max(X.max(), -X.min()) > np.finfo(dtype).max:
+            raise ValueError(f"Input X contains infinity or a value too large for {dtype!r}.")
+        return X, *y, dtype
 
-    def _fit_network(self, X, Y, sample_weight, *, first, one_epoch):
+    def _fit_network(self, X, Y, sample_weight, dtype, *, first, one_epoch):
         """Train, and set the fitted attributes.
 
         Parameters
         ----------
         X : ndarray of shape (n_samples, n_features)
-            Checked inputs; their dtype is the network's.
+            Checked inputs.
         Y : ndarray of shape (n_samples, n_outputs)
             Targets.
         sample_weight : array-like of shape (n_samples,) or None
             Weights of the samples.
+        dtype : dtype
+            Type of the network's numbers.
         first : bool
             Whether to begin with new weights.
         one_epoch : bool
             Whether this is `partial_fit`: one epoch, with the optimizer's memory of the last call.
         """
-        dtype = X.dtype
         Y = np.ascontiguousarray(Y, dtype=dtype)
         weight = np.empty(0, dtype)
         if sample_weight is not None:
@@ -148,7 +175,7 @@ class BaseBackprop(BaseEstimator):
     def _outputs(self, X):
         """Return the activations of the output layer, of shape (n_samples, n_outputs)."""
         check_is_fitted(self)
-        X = self._check_X(X, reset=False)
+        X, _ = self._check_X(X, reset=False)
         units = [self.coefs_[0].shape[0], *(coef.shape[1] for coef in self.coefs_)]
         network = training.make_network(units, self._activations, self.coefs_[0].dtype)
         return training.outputs(network, network.pack(self.coefs_, self.intercepts_), X, self.n_jobs)
