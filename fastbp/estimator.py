@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from numbers import Integral, Real
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -14,12 +15,17 @@ from fastbp.activations import ACTIVATIONS, Activation, get_activation
 from fastbp.losses import LOSSES
 from fastbp.network import initial_parameters
 from fastbp.optimizers import SOLVERS
+from fastbp.prediction import Predictor
 
 # Types of input that the kernels read as they are; everything else is converted, to the first of the list.
 _SOURCES = {
     np.dtype(np.float32): [np.float32, np.float64, np.uint8],
     np.dtype(np.float64): [np.float64, np.float32, np.uint8],
 }
+
+
+# Kept beside the estimators, which prediction must not change.
+_PREDICTORS: WeakKeyDictionary = WeakKeyDictionary()
 
 
 class BaseBackprop(BaseEstimator):
@@ -172,13 +178,33 @@ class BaseBackprop(BaseEstimator):
                 "on only in the same shape: set warm_start=False and call fit to begin anew."
             )
 
+    def _predictor(self):
+        predictor = _PREDICTORS.get(self)
+        if predictor is None or not predictor.uses(self.coefs_, self.intercepts_):
+            predictor = Predictor(self.coefs_, self.intercepts_, self._activations)
+            _PREDICTORS[self] = predictor
+        return predictor
+
     def _outputs(self, X):
         """Return the activations of the output layer, of shape (n_samples, n_outputs)."""
         check_is_fitted(self)
+        predictor = self._predictor()
+        # scikit-learn's checks take longer than the network for a few rows. What is plainly in order needs none
+        # but whether all numbers are finite, which the kernel finds out on the way; if not, the checks say so.
+        if (
+            type(X) is np.ndarray
+            and X.dtype in _SOURCES[predictor.dtype]
+            and X.flags.c_contiguous
+            and X.ndim == 2
+            and X.shape[0] > 0
+            and X.shape[1] == self.n_features_in_
+            and "feature_names_in_" not in self.__dict__
+        ):
+            outputs, finite = predictor.outputs(X, self.n_jobs)
+            if finite:
+                return outputs
         X, _ = self._check_X(X, reset=False)
-        units = [self.coefs_[0].shape[0], *(coef.shape[1] for coef in self.coefs_)]
-        network = training.make_network(units, self._activations, self.coefs_[0].dtype)
-        return training.outputs(network, network.pack(self.coefs_, self.intercepts_), X, self.n_jobs)
+        return predictor.outputs(X, self.n_jobs)[0]
 
     @contextmanager
     def _all_or_nothing(self):

@@ -26,9 +26,6 @@ MAX_CALL = 0.04
 MAX_WORKSPACE = 32 * 2**20
 # Making the lists costs about a tenth of the first layer's work (`benchmarks/bench_sparse.py`).
 WORTH_LISTING = 0.75
-# Rows that go through the network together in prediction: enough to use each weight many times while
-# it is in the cache.
-PREDICT_ROWS = 96
 
 
 def make_network(units, activations, dtype):
@@ -196,12 +193,10 @@ class Session:
         batch_size = settings.batch_size
         work = training_work(network.units) * min(batch_size, n_samples)
         self.n_threads = threads.thread_count(settings.n_jobs, work)
-        chunk = min(batch_size, _workspace_rows(network))
+        chunk = min(batch_size, workspace_rows(network))
         table, size = network.workspace(chunk)
         n_grads = network.n_params if chunk < batch_size else 0
-        n_groups = -(-network.units[0] // MARKED) if sparse else 0
-        # Room for one list over the inputs, or one over the rows for each tile of a block.
-        n_listed = MARKED + max(network.units[0] + MARKED, -(-MARKED // MR) * (chunk + MARKED)) if sparse else 0
+        marks, listed = room_for_lists(network.units[0], chunk, self.n_threads) if sparse else (0, 0)
         self.state = backprop.State(
             table=table,
             coefficients=network.coefficients,
@@ -213,8 +208,8 @@ class Session:
             space=aligned_zeros(size, network.dtype),
             row_loss=np.zeros(chunk),
             squares=np.zeros(network.count_blocks(backprop.BLOCK_ROWS)),
-            marks=np.zeros(n_groups * chunk, np.uint16),
-            listed=np.zeros(self.n_threads * n_listed, np.int32),
+            marks=np.zeros(marks, np.uint16),
+            listed=np.zeros(listed, np.int32),
         )
         self.chunk = chunk
         scratch = (1 + backprop.BLOCK_ROWS * NV) * network.lanes
@@ -266,6 +261,13 @@ class Session:
             backprop.train, backprop.train_on_threads, (data, self.state, plan, losses, self._scratch), n_threads
         )
         self.memory.steps += last - first
+
+
+def room_for_lists(n_inputs, n_rows, n_threads):
+    """Return the lengths of the arrays of marks and of lists, where inputs that are zero are left out."""
+    # One list over the inputs, or one over the rows for each tile of a block.
+    longest = max(n_inputs + MARKED, -(-MARKED // MR) * (n_rows + MARKED))
+    return -(-n_inputs // MARKED) * n_rows, n_threads * (MARKED + longest)
 
 
 def mostly_zero(x):
@@ -381,36 +383,6 @@ def _note_loss(progress, loss, tol):
     progress.best_loss = min(progress.best_loss, loss)
 
 
-def outputs(network, params, x, n_jobs):
-    """Compute the outputs of the network for all rows of x.
-
-    Parameters
-    ----------
-    network : Network
-        The layout.
-    params : ndarray
-        Packed parameters.
-    x : ndarray of shape (n_samples, n_features)
-        C-ordered.
-    n_jobs : int or None
-        See `threads.thread_count`.
-
-    Returns
-    -------
-    ndarray of shape (n_samples, n_outputs), of the network's dtype
-        A row's outputs do not depend on the other rows.
-    """
-    n = x.shape[0]
-    block = min(n, PREDICT_ROWS, _workspace_rows(network))
-    n_threads = min(threads.thread_count(n_jobs, forward_work(network.units) * n), -(-n // block))
-    table, size = network.workspace(block * n_threads)
-    out = np.empty((n, network.units[-1]), network.dtype)
-    space = aligned_zeros(size, network.dtype)
-    args = (x, table, network.coefficients, params, space, out, block)
-    threads.run(backprop.predict, backprop.predict_on_threads, args, n_threads)
-    return out
-
-
 def forward_work(units):
     """Count the floating point operations of the forward pass of one sample."""
     return 2.0 * sum(fan_in * fan_out for fan_in, fan_out in pairwise(units))
@@ -421,6 +393,7 @@ def training_work(units):
     return 3 * forward_work(units) - 2.0 * units[0] * units[1]
 
 
-def _workspace_rows(network):
+def workspace_rows(network):
+    """Return how many rows the workspace may hold."""
     one_row = network.workspace(1)[1] * network.dtype.itemsize
     return max(256, MAX_WORKSPACE // one_row)

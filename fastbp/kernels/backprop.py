@@ -101,7 +101,7 @@ class Plan(NamedTuple):
 
 
 @inlined
-def _take_sample(x, sample, space, layer, i):
+def take_sample(x, sample, space, layer, i):
     """Copy a sample into row i of the network's input, as numbers of the network's type."""
     row = part(space, layer[SOURCE] + i * layer[SOURCE_ROW], layer[FAN_IN])
     values = x[sample]
@@ -110,7 +110,7 @@ def _take_sample(x, sample, space, layer, i):
 
 
 @inlined
-def _forward(table, coefficients, params, space, first, last, marks, n_marked, listed):
+def forward(table, coefficients, params, space, first, last, marks, n_marked, listed):
     """Compute the activations of rows [first, last), layer by layer (Maren 2020, Eqs. 6.3, 6.4, 6.9, 6.10).
 
     Where there is room for marks, `n_marked` rows, inputs that are zero are left out.
@@ -335,8 +335,8 @@ def train(data, state, plan, losses, scratch, team, wanted):
             first, last = share(m, 1, rank, size)
             if first < last:
                 for i in range(first, last):
-                    _take_sample(data.x, data.order[position + i], state.space, state.table[0], i)
-                _forward(
+                    take_sample(data.x, data.order[position + i], state.space, state.table[0], i)
+                forward(
                     state.table, state.coefficients, state.params, state.space, first, last, state.marks, plan.chunk,
                     listed,
                 )  # fmt: skip
@@ -362,47 +362,3 @@ def train_on_threads(address, data, state, plan, losses, scratch, team, wanted):
     """Call `train`, whose machine code is at `address`, on each thread."""
     for _ in prange(wanted):
         call_at(address, (data, state, plan, losses, scratch, team, wanted))
-
-
-@cached_jit
-def predict(x, table, coefficients, params, space, out, block, team, wanted):
-    """Compute the outputs for all rows of x.
-
-    Parameters
-    ----------
-    x : ndarray of shape (n_samples, n_features)
-        Inputs, C-ordered.
-    table, coefficients, params, space
-        As in `State`; the workspace holds `block` rows for each thread.
-    out : ndarray of shape (n_samples, n_outputs)
-        Filled with the activations of the last layer.
-    block : int64
-        Rows that go through the network together.
-    team, wanted
-        As in `train`.
-    """
-    rank, size = join_team(team, wanted)
-    if rank < 0:
-        return
-    mode = flush_subnormals()
-    marks = np.empty(0, np.uint16)
-    listed = pointer(np.empty(0, np.int32), 0)
-    last_layer = table[table.shape[0] - 1]
-    first, last = share(x.shape[0], block, rank, size)
-    for begin in range(first, last, block):
-        m = min(block, last - begin)
-        for i in range(m):
-            _take_sample(x, begin + i, space, table[0], rank * block + i)
-        _forward(table, coefficients, params, space, rank * block, rank * block + m, marks, 0, listed)
-        for i in range(m):
-            a = part(space, last_layer[A] + (rank * block + i) * last_layer[ROW], last_layer[FAN_OUT])
-            for j in range(a.size):
-                out[begin + i, j] = a[j]
-    restore_subnormals(mode)
-
-
-@cached_jit(parallel=True)
-def predict_on_threads(address, x, table, coefficients, params, space, out, block, team, wanted):
-    """Call `predict`, whose machine code is at `address`, on each thread."""
-    for _ in prange(wanted):
-        call_at(address, (x, table, coefficients, params, space, out, block, team, wanted))

@@ -8,6 +8,7 @@ References
 S. Moshier, Cephes mathematical library, for most polynomials; fdlibm for the logarithm in float64.
 """
 
+import numpy as np
 from numba import types
 from numba.extending import overload
 
@@ -35,7 +36,7 @@ def _overload_exp(x):
 
 
 def log(x):
-    """Return the natural logarithm of a vector of normal numbers above 0."""
+    """Return the natural logarithm of a vector of normal numbers; NaN for NaN and what is not above 0."""
 
 
 @overload(log, inline="always")
@@ -102,7 +103,7 @@ def _exp64(x):
     return p * bits_as_float((half + 1023) << 52) * bits_as_float((whole - half + 1023) << 52)
 
 
-# log(x) = n ln 2 + log(1 + f), with 1 + f between sqrt(1/2) and sqrt(2).
+# log(x) = n ln 2 + log(1 + f), with 1 + f between sqrt(1/2) and sqrt(2). The bits of NaN would pass for a number.
 def _log32(x):
     bits = float_as_bits(x) - 0x3F3504F3  # the bits of sqrt(1/2)
     n = bits >> 23
@@ -118,7 +119,7 @@ def _log32(x):
     p = fma(p, f, -2.4999993993e-1)
     p = fma(p, f, 3.3333331174e-1)
     p = fma(n, -2.12194440e-4, p * f * z)
-    return fma(n, 0.693359375, f + fma(z, -0.5, p))
+    return select(x > 0.0, fma(n, 0.693359375, f + fma(z, -0.5, p)), np.nan)
 
 
 def _log64(x):
@@ -136,7 +137,7 @@ def _log64(x):
     p = fma(p, z, 6.666666666666735130e-1)
     half = f * f * 0.5
     p = fma(s, fma(p, z, half), n * 1.90821492927058770002e-10)
-    return fma(n, 6.93147180369123816490e-01, f - (half - p))
+    return select(x > 0.0, fma(n, 6.93147180369123816490e-01, f - (half - p)), np.nan)
 
 
 # Near zero a polynomial keeps the relative accuracy that 1 - 2 / (e^2|x| + 1) loses. Both are computed
@@ -148,9 +149,9 @@ def _tanh32(x):
     p = fma(p, z, -5.37397155531e-2)
     p = fma(p, z, 1.33314422036e-1)
     p = fma(p, z, -3.33332819422e-1)
-    near = fma(p * z, x, x)
-    far = with_sign_of(1.0 - 2.0 / (exp(size + size) + 1.0), x)
-    return select(size < 0.625, near, far)
+    near = fma(p * z, size, size)
+    far = 1.0 - 2.0 / (exp(size + size) + 1.0)
+    return with_sign_of(select(size < 0.625, near, far), x)
 
 
 def _tanh64(x):
@@ -160,6 +161,6 @@ def _tanh64(x):
     p = fma(p, z, -1.61468768441708447952e3)
     q = fma(z + 1.12811678491632931402e2, z, 2.23548839060100448583e3)
     q = fma(q, z, 4.84406305325125486048e3)
-    near = fma(x * z, p / q, x)
-    far = with_sign_of(1.0 - 2.0 / (exp(size + size) + 1.0), x)
-    return select(size < 0.625, near, far)
+    near = fma(size * z, p / q, size)
+    far = 1.0 - 2.0 / (exp(size + size) + 1.0)
+    return with_sign_of(select(size < 0.625, near, far), x)

@@ -67,6 +67,16 @@ def pointer(typingctx, array, offset):
 
 
 @intrinsic
+def pointer_at(typingctx, like, address):
+    """Point at an address, at numbers of the type that another pointer points at."""
+
+    def codegen(context, builder, signature, args):
+        return builder.inttoptr(args[1], args[0].type)
+
+    return like(like, types.int64), codegen
+
+
+@intrinsic
 def shift(typingctx, base, offset):
     """Move a pointer by `offset` elements."""
 
@@ -122,6 +132,22 @@ def emit_splat(builder, value, count):
     undefined = ir.Constant(kind, ir.Undefined)
     one = builder.insert_element(undefined, value, _INT32(0))
     return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(_INT32, count), None))
+
+
+def emit_first_lanes(builder, count, n):
+    """Build the mask of the first n of `count` lanes."""
+    numbers = ir.Constant(ir.VectorType(_INT64, count), list(range(count)))
+    return builder.icmp_signed("<", numbers, emit_splat(builder, n, count))
+
+
+def emit_masked_load(builder, place, mask):
+    """Load a vector where the mask is true, zeros elsewhere; memory under false is not touched."""
+    kind = place.type.pointee
+    bits = 32 if isinstance(kind.element, ir.FloatType) else 64
+    function_type = ir.FunctionType(kind, [place.type, _INT32, mask.type, kind])
+    name = f"llvm.masked.load.v{kind.count}f{bits}.p0"
+    function = cgutils.get_or_insert_function(builder.module, function_type, name)
+    return builder.call(function, [place, _INT32(bits // 8), mask, ir.Constant(kind, None)])
 
 
 def emit_fma(builder, x, y, z):
@@ -199,7 +225,7 @@ def _generate_tiles(context, builder, signature, args):
 
 def _emit_tile(builder, rows, vectors, vector, k, listed, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
     element = vector.element
-    align = 4 if isinstance(element, ir.FloatType) else 8
+    align = _alignment(element)
     places = [(i, j) for i in range(rows) for j in range(vectors)]
 
     def address(base, row_stride, i, j=0):
@@ -305,11 +331,94 @@ def append_marked(typingctx, marks, bits, n, base, out, count):
         values = builder.load(builder.bitcast(marks, kind.as_pointer()), align=MARKED // 8)
         wanted = builder.and_(values, emit_splat(builder, builder.trunc(bits, ir.IntType(MARKED)), MARKED))
         mask = builder.icmp_unsigned("!=", wanted, ir.Constant(kind, None))
-        numbers = ir.Constant(ir.VectorType(_INT64, MARKED), list(range(MARKED)))
-        mask = builder.and_(mask, builder.icmp_signed("<", numbers, emit_splat(builder, n, MARKED)))
+        mask = builder.and_(mask, emit_first_lanes(builder, MARKED, n))
         return _append(builder, mask, base, out, count)
 
     return types.int64(marks, types.int64, types.int64, types.int64, out, types.int64), codegen
+
+
+# Vectors in a row that `row_kernel` computes at once: enough chains of additions to keep the multipliers busy.
+ROW_VECTORS = 8
+
+
+@intrinsic
+def row_kernel(typingctx, n, k, x, w, w_row, d, out):
+    """Compute a few columns of one row, out = d + x W, for a W that is not packed.
+
+    The same chains as in `micro_kernel`, and so the same bits.
+
+    Parameters
+    ----------
+    n : int64
+        Columns, 1 to ROW_VECTORS * lanes. No memory behind them is read.
+    k : int64
+        Length of the reduction, at least 1.
+    x : pointer
+        k numbers.
+    w, w_row : pointer, int64
+        W is (k, n), row-major.
+    d, out : pointer
+        n numbers each; `out` has room for whole vectors, and zeros go to what is behind the n.
+    """
+    scalar = x.dtype
+    width = lanes(scalar.bitwidth // 8)
+
+    def codegen(context, builder, signature, args):
+        n, *operands = args
+        vector = ir.VectorType(context.get_data_type(scalar), width)
+        done = builder.append_basic_block("row.done")
+        last = builder.sdiv(builder.sub(n, _INT64(1)), _INT64(width))
+        choice = builder.switch(last, done)
+        for vectors in range(1, ROW_VECTORS + 1):
+            block = builder.append_basic_block(f"row.{vectors}")
+            choice.add_case(_INT64(vectors - 1), block)
+            builder.position_at_end(block)
+            _emit_row(builder, vectors, vector, n, *operands)
+            builder.branch(done)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    return _tile_signature(n, k, x, w, w_row, d, out), codegen
+
+
+def _emit_row(builder, vectors, vector, n, k, x, w, w_row, d, out):
+    width = vector.count
+    inside = emit_first_lanes(builder, width, builder.sub(n, _INT64((vectors - 1) * width)))
+
+    def load(base, j):
+        place = builder.bitcast(_offset(builder, base, _INT64(j * width)), vector.as_pointer())
+        if j < vectors - 1:
+            return builder.load(place, align=_alignment(vector.element))
+        return emit_masked_load(builder, place, inside)
+
+    start = [load(d, j) for j in range(vectors)]
+    before = builder.block
+    loop = builder.append_basic_block("row.loop")
+    end = builder.append_basic_block("row.end")
+    builder.branch(loop)
+
+    builder.position_at_end(loop)
+    p = builder.phi(_INT64)
+    row = builder.phi(w.type)
+    sums = [builder.phi(vector) for _ in range(vectors)]
+    p_next = builder.add(p, _INT64(1))
+    value = builder.load(_offset(builder, x, p), align=_alignment(vector.element))
+    value = emit_splat(builder, value, width)
+    added = [emit_fma(builder, value, load(row, j), sums[j]) for j in range(vectors)]
+    carried = [(p, _INT64(0), p_next), (row, w, _offset(builder, row, w_row)), *zip(sums, start, added, strict=True)]
+    for phi, initial, following in carried:
+        phi.add_incoming(initial, before)
+        phi.add_incoming(following, loop)
+    builder.cbranch(builder.icmp_signed("<", p_next, k), loop, end)
+
+    builder.position_at_end(end)
+    for j, result in enumerate(added):
+        place = builder.bitcast(_offset(builder, out, _INT64(j * width)), vector.as_pointer())
+        builder.store(result, place, align=_alignment(vector.element))
+
+
+def _alignment(element):
+    return 4 if isinstance(element, ir.FloatType) else 8
 
 
 @intrinsic

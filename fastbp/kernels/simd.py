@@ -19,7 +19,7 @@ from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, register_model
 
-from fastbp.kernels.intrinsics import emit_fma, emit_splat, lanes
+from fastbp.kernels.intrinsics import emit_first_lanes, emit_fma, emit_masked_load, emit_splat, lanes
 
 _INT32 = ir.IntType(32)
 _INT64 = ir.IntType(64)
@@ -162,13 +162,8 @@ def load_first(typingctx, pointer, offset, count):
     vector = Vector(pointer.dtype)
 
     def codegen(context, builder, sig, args):
-        kind = context.get_value_type(vector)
-        mask = _first_lanes(builder, vector.count, args[2])
-        place = _place(builder, kind, *args[:2])
-        suffix = f"v{vector.count}f{vector.dtype.bitwidth}.p0"
-        function_type = ir.FunctionType(kind, [place.type, _INT32, mask.type, kind])
-        function = cgutils.get_or_insert_function(builder.module, function_type, f"llvm.masked.load.{suffix}")
-        return builder.call(function, [place, _INT32(vector.dtype.bitwidth // 8), mask, ir.Constant(kind, None)])
+        place = _place(builder, context.get_value_type(vector), *args[:2])
+        return emit_masked_load(builder, place, emit_first_lanes(builder, vector.count, args[2]))
 
     return vector(pointer, types.int64, types.int64), codegen
 
@@ -184,17 +179,12 @@ def splat(typingctx, pointer, value):
     return vector(pointer, value), codegen
 
 
-def _first_lanes(builder, count, n):
-    numbers = ir.Constant(ir.VectorType(_INT64, count), list(range(count)))
-    return builder.icmp_signed("<", numbers, emit_splat(builder, n, count))
-
-
 @intrinsic
 def first_lanes(typingctx, value, n):
     """Return the mask of the first n places of a vector like `value`."""
 
     def codegen(context, builder, sig, args):
-        return _first_lanes(builder, value.count, args[1])
+        return emit_first_lanes(builder, value.count, args[1])
 
     return Mask(value.count)(value, types.int64), codegen
 

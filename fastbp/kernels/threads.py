@@ -19,8 +19,8 @@ from fastbp.kernels.intrinsics import atomic_add, atomic_load, atomic_store, spi
 from fastbp.kernels.jit import inlined
 
 # Cells of the team's array, 128 bytes apart, so that no two share a cache line.
-_ARRIVED, _SIZE, _WAITING, _ROUND = 0, 16, 32, 48
-_TEAM_CELLS = 64
+_ARRIVED, _SIZE, _WAITING, _ROUND, _TICKET = 0, 16, 32, 48, 64
+_TEAM_CELLS = 80
 _CLOSED = 1 << 32
 # How often the first thread looks for the others before it begins without them: about a
 # millisecond, many times what a sleeping thread needs to wake.
@@ -90,6 +90,12 @@ def wait_for_team(team, size):
         looks = 0
         while atomic_load(team, _ROUND) == current:
             looks = _rest(looks)
+
+
+@inlined
+def next_ticket(team):
+    """Return 0, 1, 2, ...: each number once, to whichever thread asks."""
+    return atomic_add(team, _TICKET, 1)
 
 
 @inlined

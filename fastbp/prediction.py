@@ -1,0 +1,91 @@
+"""Prediction in Python: which kernel, how many rows at a time, on how many threads."""
+
+import numpy as np
+
+from fastbp import training
+from fastbp.kernels import prediction, threads
+from fastbp.network import aligned_zeros
+
+# Up to so many rows the weights are used as they are; more rows pay for packing them.
+FEW_ROWS = 8
+# Rows that go through the network together: enough to use each weight many times while it is in the cache.
+BLOCK_ROWS = 96
+# From so many rows on it is worth a look whether most inputs are zero.
+MANY_ROWS = 2000
+
+
+class Predictor:
+    """The outputs of one network, from the arrays of weights that the user sees and may edit.
+
+    Parameters
+    ----------
+    coefs, intercepts : list of ndarray
+        Weights of shape (fan_in, fan_out) and biases of each layer; never copied here for a few rows, and
+        packed anew in each call for many, so that edits count.
+    activations : list of Activation
+        One for each layer.
+    """
+
+    def __init__(self, coefs, intercepts, activations):
+        self._coefs, self._intercepts = list(coefs), list(intercepts)
+        units = [coefs[0].shape[0], *(coef.shape[1] for coef in coefs)]
+        self.network = training.make_network(units, activations, coefs[0].dtype)
+        self.dtype = self.network.dtype
+        arrays = [*coefs, *intercepts]
+        self._direct = all(array.flags.c_contiguous and array.dtype == self.dtype for array in arrays)
+        self._layers = np.array(
+            [
+                (coef.ctypes.data, intercept.ctypes.data, *coef.shape, activation.code)
+                for coef, intercept, activation in zip(coefs, intercepts, activations, strict=True)
+            ],
+            dtype=np.int64,
+        )
+        self._room = self.network.widest
+
+    def uses(self, coefs, intercepts):
+        """Whether these are the same arrays as before, whatever their values."""
+        return all(map(_is, self._coefs, coefs)) and all(map(_is, self._intercepts, intercepts))
+
+    def outputs(self, x, n_jobs):
+        """Compute the outputs for all rows of x.
+
+        Parameters
+        ----------
+        x : ndarray of shape (n_samples, n_features)
+            float32, float64 or uint8, C-ordered, at least one row.
+        n_jobs : int or None
+            See `threads.thread_count`.
+
+        Returns
+        -------
+        out : ndarray of shape (n_samples, n_outputs), of the network's dtype
+            A row's outputs do not depend on the other rows.
+        finite : bool
+            Whether all inputs are finite numbers in the network's dtype; if not, `out` has no meaning.
+        """
+        n = x.shape[0]
+        out = np.empty((n, self.network.units[-1]), self.dtype)
+        if n <= FEW_ROWS and self._direct and x.dtype == self.dtype:
+            space = np.empty((2, self._room), self.dtype)
+            return out, prediction.predict_few(x, self._layers, self.network.coefficients, space, out)
+        return out, self._many(x, out, n_jobs)
+
+    def _many(self, x, out, n_jobs):
+        network = self.network
+        n = x.shape[0]
+        block = min(n, BLOCK_ROWS)
+        n_threads = min(threads.thread_count(n_jobs, training.forward_work(network.units) * n), -(-n // block))
+        table, size = network.workspace(block * n_threads)
+        sparse = n >= MANY_ROWS and training.mostly_zero(x)
+        marks, listed = training.room_for_lists(network.units[0], block * n_threads, n_threads) if sparse else (0, 0)
+        bad = np.zeros(n_threads, np.int64)
+        args = (
+            x, table, network.coefficients, network.pack(self._coefs, self._intercepts),
+            aligned_zeros(size, network.dtype), np.zeros(marks, np.uint16), np.zeros(listed, np.int32), out, bad, block,
+        )  # fmt: skip
+        threads.run(prediction.predict, prediction.predict_on_threads, args, n_threads)
+        return not bad.any()
+
+
+def _is(a, b):
+    return a is b
