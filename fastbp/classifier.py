@@ -37,8 +37,17 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         Samples in each step; "auto" is min(200, n_samples). 1 is online learning, `n_samples` or more gradient
         descent on the whole set.
 
+    learning_rate : {"constant", "invscaling", "adaptive", "cosine", "one_cycle"}, default="constant"
+        How the step size changes. "invscaling" and "adaptive", only for "sgd", are scikit-learn's: divided by
+        t^power_t after each epoch, or by 5 whenever training would stop. "cosine" falls from `learning_rate_init`
+        to 0 over `max_iter` epochs; "one_cycle" rises to `learning_rate_init` over the first 30 percent of them and
+        falls to almost nothing over the others (Smith 2018).
+
     learning_rate_init : float, default=0.001
-        Step size.
+        Step size; the highest one of "cosine" and "one_cycle".
+
+    power_t : float, default=0.5
+        Exponent of "invscaling".
 
     max_iter : int, default=200
         Most epochs: how often each sample is used.
@@ -124,6 +133,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
     Intelligence* (draft, 2020).
     A. Lopez Davila, "Neural Networks: The Backpropagation Algorithm".
     Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks", AISTATS 2010.
+    L. N. Smith, "A disciplined approach to neural network hyper-parameters", arXiv:1803.09820, 2018.
     Kingma and Ba, "Adam: A method for stochastic optimization", ICLR 2015.
 
     Examples
@@ -144,7 +154,9 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         solver="adam",
         alpha=1e-4,
         batch_size="auto",
+        learning_rate="constant",
         learning_rate_init=1e-3,
+        power_t=0.5,
         max_iter=200,
         shuffle=True,
         random_state=None,
@@ -167,7 +179,9 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         self.solver = solver
         self.alpha = alpha
         self.batch_size = batch_size
+        self.learning_rate = learning_rate
         self.learning_rate_init = learning_rate_init
+        self.power_t = power_t
         self.max_iter = max_iter
         self.shuffle = shuffle
         self.random_state = random_state

@@ -16,6 +16,7 @@ from fastbp.losses import LOSSES
 from fastbp.network import initial_parameters
 from fastbp.optimizers import SOLVERS
 from fastbp.prediction import Predictor
+from fastbp.schedules import SCHEDULES
 
 # Types of input that the kernels read as they are; everything else is converted, to the first of the list.
 _SOURCES = {
@@ -39,6 +40,8 @@ class BaseBackprop(BaseEstimator):
         "solver": [StrOptions(set(SOLVERS))],
         "alpha": [Interval(Real, 0, None, closed="left")],
         "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "learning_rate": [StrOptions(set(SCHEDULES))],
+        "power_t": [Interval(Real, 0, None, closed="left")],
         "learning_rate_init": [Interval(Real, 0, None, closed="neither")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "shuffle": ["boolean"],
@@ -129,11 +132,12 @@ class BaseBackprop(BaseEstimator):
             progress = self._progress.copy()
         settings = self._settings(n_samples)
         network = training.make_network(units, activations, dtype)
-        memory = None if first or not one_epoch else training.Memory.restore(self._memory, network, self.solver)
+        memory = training.Memory.empty(network, self.solver, self.learning_rate_init)
+        if one_epoch and not first:
+            memory = training.Memory.restore(self._memory, network, self.solver) or memory
         session = training.Session(
-            network, network.pack(coefs, intercepts), memory or training.Memory.empty(network, self.solver),
-            settings, n_samples, training.mostly_zero(X),
-        )  # fmt: skip
+            network, network.pack(coefs, intercepts), memory, settings, n_samples, training.mostly_zero(X)
+        )
         training.fit(session, X, Y, weight, settings, progress, random_state, one_epoch=one_epoch)
         self.coefs_, self.intercepts_ = network.unpack(session.state.params)
         if not all(np.isfinite(values).all() for values in [*self.coefs_, *self.intercepts_]):

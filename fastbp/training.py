@@ -19,6 +19,7 @@ from fastbp.kernels.intrinsics import MARKED, MR, NV, lanes
 from fastbp.losses import LOSSES
 from fastbp.network import Network, aligned_zeros
 from fastbp.optimizers import SOLVERS, step_sizes
+from fastbp.schedules import SGD_SCHEDULES, after_epoch, after_standstill, step_rates
 
 # Seconds that compiled code runs between two looks at what happens outside.
 MAX_CALL = 0.04
@@ -42,7 +43,9 @@ class Settings:
     solver: str
     alpha: float
     batch_size: int
+    learning_rate: str
     learning_rate_init: float
+    power_t: float
     max_iter: int
     shuffle: bool
     tol: float
@@ -54,6 +57,11 @@ class Settings:
     n_iter_no_change: int
     verbose: bool
     n_jobs: int | None
+
+    @property
+    def schedule(self):
+        """The schedule in force: scikit-learn's own apply to "sgd" only."""
+        return "constant" if self.solver != "sgd" and self.learning_rate in SGD_SCHEDULES else self.learning_rate
 
     @property
     def coefficients(self):
@@ -92,30 +100,31 @@ class Progress:
 
 @dataclass
 class Memory:
-    """The optimizer's memory: velocity, or Adam's two moments, packed as the parameters are."""
+    """The optimizer's memory: velocity, or Adam's two moments, packed as the parameters are; and its rate."""
 
     first: np.ndarray
     second: np.ndarray
+    rate: float
     steps: int = 0
 
     @classmethod
-    def empty(cls, network, solver):
+    def empty(cls, network, solver, rate):
         """Return the memory before the first step."""
         n_second = network.n_params if solver == "adam" else 0
-        return cls(aligned_zeros(network.n_params, network.dtype), aligned_zeros(n_second, network.dtype))
+        return cls(aligned_zeros(network.n_params, network.dtype), aligned_zeros(n_second, network.dtype), rate)
 
     def store(self, network, solver):
         """Return the memory in the layout of `coefs_`, which does not depend on the machine."""
         parts = [network.unpack(part) for part in (self.first, self.second) if part.size]
-        return {"solver": solver, "steps": self.steps, "parts": parts}
+        return {"solver": solver, "steps": self.steps, "rate": self.rate, "parts": parts}
 
     @classmethod
     def restore(cls, stored, network, solver):
         """Return what `store` gave; None where it belongs to another solver."""
         if stored["solver"] != solver:
             return None
-        parts = [network.pack(*part) for part in stored["parts"]]
-        return cls(parts[0], parts[1] if len(parts) > 1 else aligned_zeros(0, network.dtype), stored["steps"])
+        first, *rest = [network.pack(*part) for part in stored["parts"]]
+        return cls(first, rest[0] if rest else aligned_zeros(0, network.dtype), stored["rate"], stored["steps"])
 
 
 class _Pace:
@@ -245,7 +254,8 @@ class Session:
 
     def _call(self, data, first, last, losses, n_threads):
         settings = self.settings
-        rates = np.full(last - first, settings.learning_rate_init)
+        steps_in_all = settings.max_iter * -(-data.order.size // settings.batch_size)
+        rates = step_rates(settings.schedule, self.memory.rate, self.memory.steps, last - first, steps_in_all)
         plan = backprop.Plan(
             loss=LOSSES[settings.loss],
             solver=SOLVERS[settings.solver],
@@ -354,13 +364,18 @@ def fit(session, x, y, weight, settings, progress, random_state, *, one_epoch=Fa
                 print(f"Iteration {progress.epochs}, loss = {loss:.8f}")
             if not np.isfinite(loss) and not np.isfinite(session.state.params).all():
                 break  # nothing can be learned any more; the estimator says so
+            memory = session.memory
+            memory.rate = after_epoch(
+                settings.schedule, memory.rate, settings.learning_rate_init, progress.samples_seen, settings.power_t
+            )
             if progress.no_improvement > settings.n_iter_no_change:
+                rate = after_standstill(settings.schedule, memory.rate)
                 if settings.verbose:
-                    print(
-                        f"Training loss did not improve more than tol={settings.tol:f} for "
-                        f"{settings.n_iter_no_change} consecutive epochs. Stopping."
-                    )
-                break
+                    print(_standstill_message(settings, memory.rate, rate))
+                if rate is None:
+                    break
+                memory.rate = rate
+                progress.no_improvement = 0
             if one_epoch:
                 break
             if progress.epochs == settings.max_iter:
@@ -372,6 +387,18 @@ def fit(session, x, y, weight, settings, progress, random_state, *, one_epoch=Fa
                 )
     except KeyboardInterrupt:
         warnings.warn("Training interrupted by user.", stacklevel=4)
+
+
+def _standstill_message(settings, before, after):
+    message = (
+        f"Training loss did not improve more than tol={settings.tol:f} for {settings.n_iter_no_change} consecutive "
+        "epochs."
+    )
+    if after is not None:
+        return f"{message} Setting learning rate to {after:f}"
+    if settings.schedule == "adaptive":
+        return f"{message} Learning rate too small. Stopping."
+    return f"{message} Stopping."
 
 
 def _note_loss(progress, loss, tol):

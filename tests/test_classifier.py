@@ -85,6 +85,9 @@ def test_same_seed_same_model_as_scikit_learn(digits, solver, activation, binary
         dict(alpha=0.0),
         dict(beta_1=0.5, beta_2=0.9, epsilon=1e-3),
         dict(max_iter=300, tol=0.01, n_iter_no_change=3),  # stops by itself
+        dict(solver="sgd", learning_rate="invscaling", learning_rate_init=0.5, power_t=0.3),
+        dict(solver="sgd", learning_rate="adaptive", tol=0.05, n_iter_no_change=2, max_iter=60),
+        dict(solver="adam", learning_rate="adaptive", tol=0.05, n_iter_no_change=2, max_iter=60),
     ],
     ids=str,
 )
@@ -95,6 +98,23 @@ def test_same_seed_same_model_with_other_options(digits, options):
     assert_same_model(ours, theirs, X)
     if "tol" in options:
         assert ours.n_iter_ < 300
+
+
+@pytest.mark.parametrize("learning_rate", ["cosine", "one_cycle"])
+@pytest.mark.parametrize(("solver", "rate"), [("sgd", 0.2), ("adam", 0.02)])
+def test_a_schedule_over_the_steps(digits, solver, rate, learning_rate):
+    X, y = digits
+    options = dict(hidden_layer_sizes=(20,), solver=solver, batch_size=50, learning_rate_init=rate, random_state=0)
+    scheduled = BackpropClassifier(learning_rate=learning_rate, max_iter=20, **options).fit(X, y)
+    constant = BackpropClassifier(max_iter=20, **options).fit(X, y)
+    assert scheduled.loss_ != constant.loss_
+    assert scheduled.score(X, y) > 0.95
+    # One epoch after another comes to the same: the schedule goes on.
+    parts = BackpropClassifier(learning_rate=learning_rate, max_iter=3, shuffle=False, **options)
+    whole = clone(parts).fit(X, y)
+    for _ in range(3):
+        parts.partial_fit(X, y, classes=np.arange(10))
+    np.testing.assert_array_equal(parts.coefs_[0], whole.coefs_[0])
 
 
 def test_same_model_with_sample_weights(digits):
@@ -182,6 +202,17 @@ def test_any_layout_gives_the_same_bits(digits):
         for a, b in zip(clf.coefs_, expected.coefs_, strict=True):
             np.testing.assert_array_equal(a, b)
         np.testing.assert_array_equal(clf.predict_proba(other), expected.predict_proba(X))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float64])
+def test_the_kernels_convert_the_input(digits, kind):
+    X, y = digits
+    X = (X * 16).astype(kind)
+    options = dict(hidden_layer_sizes=(9,), max_iter=3, random_state=0, dtype="float32")
+    as_it_is = BackpropClassifier(**options).fit(X, y)
+    copied = BackpropClassifier(**options).fit(X.astype(np.float32), y)
+    np.testing.assert_array_equal(as_it_is.coefs_[0], copied.coefs_[0])
+    np.testing.assert_array_equal(as_it_is.predict_proba(X), copied.predict_proba(X.astype(np.float32)))
 
 
 def test_batches_split_over_many_calls_give_the_same_bits(digits, monkeypatch):
