@@ -1,4 +1,4 @@
-"""``python -m fastbp demo``: train on real data, beside the same training in plain NumPy."""
+"""``python -m fastbp``: a demonstration, compiling ahead of time, and what is installed."""
 
 import argparse
 import time
@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 
-from fastbp import BackpropClassifier
+from fastbp import BackpropClassifier, show_versions, warmup
 from fastbp.activations import get_activation
 from fastbp.network import initial_parameters
 from fastbp.plain import PlainNetwork
@@ -72,6 +72,10 @@ def main(arguments=None):
     command = commands.add_parser("demo", help="train on embedded real data and compare with plain NumPy")
     command.add_argument("--epochs", type=int, default=40)
     command.set_defaults(run=lambda options: demo(epochs=options.epochs))
+    command = commands.add_parser("warmup", help="compile the kernels now, or load them from the disk cache")
+    command.set_defaults(run=lambda options: print(f"All: {warmup(report=print):.1f} s"))
+    command = commands.add_parser("info", help="print versions, and what the kernels make of this machine")
+    command.set_defaults(run=lambda options: show_versions())
     options = parser.parse_args(arguments)
     options.run(options)
 
