@@ -25,7 +25,7 @@ from fastbp.schedules import SGD_SCHEDULES, after_epoch, after_standstill, step_
 MAX_CALL = 0.04
 # Bytes of activations and deltas kept at once: a larger batch goes through in chunks of rows.
 MAX_WORKSPACE = 32 * 2**20
-# Making the lists costs about a tenth of the first layer's work (`benchmarks/bench_sparse.py`).
+# Making the lists costs about a tenth of the first layer's work (`benchmarks/choices.py`).
 WORTH_LISTING = 0.75
 
 

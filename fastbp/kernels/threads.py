@@ -140,7 +140,7 @@ def thread_count(n_jobs, work):
 
 
 # Below this much work a thread's share is done before the others could begin theirs: about 2 microseconds
-# on one core (`benchmarks/bench_threads.py`).
+# on one core (`benchmarks/choices.py`).
 MIN_WORK_PER_THREAD = 200_000.0
 
 _forked_after_start = False

@@ -1,0 +1,126 @@
+"""The measurements behind the constants that choose a way of computing.
+
+Run: ``python benchmarks/choices.py [zeros] [threads] [rows]`` (all if none is named).
+
+- zeros: a training epoch with and without leaving out inputs that are zero, for random inputs of falling density and
+  for MNIST (FASTBP_DATA); the share of steps that remain is what `training.mostly_zero` compares with
+  `training.WORTH_LISTING`.
+- threads: an epoch on one and on two threads for networks of growing work per batch, around
+  `threads.MIN_WORK_PER_THREAD` for each thread.
+- rows: prediction straight from `coefs_` and with packed weights, around `prediction.FEW_ROWS`.
+
+All are taken in turns, and the best of several rounds counts.
+"""
+
+import sys
+import time
+from unittest import mock
+
+import numpy as np
+
+from fastbp import prediction, training
+from fastbp.activations import ACTIVATIONS, Softmax
+from fastbp.datasets import load_mnist
+from fastbp.kernels import backprop, threads
+from fastbp.network import initial_parameters
+
+
+def make_network(units):
+    """Return the layout of a relu network with softmax outputs, and its first parameters."""
+    activations = [*[ACTIVATIONS["relu"]] * (len(units) - 2), Softmax()]
+    network = training.make_network(units, activations, np.float32)
+    return network, initial_parameters(units, [6.0] * len(activations), np.random.RandomState(0), np.float32)
+
+
+def session(units, batch_size, n_samples, n_jobs, sparse=False):
+    """Return a session of Adam."""
+    settings = training.Settings(
+        loss="log_loss", solver="adam", alpha=0.0, batch_size=batch_size, learning_rate="constant",
+        learning_rate_init=1e-3, power_t=0.5, max_iter=1, shuffle=True, tol=0.0, momentum=0.9, nesterovs_momentum=True,
+        beta_1=0.9, beta_2=0.999, epsilon=1e-8, n_iter_no_change=10, verbose=False, n_jobs=n_jobs,
+    )  # fmt: skip
+    network, parameters = make_network(units)
+    memory = training.Memory.empty(network, "adam", 1e-3)
+    return training.Session(network, network.pack(*parameters), memory, settings, n_samples, sparse)
+
+
+def in_turns(functions, rounds=7):
+    """Return the best seconds of each function."""
+    best = [np.inf] * len(functions)
+    for round_ in range(rounds):
+        for index, function in enumerate(functions):
+            begin = time.perf_counter()
+            function()
+            if round_:  # the first is to get ready
+                best[index] = min(best[index], time.perf_counter() - begin)
+    return best
+
+
+def measure_zeros():
+    """Compare the dense and the listed first layer."""
+    n = 12_000
+    random_state = np.random.RandomState(0)
+    Y = np.eye(10, dtype=np.float32)[random_state.randint(0, 10, n)]
+    inputs = {}
+    for density in (1.0, 0.5, 0.35, 0.25, 0.15, 0.05):
+        X = random_state.uniform(0.1, 1, (n, 784)).astype(np.float32)
+        inputs[f"random, {density:.2f}"] = X * (random_state.uniform(size=X.shape) < density)
+    try:
+        X = load_mnist()[0]
+        inputs["MNIST"] = (X[random_state.permutation(len(X))[:n]] / 255).astype(np.float32)
+    except FileNotFoundError as error:
+        print(f"without MNIST: {error}")
+    print(f"{'784-128-10, batch 128':>24}{'listed':>8}{'gain on 1 thread':>18}")
+    for name, X in inputs.items():
+        data = backprop.Data(X, Y, np.empty(0, np.float32), random_state.permutation(n))
+        sessions = [session([784, 128, 10], 128, n, 1, sparse) for sparse in (False, True)]
+        dense, listed = in_turns([lambda s=s, d=data: s.run(d) for s in sessions])
+        print(f"{name:>24}{training.mostly_zero(X)!s:>8}{dense / listed:>18.2f}")
+
+
+def measure_threads():
+    """Compare one thread and all, for growing work between two meetings."""
+    print(f"{'network, batch':>24}{'work':>12}{'threads':>9}{'gain':>7}")
+    for units, batch_size in (
+        ([8, 16, 3], 1), ([8, 16, 3], 16), ([8, 16, 3], 64), ([30, 64, 2], 8), ([30, 64, 2], 16), ([30, 64, 2], 32),
+        ([30, 64, 64, 2], 32), ([64, 100, 10], 32), ([64, 100, 10], 200), ([784, 30, 10], 10), ([784, 100, 10], 200),
+    ):  # fmt: skip
+        n = batch_size * 400
+        random_state = np.random.RandomState(0)
+        X = random_state.uniform(size=(n, units[0])).astype(np.float32)
+        Y = np.eye(units[-1], dtype=np.float32)[random_state.randint(0, units[-1], n)]
+        data = backprop.Data(X, Y, np.empty(0, np.float32), np.arange(n))
+        work = training.training_work(units) * batch_size
+        chosen = threads.thread_count(None, work)
+        with mock.patch.object(threads, "MIN_WORK_PER_THREAD", 1.0), mock.patch.object(training, "MAX_CALL", 10.0):
+            one, every = session(units, batch_size, n, 1), session(units, batch_size, n, None)
+            if every.n_threads == 1:
+                raise SystemExit("one thread is all there is")
+            # The choice by measurement is switched off: each session stays with its number of threads.
+            with mock.patch.object(training._Pace, "choose", lambda self: (max(self.options), 10**9)):
+                alone, together = in_turns([lambda s=s, d=data: s.run(d) for s in (one, every)], 15)
+        name = f"{'-'.join(map(str, units))}, {batch_size}"
+        print(f"{name:>24}{work:>12,.0f}{chosen:>9}{alone / together:>7.2f}")
+
+
+def measure_rows():
+    """Compare prediction from coefs_ as they are and from packed weights."""
+    print(f"{'network':>24}{'rows':>6}{'direct':>10}{'packed':>10}   (microseconds)")
+    for units in ([30, 64, 64, 2], [784, 128, 10], [784, 512, 512, 10]):
+        network, parameters = make_network(units)
+        predictor = prediction.Predictor(*parameters, network.activations)
+        for n in (1, 2, 4, 8, 16, 32, 64):
+            x = np.random.RandomState(0).uniform(size=(n, units[0])).astype(np.float32)
+
+            def run(few_rows, x=x, predictor=predictor):
+                with mock.patch.object(prediction, "FEW_ROWS", few_rows):
+                    predictor.outputs(x, 1)
+
+            direct, packed = in_turns([lambda run=run: run(10**9), lambda run=run: run(0)], 50)
+            print(f"{'-'.join(map(str, units)):>24}{n:>6}{direct * 1e6:>10.1f}{packed * 1e6:>10.1f}")
+
+
+if __name__ == "__main__":
+    known = {"zeros": measure_zeros, "threads": measure_threads, "rows": measure_rows}
+    for wanted in sys.argv[1:] or known:
+        known[wanted]()
