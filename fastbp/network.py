@@ -36,10 +36,6 @@ class Layer(NamedTuple):
     activation: int  # code of the activation
 
 
-# The columns of the table, as compiled code names them.
-FIELD = Layer(*range(len(Layer._fields)))
-
-
 class Network:
     """The layout of one multilayer perceptron.
 
@@ -94,7 +90,7 @@ class Network:
 
         Returns
         -------
-        table : ndarray of int64 of shape (n_layers, len(FIELD))
+        table : ndarray of int64 of shape (n_layers, len(Layer._fields))
             The rows are `Layer`.
         size : int
             Length of the workspace. It begins with `widest` zeros.

@@ -6,7 +6,7 @@ stretch of parameters while its gradient is still in the cache.
 
 import numpy as np
 
-from fastbp.kernels.intrinsics import lane_count
+from fastbp.kernels.intrinsics import get, lane_count
 from fastbp.kernels.jit import jit
 from fastbp.kernels.simd import fma, load, splat, sqrt, store, total
 
@@ -57,7 +57,7 @@ def update(solver, settings, size, penalty, divisor, n, params, grads, first, se
     ----------
     solver : int64
         A value of `SOLVERS`, or `NO_UPDATE`, which changes nothing.
-    settings : ndarray of float64
+    settings : pointer to float64
         For sgd: momentum, 1 for Nesterov or 0. For adam: beta_1, beta_2, epsilon.
     size : float64
         The step size, from `step_sizes`.
@@ -78,7 +78,7 @@ def update(solver, settings, size, penalty, divisor, n, params, grads, first, se
     scale = 1.0 / divisor
     squares = splat(params, 0.0)
     if solver == ADAM:
-        beta_1, beta_2, epsilon = settings[0], settings[1], settings[2]
+        beta_1, beta_2, epsilon = get(settings, 0), get(settings, 1), get(settings, 2)
         rest_1, rest_2 = 1.0 - beta_1, 1.0 - beta_2
         for i in range(0, n, step):
             w = load(params, i)
@@ -90,8 +90,8 @@ def update(solver, settings, size, penalty, divisor, n, params, grads, first, se
             store(second, i, v)
             store(params, i, w - m * size / (sqrt(v) + epsilon))
     elif solver == SGD:
-        momentum = settings[0]
-        nesterov = settings[1] != 0
+        momentum = get(settings, 0)
+        nesterov = get(settings, 1) != 0
         for i in range(0, n, step):
             w = load(params, i)
             squares = fma(w, w, squares)

@@ -11,9 +11,12 @@ Notation (Lopez Davila, secs. 2 to 5; Maren 2020): ::
     delta^L = dC/da^L f_L'(z^L)
     delta^l = (delta^(l+1) (W^(l+1))^T) f_l'(z^l)
     dC/dW^l = (a^(l-1))^T delta^l / n,  dC/db^l = sum of delta^l / n
+
+Arrays come in, and go on as pointers: Numba counts the references to an array with an atomic
+operation wherever one changes hands, which took more than half the time of a small network.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import prange
@@ -24,12 +27,13 @@ from fastbp.kernels.intrinsics import (
     NV,
     call_at,
     flush_subnormals,
+    get,
     lane_count,
-    part,
     pointer,
+    prefetch,
+    put,
     restore_subnormals,
     shift,
-    view,
 )
 from fastbp.kernels.jit import cached_jit, inlined
 from fastbp.kernels.matmul import (
@@ -45,19 +49,16 @@ from fastbp.kernels.matmul import (
 )
 from fastbp.kernels.threads import join_team, share, wait_for_team
 from fastbp.losses import SQUARED_ERROR, loss_and_residual
-from fastbp.network import FIELD
+from fastbp.network import Layer
 from fastbp.optimizers import NO_UPDATE, update
 
 # Rows of a weight matrix whose gradient is summed and used at once. With the widest panel the gradient,
 # the parameters and two moments fill 16 KiB, so that all are in the L1 cache when they are updated. A
 # multiple of every number of lanes, and fixed, as the sums of squares are taken over these blocks.
 BLOCK_ROWS = 16
-
-FAN_IN, FAN_OUT = FIELD.fan_in, FIELD.fan_out
-ROWS, PADDED = FIELD.rows, FIELD.padded
-WEIGHTS, BIAS, TRANSPOSED = FIELD.weights, FIELD.bias, FIELD.transposed
-SOURCE, SOURCE_ROW = FIELD.source, FIELD.source_row
-Z, A, DELTA, ROW, ACTIVATION = FIELD.z, FIELD.a, FIELD.delta, FIELD.row, FIELD.activation
+# Samples that are asked for before they are needed, and how many cache lines of each.
+AHEAD, AHEAD_LINES = 4, 4
+N_FIELDS = len(Layer._fields)
 
 
 class Data(NamedTuple):
@@ -72,7 +73,7 @@ class Data(NamedTuple):
 class State(NamedTuple):
     """The network, and the memory that training it needs."""
 
-    table: np.ndarray  # (n_layers, len(FIELD)) int64, from Network.workspace
+    table: np.ndarray  # (n_layers, N_FIELDS) int64, from Network.workspace
     coefficients: np.ndarray  # (n_layers, 2) float64: parameters of the activations
     params: np.ndarray  # packed parameters
     transposed: np.ndarray  # packed transposes of the weights from the second layer on
@@ -100,193 +101,215 @@ class Plan(NamedTuple):
     last_batch: int  # one past
 
 
-@inlined
-def take_sample(x, sample, space, layer, i):
-    """Copy a sample into row i of the network's input, as numbers of the network's type."""
-    row = part(space, layer[SOURCE] + i * layer[SOURCE_ROW], layer[FAN_IN])
-    values = x[sample]
-    for j in range(row.size):
-        row[j] = values[j]
+class Net(NamedTuple):
+    """A network and its workspace, as pointers."""
+
+    n_layers: int
+    table: Any
+    coefficients: Any
+    params: Any
+    space: Any
+    sparse: bool
+    marks: Any
+    n_marked: int  # rows that the marks have room for
+    listed: Any  # this thread's part
+
+
+class Training(NamedTuple):
+    """The rest of a `State`, as pointers, and the steps of a `Plan`."""
+
+    transposed: Any
+    first: Any
+    second: Any
+    grads: Any
+    row_loss: Any
+    squares: Any
+    settings: Any
+    scratch: Any  # this thread's part
 
 
 @inlined
-def forward(table, coefficients, params, space, first, last, marks, n_marked, listed):
-    """Compute the activations of rows [first, last), layer by layer (Maren 2020, Eqs. 6.3, 6.4, 6.9, 6.10).
-
-    Where there is room for marks, `n_marked` rows, inputs that are zero are left out.
-    """
-    m = last - first
-    if marks.size:
-        layer = table[0]
-        for i in range(first, last):
-            row = pointer(space, layer[SOURCE] + i * layer[SOURCE_ROW])
-            mark_row(row, layer[FAN_IN], pointer(marks, 0), n_marked, i)
-    for index in range(table.shape[0]):
-        layer = table[index]
-        row = layer[ROW]
-        z = pointer(space, layer[Z] + first * row)
-        source = pointer(space, layer[SOURCE] + first * layer[SOURCE_ROW])
-        weights = pointer(params, layer[WEIGHTS])
-        bias = pointer(params, layer[BIAS])
-        if index == 0 and marks.size:
-            matmul_sparse(
-                m, layer[FAN_OUT], layer[FAN_IN], source, layer[SOURCE_ROW], pointer(marks, 0), n_marked, first,
-                weights, layer[ROWS], bias, z, row, listed,
-            )  # fmt: skip
-        else:
-            matmul_nn(m, layer[FAN_OUT], layer[FAN_IN], source, layer[SOURCE_ROW], weights, layer[ROWS], bias, z, row)
-        if layer[ACTIVATION] == SOFTMAX:
-            for i in range(m):
-                softmax(shift(z, i * row), layer[FAN_OUT])
-        else:
-            c = coefficients[index]
-            activate(layer[ACTIVATION], c[0], c[1], z, pointer(space, layer[A] + first * row), m * row)
-
-
-@inlined
-def _output_delta(data, state, plan, position, first, last):
-    """Set row losses and delta^L; with sample weights both are multiplied by them."""
-    index = state.table.shape[0] - 1
-    layer = state.table[index]
-    n = layer[FAN_OUT]
-    code = layer[ACTIVATION]
-    c = state.coefficients[index]
-    eps = np.finfo(state.space.dtype).eps
-    for i in range(first, last):
-        sample = data.order[position + i]
-        z = pointer(state.space, layer[Z] + i * layer[ROW])
-        a = pointer(state.space, layer[A] + i * layer[ROW])
-        delta = pointer(state.space, layer[DELTA] + i * layer[ROW])
-        y = pointer(data.y, sample * n)
-        loss = loss_and_residual(plan.loss, code == SOFTMAX, n, y, a, delta, eps)
-        if plan.loss == SQUARED_ERROR:
-            times_derivative(code, c[0], c[1], z, a, delta, layer[PADDED])
-        if data.weight.size:
-            loss *= data.weight[sample]
-            for j in range(n):
-                delta_row = view(delta, n)
-                delta_row[j] *= data.weight[sample]
-        state.row_loss[i] = loss
-
-
-@inlined
-def _backward(state, first, last):
-    """Carry the deltas of rows [first, last) back to the first layer."""
-    for index in range(state.table.shape[0] - 1, 0, -1):
-        layer = state.table[index]
-        below = state.table[index - 1]
-        row = below[ROW]
-        delta = pointer(state.space, below[DELTA] + first * row)
-        zeros = pointer(state.space, 0)
-        matmul_nn(
-            last - first, below[FAN_OUT], layer[FAN_OUT],
-            pointer(state.space, layer[DELTA] + first * layer[ROW]), layer[ROW],
-            pointer(state.transposed, layer[TRANSPOSED]), layer[PADDED], zeros, delta, row,
-        )  # fmt: skip
-        n = (last - first) * row
-        c = state.coefficients[index - 1]
-        z = pointer(state.space, below[Z] + first * row)
-        a = pointer(state.space, below[A] + first * row)
-        times_derivative(below[ACTIVATION], c[0], c[1], z, a, delta, n)
-
-
-@inlined
-def _step(state, plan, batch, alpha, divisor, offset, grads, n):
-    """Update n parameters from `offset` on; return the sum of their squares before."""
-    return update(
-        plan.solver, plan.settings, plan.sizes[batch - plan.first_batch], alpha, divisor, n,
-        pointer(state.params, offset), grads, pointer(state.first, offset), pointer(state.second, offset),
+def get_layer(net, index):
+    """Read one row of the table."""
+    row = shift(net.table, index * N_FIELDS)
+    return Layer(
+        get(row, 0), get(row, 1), get(row, 2), get(row, 3), get(row, 4), get(row, 5), get(row, 6), get(row, 7),
+        get(row, 8), get(row, 9), get(row, 10), get(row, 11), get(row, 12), get(row, 13),
     )  # fmt: skip
 
 
 @inlined
-def _descend(state, plan, batch, m, divisor, begins, ends, rank, size, scratch, listed):
+def take_sample(x, n, source):
+    """Copy n inputs of a sample, as numbers of the network's type."""
+    for j in range(n):
+        put(source, j, get(x, j))
+
+
+@inlined
+def forward(net, first, last):
+    """Compute the activations of rows [first, last), layer by layer (Maren 2020, Eqs. 6.3, 6.4, 6.9, 6.10)."""
+    m = last - first
+    for index in range(net.n_layers):
+        layer = get_layer(net, index)
+        source = shift(net.space, layer.source + first * layer.source_row)
+        z = shift(net.space, layer.z + first * layer.row)
+        weights = shift(net.params, layer.weights)
+        bias = shift(net.params, layer.bias)
+        if index == 0 and net.sparse:
+            for i in range(m):
+                mark_row(shift(source, i * layer.source_row), layer.fan_in, net.marks, net.n_marked, first + i)
+            matmul_sparse(
+                m, layer.fan_out, layer.fan_in, source, layer.source_row, net.marks, net.n_marked, first, weights,
+                layer.rows, bias, z, layer.row, net.listed,
+            )  # fmt: skip
+        else:
+            matmul_nn(m, layer.fan_out, layer.fan_in, source, layer.source_row, weights, layer.rows, bias, z, layer.row)
+        if layer.activation == SOFTMAX:
+            for i in range(m):
+                softmax(shift(z, i * layer.row), layer.fan_out)
+        else:
+            c = shift(net.coefficients, 2 * index)
+            a = shift(net.space, layer.a + first * layer.row)
+            activate(layer.activation, get(c, 0), get(c, 1), z, a, m * layer.row)
+
+
+@inlined
+def _output_delta(net, loss, y, weight, weighted, order, position, first, last, row_loss, eps):
+    """Set row losses and delta^L; with sample weights both are multiplied by them."""
+    index = net.n_layers - 1
+    layer = get_layer(net, index)
+    n = layer.fan_out
+    c = shift(net.coefficients, 2 * index)
+    for i in range(first, last):
+        sample = get(order, position + i)
+        z = shift(net.space, layer.z + i * layer.row)
+        a = shift(net.space, layer.a + i * layer.row)
+        delta = shift(net.space, layer.delta + i * layer.row)
+        value = loss_and_residual(loss, layer.activation == SOFTMAX, n, shift(y, sample * n), a, delta, eps)
+        if loss == SQUARED_ERROR:
+            times_derivative(layer.activation, get(c, 0), get(c, 1), z, a, delta, layer.padded)
+        if weighted:
+            value *= get(weight, sample)
+            for j in range(n):
+                put(delta, j, get(delta, j) * get(weight, sample))
+        put(row_loss, i, value)
+
+
+@inlined
+def _backward(net, transposed, first, last):
+    """Carry the deltas of rows [first, last) back to the first layer."""
+    for index in range(net.n_layers - 1, 0, -1):
+        layer = get_layer(net, index)
+        below = get_layer(net, index - 1)
+        delta = shift(net.space, below.delta + first * below.row)
+        matmul_nn(
+            last - first, below.fan_out, layer.fan_out, shift(net.space, layer.delta + first * layer.row), layer.row,
+            shift(transposed, layer.transposed), layer.padded, net.space, delta, below.row,
+        )  # fmt: skip
+        c = shift(net.coefficients, 2 * (index - 1))
+        z = shift(net.space, below.z + first * below.row)
+        a = shift(net.space, below.a + first * below.row)
+        times_derivative(below.activation, get(c, 0), get(c, 1), z, a, delta, (last - first) * below.row)
+
+
+@inlined
+def _step(net, training, solver, size, alpha, divisor, offset, grads, n):
+    """Update n parameters from `offset` on; return the sum of their squares before."""
+    return update(
+        solver, training.settings, size, alpha, divisor, n, shift(net.params, offset), grads,
+        shift(training.first, offset), shift(training.second, offset),
+    )  # fmt: skip
+
+
+@inlined
+def _descend(net, training, solver, size, alpha, m, divisor, begins, ends, rank, n_threads):
     """Sum this thread's part of the gradient over m rows, and update with it.
 
     A batch of more rows than the workspace holds comes in chunks: each continues the sums of the one before,
     and the last one updates.
     """
-    width = lane_count(scratch)
+    width = lane_count(net.params)
     nr = NV * width
-    in_place = begins and ends and plan.solver != NO_UPDATE  # the gradient is needed here and now only
-    zeros = pointer(state.space, 0)
-    one = view(scratch, 1)
-    one[0] = 1
-    tile = shift(scratch, width)
+    in_place = begins and ends and solver != NO_UPDATE  # the gradient is needed here and now only
+    zeros = net.space  # begins with zeros
+    one = training.scratch
+    put(one, 0, 1)
+    tile = shift(training.scratch, width)
     block = 0
-    for index in range(state.table.shape[0]):
-        layer = state.table[index]
-        fan_in, padded, rows = layer[FAN_IN], layer[PADDED], layer[ROWS]
-        first, last = share(fan_in, BLOCK_ROWS, rank, size)
-        source = pointer(state.space, layer[SOURCE])
-        sparse = index == 0 and state.marks.size > 0
+    for index in range(net.n_layers):
+        layer = get_layer(net, index)
+        first, last = share(layer.fan_in, BLOCK_ROWS, rank, n_threads)
+        source = shift(net.space, layer.source)
+        sparse = index == 0 and net.sparse
+        n_blocks = (layer.fan_in + BLOCK_ROWS - 1) // BLOCK_ROWS
         p, j = first, 0
-        while p < last and j < padded:
-            nv = min(NV, (padded - j) // width)
+        while p < last and j < layer.padded:
+            nv = min(NV, (layer.padded - j) // width)
             count = min(BLOCK_ROWS, last - p)
             n = count * nv * width
-            offset = layer[WEIGHTS] + j * rows + p * nv * width
-            delta = pointer(state.space, layer[DELTA] + j)
-            out = tile if in_place else pointer(state.grads, offset)
+            offset = layer.weights + j * layer.rows + p * nv * width
+            delta = shift(net.space, layer.delta + j)
+            out = tile if in_place else shift(training.grads, offset)
             start, start_row = (zeros, 0) if begins else (out, nv * width)
             if sparse:
+                room = net.n_marked + MARKED
                 if j == 0:
-                    list_block(pointer(state.marks, p // MARKED * plan.chunk), m, count, listed, plan.chunk + MARKED)
+                    list_block(shift(net.marks, p // MARKED * net.n_marked), m, count, net.listed, room)
                 multiply_block(
-                    count, nv, shift(source, p), layer[SOURCE_ROW], delta, layer[ROW], start, start_row, out,
-                    nv * width, listed, plan.chunk + MARKED,
+                    count, nv, shift(source, p), layer.source_row, delta, layer.row, start, start_row, out, nv * width,
+                    net.listed, room,
                 )  # fmt: skip
             else:
                 multiply_panel(
-                    count, nv, m, shift(source, p), ONE, layer[SOURCE_ROW], delta, layer[ROW], start, start_row, out,
+                    count, nv, m, shift(source, p), ONE, layer.source_row, delta, layer.row, start, start_row, out,
                     nv * width,
                 )  # fmt: skip
             if ends:
-                place = block + j // nr * ((fan_in + BLOCK_ROWS - 1) // BLOCK_ROWS) + p // BLOCK_ROWS
-                state.squares[place] = _step(state, plan, batch, plan.alpha, divisor, offset, out, n)
+                place = block + j // nr * n_blocks + p // BLOCK_ROWS
+                put(training.squares, place, _step(net, training, solver, size, alpha, divisor, offset, out, n))
             # One panel of columns after the other; but all of them for one block of rows where rows are listed.
             if sparse:
                 j += nr
-                if j >= padded:
+                if j >= layer.padded:
                     p, j = p + BLOCK_ROWS, 0
             else:
                 p += BLOCK_ROWS
                 if p >= last:
                     p, j = first, j + nr
-        block += ((fan_in + BLOCK_ROWS - 1) // BLOCK_ROWS) * ((padded + nr - 1) // nr)
+        block += n_blocks * ((layer.padded + nr - 1) // nr)
         # The bias is the weight of an input that is always one.
-        left, right = share(padded, width, rank, size)
+        left, right = share(layer.padded, width, rank, n_threads)
         for j in range(left, right, width):
-            offset = layer[BIAS] + j
-            out = tile if in_place else pointer(state.grads, offset)
+            offset = layer.bias + j
+            out = tile if in_place else shift(training.grads, offset)
             multiply_panel(
-                ONE, ONE, m, scratch, NONE, NONE, pointer(state.space, layer[DELTA] + j), layer[ROW],
+                ONE, ONE, m, one, NONE, NONE, shift(net.space, layer.delta + j), layer.row,
                 zeros if begins else out, NONE, out, NONE,
             )  # fmt: skip
             if ends:
-                _step(state, plan, batch, 0.0, divisor, offset, out, width)
-        if ends and plan.solver != NO_UPDATE:
-            _transpose(state, layer, first, last)
+                _step(net, training, solver, size, 0.0, divisor, offset, out, width)
+        if ends and solver != NO_UPDATE:
+            _transpose(net, training.transposed, layer, first, last)
 
 
 @inlined
-def _transpose(state, layer, first, last):
-    if layer[TRANSPOSED] >= 0:
-        width = lane_count(pointer(state.params, 0))
+def _transpose(net, transposed, layer, first, last):
+    if layer.transposed >= 0:
+        width = lane_count(net.params)
         pack_transposed(
-            first, (last + width - 1) // width * width, layer[PADDED], pointer(state.params, layer[WEIGHTS]),
-            layer[ROWS], pointer(state.transposed, layer[TRANSPOSED]), layer[PADDED],
+            first, (last + width - 1) // width * width, layer.padded, shift(net.params, layer.weights), layer.rows,
+            shift(transposed, layer.transposed), layer.padded,
         )  # fmt: skip
 
 
 @inlined
-def _divisor(data, start, stop):
+def _divisor(weight, weighted, order, start, stop):
     """Return the number of samples in a batch, or the sum of their weights."""
-    if data.weight.size == 0:
+    if not weighted:
         return np.float64(stop - start)
     total = 0.0
     for i in range(start, stop):
-        total += data.weight[data.order[i]]
+        total += get(weight, get(order, i))
     return total
 
 
@@ -311,49 +334,75 @@ def train(data, state, plan, losses, scratch, team, wanted):
     wanted : int64
         Threads in the team.
     """
-    rank, size = join_team(team, wanted)
+    rank, n_threads = join_team(team, wanted)
     if rank < 0:
         return
     mode = flush_subnormals()
-    mine = pointer(scratch, rank * (scratch.size // wanted))
-    listed = pointer(state.listed, rank * (state.listed.size // wanted))
-    for index in range(1, state.table.shape[0]):
-        layer = state.table[index]
-        first, last = share(layer[FAN_IN], BLOCK_ROWS, rank, size)
-        _transpose(state, layer, first, last)
-    wait_for_team(team, size)
-    for batch in range(plan.first_batch, plan.last_batch):
-        start = batch * plan.batch_size
-        stop = min(start + plan.batch_size, data.order.size)
-        divisor = _divisor(data, start, stop)
+    net = Net(
+        state.table.shape[0], pointer(state.table, 0), pointer(state.coefficients, 0), pointer(state.params, 0),
+        pointer(state.space, 0), state.marks.size > 0, pointer(state.marks, 0), plan.chunk,
+        pointer(state.listed, rank * (state.listed.size // wanted)),
+    )  # fmt: skip
+    training = Training(
+        pointer(state.transposed, 0), pointer(state.first, 0), pointer(state.second, 0), pointer(state.grads, 0),
+        pointer(state.row_loss, 0), pointer(state.squares, 0), pointer(plan.settings, 0),
+        pointer(scratch, rank * (scratch.size // wanted)),
+    )  # fmt: skip
+    x, y, weight, order = pointer(data.x, 0), pointer(data.y, 0), pointer(data.weight, 0), pointer(data.order, 0)
+    n_inputs = data.x.shape[1]
+    n_seen = data.order.size
+    weighted = data.weight.size > 0
+    n_squares = state.squares.size
+    eps = np.float64(np.finfo(state.space.dtype).eps)
+    sizes = pointer(plan.sizes, 0)
+    results = pointer(losses, 0)
+    loss, solver, alpha, batch_size, chunk = plan.loss, plan.solver, plan.alpha, plan.batch_size, plan.chunk
+    first_batch = plan.first_batch
+    line = 64 // data.x.itemsize
+    inputs = get_layer(net, 0)
+
+    for index in range(1, net.n_layers):
+        layer = get_layer(net, index)
+        begin, end = share(layer.fan_in, BLOCK_ROWS, rank, n_threads)
+        _transpose(net, training.transposed, layer, begin, end)
+    wait_for_team(team, n_threads)
+    for batch in range(first_batch, plan.last_batch):
+        start = batch * batch_size
+        stop = min(start + batch_size, n_seen)
+        divisor = _divisor(weight, weighted, order, start, stop)
         if divisor == 0:  # all samples of the batch have the weight 0: nothing to learn from
-            losses[batch] = 0
+            put(results, batch, 0.0)
             continue
         total = 0.0
-        for position in range(start, stop, plan.chunk):
-            m = min(plan.chunk, stop - position)
-            first, last = share(m, 1, rank, size)
+        for position in range(start, stop, chunk):
+            m = min(chunk, stop - position)
+            first, last = share(m, 1, rank, n_threads)
             if first < last:
                 for i in range(first, last):
-                    take_sample(data.x, data.order[position + i], state.space, state.table[0], i)
-                forward(
-                    state.table, state.coefficients, state.params, state.space, first, last, state.marks, plan.chunk,
-                    listed,
-                )  # fmt: skip
-                _output_delta(data, state, plan, position, first, last)
-                _backward(state, first, last)
-            wait_for_team(team, size)
+                    ahead = get(order, min(position + i + AHEAD, n_seen - 1)) * n_inputs
+                    for j in range(0, min(n_inputs, AHEAD_LINES * line), line):
+                        prefetch(x, ahead + j)
+                    sample = get(order, position + i)
+                    source = shift(net.space, inputs.source + i * inputs.source_row)
+                    take_sample(shift(x, sample * n_inputs), n_inputs, source)
+                forward(net, first, last)
+                _output_delta(net, loss, y, weight, weighted, order, position, first, last, training.row_loss, eps)
+                _backward(net, training.transposed, first, last)
+            wait_for_team(team, n_threads)
             if rank == 0:
                 for i in range(m):
-                    total += state.row_loss[i]
-            _descend(state, plan, batch, m, divisor, position == start, position + m == stop, rank, size, mine, listed)
-            wait_for_team(team, size)
+                    total += get(training.row_loss, i)
+            _descend(
+                net, training, solver, get(sizes, batch - first_batch), alpha, m, divisor, position == start,
+                position + m == stop, rank, n_threads,
+            )  # fmt: skip
+            wait_for_team(team, n_threads)
         if rank == 0:
             squares = 0.0
-            if plan.alpha != 0:
-                for i in range(state.squares.size):
-                    squares += state.squares[i]
-            losses[batch] = (total + 0.5 * plan.alpha * squares) / divisor
+            if alpha != 0:
+                for i in range(n_squares):
+                    squares += get(training.squares, i)
+            put(results, batch, (total + 0.5 * alpha * squares) / divisor)
     restore_subnormals(mode)
 
 

@@ -77,6 +77,42 @@ def pointer_at(typingctx, like, address):
 
 
 @intrinsic
+def get(typingctx, base, index):
+    """Read the element `index` behind a pointer."""
+
+    def codegen(context, builder, signature, args):
+        return builder.load(_offset(builder, *args), align=base.dtype.bitwidth // 8)
+
+    return base.dtype(base, types.int64), codegen
+
+
+@intrinsic
+def put(typingctx, base, index, value):
+    """Write the element `index` behind a pointer, converted to its type."""
+
+    def codegen(context, builder, signature, args):
+        converted = context.cast(builder, args[2], value, base.dtype)
+        builder.store(converted, _offset(builder, *args[:2]), align=base.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(base, types.int64, value), codegen
+
+
+@intrinsic
+def prefetch(typingctx, base, index):
+    """Ask for the cache line of an element that will soon be read."""
+
+    def codegen(context, builder, signature, args):
+        place = _offset(builder, *args)
+        kind = ir.FunctionType(ir.VoidType(), [place.type, _INT32, _INT32, _INT32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [place, _INT32(0), _INT32(3), _INT32(1)])
+        return context.get_dummy_value()
+
+    return types.void(base, types.int64), codegen
+
+
+@intrinsic
 def shift(typingctx, base, offset):
     """Move a pointer by `offset` elements."""
 

@@ -3,15 +3,16 @@
 from numba import prange
 
 from fastbp.activations import SOFTMAX, activate, softmax
-from fastbp.kernels.backprop import FAN_OUT, ROW, SOURCE, SOURCE_ROW, A, forward, take_sample
+from fastbp.kernels.backprop import Net, forward, get_layer, take_sample
 from fastbp.kernels.intrinsics import (
     ROW_VECTORS,
     call_at,
     flush_subnormals,
+    get,
     lane_count,
-    part,
     pointer,
     pointer_at,
+    put,
     restore_subnormals,
     row_kernel,
     shift,
@@ -19,6 +20,9 @@ from fastbp.kernels.intrinsics import (
 from fastbp.kernels.jit import cached_jit, inlined
 from fastbp.kernels.simd import fma, load, splat, total
 from fastbp.kernels.threads import join_team, next_ticket
+
+# What `predict_few` knows of each layer.
+N_FACTS = 5
 
 
 @inlined
@@ -53,25 +57,30 @@ def predict(x, table, coefficients, params, space, marks, listed, out, bad, bloc
     if rank < 0:
         return
     mode = flush_subnormals()
-    first_layer = table[0]
-    last_layer = table[table.shape[0] - 1]
-    lists = pointer(listed, rank * (listed.size // wanted))
+    net = Net(
+        table.shape[0], pointer(table, 0), pointer(coefficients, 0), pointer(params, 0), pointer(space, 0),
+        marks.size > 0, pointer(marks, 0), block * wanted, pointer(listed, rank * (listed.size // wanted)),
+    )  # fmt: skip
+    inputs = get_layer(net, 0)
+    outputs = get_layer(net, net.n_layers - 1)
+    samples, n_samples, results = pointer(x, 0), x.shape[0], pointer(out, 0)
+    n_bad = 0
     # Whoever is free takes the next block: a thread that loses its processor for a while holds up one block only.
     begin = next_ticket(team) * block
-    while begin < x.shape[0]:
-        m = min(block, x.shape[0] - begin)
+    while begin < n_samples:
+        m = min(block, n_samples - begin)
         for i in range(m):
-            take_sample(x, begin + i, space, first_layer, rank * block + i)
-            row = pointer(space, first_layer[SOURCE] + (rank * block + i) * first_layer[SOURCE_ROW])
-            if not _all_finite(row, x.shape[1]):
-                bad[rank] += 1
-        n_marked = block * wanted
-        forward(table, coefficients, params, space, rank * block, rank * block + m, marks, n_marked, lists)
+            source = shift(net.space, inputs.source + (rank * block + i) * inputs.source_row)
+            take_sample(shift(samples, (begin + i) * inputs.fan_in), inputs.fan_in, source)
+            if not _all_finite(source, inputs.fan_in):
+                n_bad += 1
+        forward(net, rank * block, rank * block + m)
         for i in range(m):
-            a = part(space, last_layer[A] + (rank * block + i) * last_layer[ROW], last_layer[FAN_OUT])
-            for j in range(a.size):
-                out[begin + i, j] = a[j]
+            a = shift(net.space, outputs.a + (rank * block + i) * outputs.row)
+            for j in range(outputs.fan_out):
+                put(results, (begin + i) * outputs.fan_out + j, get(a, j))
         begin = next_ticket(team) * block
+    bad[rank] = n_bad
     restore_subnormals(mode)
 
 
@@ -95,7 +104,7 @@ def predict_few(x, layers, coefficients, space, out):
     ----------
     x : ndarray of shape (n_samples, n_features)
         Inputs, C-ordered, of the network's type.
-    layers : ndarray of int64 of shape (n_layers, 5)
+    layers : ndarray of int64 of shape (n_layers, N_FACTS)
         Address of the weights, (fan_in, fan_out) and row-major; address of the biases; fan_in; fan_out; code of
         the activation.
     coefficients : ndarray of shape (n_layers, 2)
@@ -111,23 +120,22 @@ def predict_few(x, layers, coefficients, space, out):
         Whether all inputs are finite; if not, the outputs have no meaning.
     """
     mode = flush_subnormals()
-    width = lane_count(pointer(space, 0))
-    widest = space.shape[1]
-    n_inputs = x.shape[1]
+    first = pointer(space, 0)
+    second = pointer(space, space.shape[1])
+    width = lane_count(first)
+    n_inputs, n_outputs, n_layers = x.shape[1], out.shape[1], layers.shape[0]
+    samples, results, table, c = pointer(x, 0), pointer(out, 0), pointer(layers, 0), pointer(coefficients, 0)
     finite = True
     for i in range(x.shape[0]):
-        source = pointer(space, 0)
-        row = part(space, 0, n_inputs)
-        for j in range(n_inputs):
-            row[j] = x[i, j]
+        source, a = first, second
+        take_sample(shift(samples, i * n_inputs), n_inputs, source)
         for j in range(n_inputs, (n_inputs + width - 1) // width * width):
-            space[0, j] = 0
+            put(source, j, 0)
         finite &= _all_finite(source, n_inputs)
-        for index in range(layers.shape[0]):
-            fan_in, fan_out, code = layers[index, 2], layers[index, 3], layers[index, 4]
-            weights = pointer_at(source, layers[index, 0])
-            biases = pointer_at(source, layers[index, 1])
-            a = pointer(space, (index + 1) % 2 * widest)
+        for index in range(n_layers):
+            layer = shift(table, index * N_FACTS)
+            weights, biases = pointer_at(source, get(layer, 0)), pointer_at(source, get(layer, 1))
+            fan_in, fan_out, code = get(layer, 2), get(layer, 3), get(layer, 4)
             for j in range(0, fan_out, ROW_VECTORS * width):
                 n = min(ROW_VECTORS * width, fan_out - j)
                 row_kernel(n, fan_in, source, shift(weights, j), fan_out, shift(biases, j), shift(a, j))
@@ -135,10 +143,9 @@ def predict_few(x, layers, coefficients, space, out):
             if code == SOFTMAX:
                 softmax(a, fan_out)
             else:
-                activate(code, coefficients[index, 0], coefficients[index, 1], a, a, padded)
-            source = a
-        result = part(space, layers.shape[0] % 2 * widest, out.shape[1])
-        for j in range(result.size):
-            out[i, j] = result[j]
+                activate(code, get(c, 2 * index), get(c, 2 * index + 1), a, a, padded)
+            source, a = a, source
+        for j in range(n_outputs):
+            put(results, i * n_outputs + j, get(source, j))
     restore_subnormals(mode)
     return finite
