@@ -1,0 +1,266 @@
+"""The kernels of one layer and a whole training step, against plain NumPy on the same numbers.
+
+Run: ``pytest benchmarks/bench_kernels.py``, or a part of it with ``-k "forward and float32"``.
+
+Each test checks the results, then times fastbp, NumPy and the FMA peak in turns; the table at
+the end shows the ratios. Flops are those of the mathematics: columns that pad a layer to whole
+vectors do not count. Both sides find their operands as they lie in training: NumPy row-major,
+fastbp with weights in panels and rows padded. NumPy writes to memory that it has been given.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import NamedTuple
+
+import common
+import numpy as np
+import pytest
+from numba import njit, prange
+
+from fastbp import BackpropClassifier, training
+from fastbp.activations import Relu, Softmax
+from fastbp.kernels.backprop import BLOCK_ROWS, Data
+from fastbp.kernels.intrinsics import NV, lane_count, pointer, shift
+from fastbp.kernels.matmul import ONE, matmul_nn, multiply_panel, pack_transposed
+from fastbp.kernels.threads import share
+from fastbp.network import FIELD as AT
+from fastbp.network import Layer, aligned_zeros, initial_parameters
+from fastbp.plain import PlainNetwork
+
+WORKLOADS = ("mnist-128", "mnist-512x2", "mnist-100")
+DTYPES = ("float32", "float64")
+
+
+# Each does one thread's part of one product, as `fastbp.kernels.backprop` does in training. `weights` are
+# the packed parameters, their transposes, or the gradients.
+@njit(**common.NJIT)
+def _forward(layer, below, m, weights, space, rank, size):
+    """Compute Z = A W + b for this thread's samples, as `backprop._forward`."""
+    first, last = share(m, 1, rank, size)
+    if first < last:
+        a = pointer(space, layer[AT.source] + first * layer[AT.source_row])
+        z = pointer(space, layer[AT.z] + first * layer[AT.row])
+        matmul_nn(
+            last - first, layer[AT.fan_out], layer[AT.fan_in], a, layer[AT.source_row],
+            pointer(weights, layer[AT.weights]), layer[AT.rows], pointer(weights, layer[AT.bias]),
+            z, layer[AT.row],
+        )  # fmt: skip
+
+
+@njit(**common.NJIT)
+def _deltas(layer, below, m, weights, space, rank, size):
+    """Carry deltas back, D W^T, for this thread's samples, as `backprop._backward`."""
+    first, last = share(m, 1, rank, size)
+    if first < last:
+        delta = pointer(space, layer[AT.delta] + first * layer[AT.row])
+        carried = pointer(space, below[AT.delta] + first * below[AT.row])
+        matmul_nn(
+            last - first, below[AT.fan_out], layer[AT.fan_out], delta, layer[AT.row],
+            pointer(weights, layer[AT.transposed]), layer[AT.padded], pointer(space, 0),
+            carried, below[AT.row],
+        )  # fmt: skip
+
+
+@njit(**common.NJIT)
+def _gradient(layer, below, m, weights, space, rank, size):
+    """Compute A^T D for this thread's rows of the weights, as `backprop._descend` without the update."""
+    width = lane_count(pointer(space, 0))
+    first, last = share(layer[AT.fan_in], BLOCK_ROWS, rank, size)
+    source = pointer(space, layer[AT.source])
+    for j in range(0, layer[AT.padded], NV * width):
+        nv = min(NV, (layer[AT.padded] - j) // width)
+        panel = pointer(weights, layer[AT.weights] + j * layer[AT.rows])
+        for p in range(first, last, BLOCK_ROWS):
+            multiply_panel(
+                min(BLOCK_ROWS, last - p), nv, m, shift(source, p), ONE, layer[AT.source_row],
+                pointer(space, layer[AT.delta] + j), layer[AT.row], pointer(space, 0), 0,
+                shift(panel, p * nv * width), nv * width,
+            )  # fmt: skip
+
+
+def _on_threads(part):
+    @njit(parallel=True, **common.NJIT)
+    def run(layer, below, m, weights, space, size):
+        for rank in prange(size):
+            part(layer, below, m, weights, space, rank, size)
+
+    return run
+
+
+@njit(**common.NJIT)
+def _transpose(layer, params, transposed):
+    pack_transposed(
+        0, layer[AT.rows], layer[AT.padded], pointer(params, layer[AT.weights]), layer[AT.rows],
+        pointer(transposed, layer[AT.transposed]), layer[AT.padded],
+    )  # fmt: skip
+
+
+KERNELS = {"forward": _forward, "deltas": _deltas, "gradient": _gradient}
+PARALLEL = {name: _on_threads(part) for name, part in KERNELS.items()}
+PRODUCTS = [
+    (kernel, workload, index)
+    for kernel in KERNELS
+    for workload in WORKLOADS
+    for index in range(len(common.WORKLOADS[workload].units) - 1)
+    if kernel != "deltas" or index > 0  # the first layer needs no input delta
+]
+
+
+class Product(NamedTuple):
+    """One matrix product, (m, k) by (k, n), as both sides do it."""
+
+    m: int
+    k: int
+    n: int
+    arguments: tuple  # of the compiled function
+    result: Callable  # returns what the compiled function has computed, row-major
+    numpy: Callable  # computes the same and returns it
+    magnitude: np.ndarray  # sums of |x y| over the reduction, of the result's shape
+
+
+class LaidOut:
+    """One layer of a workload, laid out as for training, with normal random numbers everywhere."""
+
+    def __init__(self, workload, index, dtype):
+        units, self.m, *_ = common.WORKLOADS[workload]
+        rng = np.random.default_rng(0)
+        self.index, self.dtype = index, dtype
+        self.network = training.make_network(units, [Relu()] * (len(units) - 2) + [Softmax()], dtype)
+        self.table, size = self.network.workspace(self.m)
+        self.space = aligned_zeros(size, dtype)
+        layer = Layer(*self.table[index])
+        source = self.rows(layer.source, layer.source_row, layer.fan_in)
+        delta = self.rows(layer.delta, layer.row, layer.fan_out)
+        source[...], delta[...] = rng.standard_normal(source.shape), rng.standard_normal(delta.shape)
+        self.A, self.D = np.ascontiguousarray(source), np.ascontiguousarray(delta)
+        coefs = [rng.standard_normal(shape).astype(dtype) for shape in pairwise(units)]
+        intercepts = [rng.standard_normal(n).astype(dtype) for n in units[1:]]
+        self.W, self.b = coefs[index], intercepts[index]
+        self.params = self.network.pack(coefs, intercepts)
+
+    def rows(self, offset, stride, n):
+        """View a matrix of the workspace as (m, n)."""
+        return self.space[offset : offset + self.m * stride].reshape(self.m, stride)[:, :n]
+
+    def arguments(self, weights):
+        """Return the arguments of the compiled functions, but for the threads."""
+        return self.table[self.index], self.table[max(self.index - 1, 0)], self.m, weights, self.space
+
+    def forward(self):
+        """Return the product Z = A W + b."""
+        layer = Layer(*self.table[self.index])
+        z = self.rows(layer.z, layer.row, layer.fan_out)
+        out = np.empty(z.shape, self.dtype)
+
+        def numpy():
+            np.matmul(self.A, self.W, out=out)
+            return np.add(out, self.b, out=out)
+
+        magnitude = np.abs(self.A) @ np.abs(self.W) + np.abs(self.b)
+        return Product(self.m, *self.W.shape, self.arguments(self.params), lambda: z, numpy, magnitude)
+
+    def deltas(self):
+        """Return the product D W^T."""
+        below = Layer(*self.table[self.index - 1])
+        carried = self.rows(below.delta, below.row, below.fan_out)
+        out = np.empty(carried.shape, self.dtype)
+        transposed = aligned_zeros(self.network.n_transposed, self.dtype)
+        _transpose(self.table[self.index], self.params, transposed)
+        return Product(
+            self.m, *self.W.shape[::-1], self.arguments(transposed), lambda: carried,
+            lambda: np.matmul(self.D, self.W.T, out=out), np.abs(self.D) @ np.abs(self.W.T),
+        )  # fmt: skip
+
+    def gradient(self):
+        """Return the product A^T D."""
+        out = np.empty(self.W.shape, self.dtype)
+        grads = aligned_zeros(self.network.n_params, self.dtype)
+        return Product(
+            self.W.shape[0], self.m, self.W.shape[1], self.arguments(grads),
+            lambda: self.network.unpack(grads)[0][self.index],
+            lambda: np.matmul(self.A.T, self.D, out=out), np.abs(self.A.T) @ np.abs(self.D),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("threads", common.thread_counts())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("kernel", "workload", "index"), PRODUCTS)
+def test_product(benchmark, kernel, workload, index, dtype, threads):
+    product = getattr(LaidOut(workload, index, dtype), kernel)()
+
+    def ours():
+        if threads == 1:
+            KERNELS[kernel](*product.arguments, 0, 1)
+        else:
+            PARALLEL[kernel](*product.arguments, threads)
+
+    with common.all_threads_limited(threads):
+        compiled = common.first_call((kernel, dtype, threads), ours)
+        # Roundings are as good as independent, so that a sum of k terms is off by about sqrt(k) of them
+        # (Higham and Mary 2019); the factor 4 covers the worst of many elements, and both sides.
+        bound = 4 * np.sqrt(product.k) * np.finfo(dtype).eps * product.magnitude.max()
+        np.testing.assert_allclose(product.result(), product.numpy(), rtol=0, atol=bound)
+        shape = f"{product.m}x{product.k}x{product.n}"
+        flops = 2.0 * product.m * product.k * product.n
+        measure(benchmark, (kernel, shape, dtype, threads), flops, ours, product.numpy, compiled)
+
+
+@pytest.mark.parametrize("threads", common.thread_counts())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_step(benchmark, workload, dtype, threads):
+    """One batch, from its rows in the data set to the updated parameters, entered from Python.
+
+    The numbers are dense, and the threads are those asked for: training itself would choose.
+    """
+    units, m, solver, activation, *_ = common.WORKLOADS[workload]
+    rng = np.random.RandomState(0)
+    X = rng.standard_normal((20 * m, units[0])).astype(dtype)
+    Y = np.eye(units[-1], dtype=dtype)[rng.randint(units[-1], size=len(X))]
+    batch = rng.permutation(len(X))[:m]
+    start = initial_parameters(units, [Relu.init_factor] * (len(units) - 1), rng, dtype)
+
+    plain = PlainNetwork(*start, activation=activation, solver=solver)
+    network = training.make_network(units, [Relu()] * (len(units) - 2) + [Softmax()], dtype)
+    settings = BackpropClassifier(solver=solver, batch_size=m, n_jobs=threads)._settings(m)
+    memory = training.Memory.empty(network, solver, settings.learning_rate_init)
+    session = training.Session(network, network.pack(*start), memory, settings, m)
+    if session.n_threads != threads:
+        pytest.skip("no OpenMP or TBB layer for Numba here: training takes one thread")
+    data, losses = Data(X, Y, np.empty(0, dtype), batch), np.empty(1)
+
+    def ours():
+        session._call(data, 0, 1, losses, threads)
+
+    def numpy():
+        plain.step(X[batch], Y[batch])
+
+    with common.all_threads_limited(threads):
+        compiled = common.first_call(("step", dtype, threads), ours)
+        numpy()
+        coefs, intercepts = network.unpack(session.state.params)
+        # Adam's first step is size * g / (|g| + e) with e = 3e-7: where a gradient is as small as that, the
+        # rounding of its sum, about 1e-8 in float32, moves the step by some percent of its size, 1e-3.
+        atol = 1e-4 if dtype == "float32" else 1e-11
+        for a, b in zip([*coefs, *intercepts], plain.params, strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=atol)
+        shape = f"{'-'.join(map(str, units))}, {m}"
+        flops = training.training_work(units) * m
+        measure(benchmark, ("step", shape, dtype, threads), flops, ours, numpy, compiled)
+
+
+def measure(benchmark, what, flops, ours, numpy, compiled):
+    """Time both sides and the FMA peak in turns, then ours once more for pytest-benchmark's table."""
+    kernel, _, dtype, threads = what
+    benchmark.group = f"{kernel} {dtype}, {threads} thread(s)"
+    if benchmark.disabled:
+        return benchmark(ours)
+    peak, _ = common.register_work(dtype, threads)
+    best, quiet = common.in_turns({"fastbp": ours, "numpy": numpy, "peak": peak}, threads=threads)
+    gflops = {name: flops / seconds / 1e9 for name, seconds in best.items()}
+    peak_gflops = common.peak_gflops(dtype, threads, best["peak"])
+    row = common.KernelRow(*what, gflops["fastbp"], peak_gflops, quiet, gflops["numpy"], *compiled)
+    common.kernel_rows.append(row)
+    benchmark.extra_info.update(row._asdict(), share_of_peak=row.share_of_peak, ratio_to_numpy=row.ratio)
+    iterations = max(1, int(0.002 / best["fastbp"]))
+    return benchmark.pedantic(ours, rounds=5, iterations=iterations, warmup_rounds=1)

@@ -1,0 +1,373 @@
+"""What the benchmarks share: workloads, timing in turns, the FMA peak, the tables at the end.
+
+All figures of one row are taken in turns in one test, as the best of many short blocks: a
+machine that others use too, or whose clock changes, then treats all sides alike. Turns during
+which other programs had the cores do not count.
+"""
+
+import os
+import time
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import joblib
+import numba
+import numpy as np
+from numba import njit, prange
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from fastbp.kernels import backprop
+from fastbp.kernels.intrinsics import HAS_FMA, MR, NV, VECTOR_BITS, lanes, micro_kernel, pointer
+
+# The options of `fastbp.kernels.jit`, with a Python wrapper and no disk cache: the first call compiles.
+NJIT = {"error_model": "numpy", "nogil": True}
+# After its last product a thread of OpenBLAS keeps its core busy for up to 26 ms, one of OpenMP for some: on
+# more than one thread each side waits until the other's threads sleep.
+REST = 0.04
+# Threads that wake up may find themselves on one core for some milliseconds.
+WARM_UP = 0.02
+BLOCK_SECONDS = 0.003
+BLOCKS_PER_TURN = 3
+PAUSE = 0.1  # after turns that do not count: the other program may be through by then
+
+
+class Workload(NamedTuple):
+    """One network, and how it is trained."""
+
+    units: tuple[int, ...]
+    batch_size: int
+    solver: str
+    activation: str
+    loss: str
+    n_samples: int  # in an epoch of the benchmark; more would not change the rate
+
+
+# Two classes are one logistic output unit, in fastbp as in scikit-learn.
+WORKLOADS = {
+    "mnist-128": Workload((784, 128, 10), 128, "adam", "relu", "log_loss", 20_000),
+    "mnist-512x2": Workload((784, 512, 512, 10), 256, "adam", "relu", "log_loss", 20_000),
+    "mnist-100": Workload((784, 100, 10), 200, "adam", "relu", "log_loss", 20_000),
+    "digits-100": Workload((64, 100, 10), 200, "adam", "relu", "log_loss", 1_797),
+    "tabular-64x2": Workload((30, 64, 64, 1), 32, "adam", "relu", "log_loss", 5_000),
+    "seed-30": Workload((784, 30, 10), 10, "sgd", "logistic", "squared_error", 5_000),
+    "online-16": Workload((8, 16, 3), 1, "sgd", "logistic", "squared_error", 1_000),
+    "wide-2048x2": Workload((784, 2048, 2048, 10), 512, "adam", "relu", "log_loss", 5_000),
+}
+
+
+def thread_counts():
+    """Return the numbers of threads to measure: 1, and 2 where there are two cores."""
+    return [n for n in (1, 2) if n <= min(joblib.cpu_count(), numba.config.NUMBA_NUM_THREADS)]
+
+
+@contextmanager
+def all_threads_limited(n):
+    """Let both NumPy's BLAS and Numba use `n` threads in this block."""
+    before = numba.get_num_threads()
+    numba.set_num_threads(n)
+    try:
+        with threadpool_limits(n):
+            yield
+    finally:
+        numba.set_num_threads(before)
+
+
+def timed(function):
+    """Return the seconds of one call."""
+    begin = time.perf_counter()
+    function()
+    return time.perf_counter() - begin
+
+
+def best_of_turns(measurements, *, threads, turns, patience):
+    """Take measurements in turns.
+
+    Parameters
+    ----------
+    measurements : dict of str to callable
+        Each measures once and returns seconds.
+    threads : int
+        How many cores they need.
+    turns : int
+        How often each has a turn that counts.
+    patience : float
+        Seconds after which no turn begins; those that counted until then must do.
+
+    Returns
+    -------
+    best : dict of str to float
+        The least seconds of each.
+    quiet : bool
+        Whether they are from turns during which other programs left enough cores. If those were less
+        than half of `turns`, they are from all turns, and say little.
+    """
+    best = {quiet: dict.fromkeys(measurements, np.inf) for quiet in (False, True)}
+    counting, end = 0, time.perf_counter() + patience
+    while counting < turns and time.perf_counter() < end:
+        begin, others = time.perf_counter(), _others_seconds()
+        seconds = {name: measure() for name, measure in measurements.items()}
+        wall, others = time.perf_counter() - begin, _others_seconds() - others
+        # The system counts in steps of 10 ms, for each core.
+        quiet = others <= (os.cpu_count() - threads + 0.1) * wall + 0.02
+        for name in measurements:
+            best[quiet][name] = min(best[quiet][name], seconds[name])
+        counting += quiet
+        if not quiet:
+            time.sleep(PAUSE)
+    if counting >= turns / 2:
+        return best[True], True
+    return {name: min(best[True][name], best[False][name]) for name in measurements}, False
+
+
+def _others_seconds():
+    """Return the seconds for which cores have been busy with other processes; 0 where that is unknown."""
+    try:
+        text = Path("/proc/stat").read_text()
+    except OSError:
+        return 0.0
+    user, nice, system, _idle, _iowait, *rest = map(int, text.splitlines()[0].split()[1:9])
+    return sum([user, nice, system, *rest]) / os.sysconf("SC_CLK_TCK") - time.process_time()
+
+
+def in_turns(functions, *, threads, turns=8):
+    """Return the best seconds per call of each function, run in turns in short blocks, as `best_of_turns`.
+
+    Parameters
+    ----------
+    functions : dict of str to callable
+        Called without arguments; each has been called once before.
+    threads : int
+        How many each uses.
+    turns : int, default=8
+        How often each has its turn.
+    """
+    calls = {
+        name: max(1, int(BLOCK_SECONDS / min(timed(function) for _ in range(3))))
+        for name, function in functions.items()
+    }
+
+    def measure(name):
+        function, best = functions[name], np.inf
+        time.sleep(REST if threads > 1 else REST / 4)
+        begin = time.perf_counter()
+        function()
+        while threads > 1 and time.perf_counter() - begin < WARM_UP:
+            function()
+        for _ in range(BLOCKS_PER_TURN):
+            begin = time.perf_counter()
+            for _ in range(calls[name]):
+                function()
+            best = min(best, (time.perf_counter() - begin) / calls[name])
+        return best
+
+    measurements = {name: lambda name=name: measure(name) for name in functions}
+    return best_of_turns(measurements, threads=threads, turns=turns, patience=5.0)
+
+
+@njit(**NJIT)
+def _multiply_in_registers(k, stride, a, b, c):
+    a, b, c = pointer(a, 0), pointer(b, 0), pointer(c, 0)
+    micro_kernel(MR, NV, k, a, stride, stride, b, stride, c, stride, c, stride)
+
+
+@njit(parallel=True, **NJIT)
+def _multiply_in_registers_on_threads(n, k, stride, a, b, c):
+    for i in prange(n):
+        _multiply_in_registers(k, stride, a, b, c[i])
+
+
+@cache
+def register_work(dtype, threads):
+    """Return a function that does nothing but fused multiply-adds in registers, and its flops.
+
+    On each thread it is one tile of the matrix kernel over a long reduction whose strides are all zero,
+    so that the operands never leave the L1 cache. What it reaches is the FMA peak of these cores.
+    """
+    k = 400_000
+    row = NV * lanes(np.dtype(dtype).itemsize)
+    # Far apart, so that no cache line belongs to two threads.
+    a, b, c = np.full(MR, 1e-3, dtype), np.full(row, 1e-3, dtype), np.zeros((threads, row + 64), dtype)
+
+    def work():
+        if threads == 1:
+            _multiply_in_registers(k, 0, a, b, c[0])
+        else:
+            _multiply_in_registers_on_threads(threads, k, 0, a, b, c)
+
+    work()
+    return work, 2.0 * threads * k * MR * row
+
+
+# (dtype, threads) -> GFLOP/s: the highest FMA peak that this run has seen.
+highest_peak: dict[tuple[str, int], float] = {}
+
+
+def peak_gflops(dtype, threads, seconds):
+    """Return the FMA peak that belongs to the seconds of `register_work`; the highest is kept."""
+    gflops = register_work(dtype, threads)[1] / seconds / 1e9
+    highest_peak[dtype, threads] = max(gflops, highest_peak.get((dtype, threads), 0.0))
+    return gflops
+
+
+_first_calls: dict[tuple, tuple[float, bool]] = {}
+
+
+def first_call(key, function):
+    """Call a function, and return how long the first call with this key took in this run.
+
+    Parameters
+    ----------
+    key : tuple
+        What decides which machine code is needed.
+    function : callable
+        Compiles, or loads machine code from the disk cache, when it is called for the first time.
+
+    Returns
+    -------
+    seconds : float
+        Duration of the first call.
+    from_disk : bool
+        Whether it loaded machine code of fastbp from disk, and compiled none.
+    """
+    misses, hits = _cache_counts()
+    seconds = timed(function)
+    misses_now, hits_now = _cache_counts()
+    return _first_calls.setdefault(key, (seconds, hits_now > hits and misses_now == misses))
+
+
+def _cache_counts():
+    stats = [value.stats for value in vars(backprop).values() if hasattr(value, "stats")]
+    return sum(sum(s.cache_misses.values()) for s in stats), sum(sum(s.cache_hits.values()) for s in stats)
+
+
+class KernelRow(NamedTuple):
+    """One line of the kernel table."""
+
+    kernel: str
+    shape: str
+    dtype: str
+    threads: int
+    gflops: float
+    peak_gflops: float  # of as many threads, in turns with it
+    quiet: bool  # as from best_of_turns
+    numpy_gflops: float
+    first_call: float
+    from_disk: bool
+
+    @property
+    def share_of_peak(self):
+        """Share of the FMA peak of the threads used."""
+        return self.gflops / self.peak_gflops
+
+    @property
+    def ratio(self):
+        """How many times as fast as NumPy."""
+        return self.gflops / self.numpy_gflops
+
+
+class TrainingRow(NamedTuple):
+    """One line of the training table; rates in samples per second."""
+
+    workload: str
+    dtype: str
+    threads: int
+    peak_gflops: float  # as in KernelRow
+    quiet: bool
+    fastbp: float
+    plain: float
+    sklearn: float
+    first_call: float
+    from_disk: bool
+    note: str
+
+
+kernel_rows: list[KernelRow] = []
+training_rows: list[TrainingRow] = []
+
+# (kernel, shape, dtype, threads) -> least share of the FMA peak; all must also be as fast as NumPy.
+TARGETS = {
+    (kernel, shape, "float32", threads): 0.85 if threads == 1 else 0.0
+    for kernel, shape in (("forward", "128x784x128"), ("gradient", "784x128x128"))
+    for threads in (1, 2)
+}
+
+
+def machine():
+    """Describe what the figures depend on."""
+    blas = sorted(
+        f"{pool['internal_api']} {pool['version']} with kernels for {pool.get('architecture', '?')}"
+        for pool in threadpool_info()
+        if pool["user_api"] == "blas"
+    )
+    yield (
+        f"NumPy {np.__version__} on {', '.join(blas) or 'an unknown BLAS'}; Numba {numba.__version__}, "
+        f"vectors of {VECTOR_BITS} bits{'' if HAS_FMA else ', no FMA'}; {joblib.cpu_count()} cores."
+    )
+    for (dtype, threads), gflops in sorted(highest_peak.items()):
+        yield f"FMA peak measured, {dtype}, {threads} thread(s): {gflops:.1f} GFLOP/s."
+
+
+def kernel_table():
+    """Yield the lines of the kernel table, then which targets are met.
+
+    A row is marked where other programs had the cores: no turn was quiet, or its turns have seen less than
+    90 % of the FMA peak. Neither side's figure says much then: no ratio is shown, no target judged.
+    """
+    if not kernel_rows:
+        return
+    yield ""
+    yield (
+        f"{'kernel':10}{'shape (m x k x n)':22}{'dtype':9}{'threads':>7}{'GFLOP/s':>9}{'% peak':>8}"
+        f"{'NumPy':>8}{'ratio':>7}{'first call':>13}"
+    )
+    for row in sorted(kernel_rows, key=lambda row: (row.kernel, row.dtype, row.threads)):
+        yield (
+            f"{row.kernel:10}{row.shape:22}{row.dtype:9}{row.threads:7}{row.gflops:9.1f}"
+            f"{_unless_busy(row, f'{row.share_of_peak:.0%}'):>8}{row.numpy_gflops:8.1f}"
+            f"{_unless_busy(row, f'{row.ratio:.2f}'):>7}{_compile_time(row):>13}{'  cores busy' * _busy(row)}"
+        )
+    found = {(row.kernel, row.shape, row.dtype, row.threads): row for row in kernel_rows}
+    for key, least in TARGETS.items():
+        if key in found:
+            row = found[key]
+            met = "met   " if row.share_of_peak >= least and row.ratio >= 1 else "MISSED"
+            found_out = f"{row.share_of_peak:.1%}, ratio {row.ratio:.2f}"
+            if _busy(row):
+                met, found_out = "?     ", "cores busy"
+            demand = f"{least:.0%} of the peak, and NumPy's speed" if least else "NumPy's speed"
+            yield (
+                f"{met} {row.kernel} {row.shape} {row.dtype}, {row.threads} thread(s), at least {demand}: {found_out}"
+            )
+
+
+def _busy(row):
+    expected = max(highest_peak[row.dtype, row.threads], row.threads * highest_peak.get((row.dtype, 1), 0.0))
+    return not row.quiet or row.peak_gflops < 0.9 * expected
+
+
+def _unless_busy(row, text):
+    return "-" if _busy(row) else text
+
+
+def training_table():
+    """Yield the lines of the training table."""
+    if not training_rows:
+        return
+    yield ""
+    yield (
+        f"{'workload':14}{'threads':>7}{'fastbp':>12}{'NumPy':>12}{'sklearn':>12}{'x NumPy':>9}"
+        f"{'x sklearn':>11}{'first call':>13}   (samples/s)"
+    )
+    for row in training_rows:
+        yield (
+            f"{row.workload:14}{row.threads:7}{row.fastbp:12,.0f}{row.plain:12,.0f}{row.sklearn:12,.0f}"
+            f"{_unless_busy(row, f'{row.fastbp / row.plain:.2f}'):>9}"
+            f"{_unless_busy(row, f'{row.fastbp / row.sklearn:.2f}'):>11}{_compile_time(row):>13}"
+            f"   {row.note}{'  cores busy' * _busy(row)}"
+        )
+
+
+def _compile_time(row):
+    return f"{row.first_call:.2f} s{' disk' if row.from_disk else '     '}"
