@@ -47,6 +47,7 @@ from fastbp.kernels.matmul import (
     multiply_panel,
     pack_transposed,
 )
+from fastbp.kernels.simd import load_converted, store
 from fastbp.kernels.threads import join_team, share, wait_for_team
 from fastbp.losses import SQUARED_ERROR, loss_and_residual
 from fastbp.network import Layer
@@ -140,9 +141,9 @@ def get_layer(net, index):
 
 @inlined
 def take_sample(x, n, source):
-    """Copy n inputs of a sample, as numbers of the network's type."""
-    for j in range(n):
-        put(source, j, get(x, j))
+    """Copy n inputs of a sample, as numbers of the network's type, padded with zeros to whole vectors."""
+    for j in range(0, n, lane_count(source)):
+        store(source, j, load_converted(x, j, n - j, source))
 
 
 @inlined

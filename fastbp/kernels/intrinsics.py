@@ -179,9 +179,10 @@ def emit_first_lanes(builder, count, n):
 def emit_masked_load(builder, place, mask):
     """Load a vector where the mask is true, zeros elsewhere; memory under false is not touched."""
     kind = place.type.pointee
-    bits = 32 if isinstance(kind.element, ir.FloatType) else 64
+    element = {ir.FloatType(): "f32", ir.DoubleType(): "f64", ir.IntType(8): "i8"}[kind.element]
+    bits = int(element[1:])
     function_type = ir.FunctionType(kind, [place.type, _INT32, mask.type, kind])
-    name = f"llvm.masked.load.v{kind.count}f{bits}.p0"
+    name = f"llvm.masked.load.v{kind.count}{element}.p0"
     function = cgutils.get_or_insert_function(builder.module, function_type, name)
     return builder.call(function, [place, _INT32(bits // 8), mask, ir.Constant(kind, None)])
 

@@ -129,8 +129,6 @@ def predict_few(x, layers, coefficients, space, out):
     for i in range(x.shape[0]):
         source, a = first, second
         take_sample(shift(samples, i * n_inputs), n_inputs, source)
-        for j in range(n_inputs, (n_inputs + width - 1) // width * width):
-            put(source, j, 0)
         finite &= _all_finite(source, n_inputs)
         for index in range(n_layers):
             layer = shift(table, index * N_FACTS)

@@ -169,6 +169,28 @@ def load_first(typingctx, pointer, offset, count):
 
 
 @intrinsic
+def load_converted(typingctx, pointer, offset, count, like):
+    """Load up to `count` numbers as a vector of what the pointer `like` points at; the others are zero.
+
+    The source may be of floats or of unsigned integers. No memory behind `count` is touched.
+    """
+    vector = Vector(like.dtype)
+
+    def codegen(context, builder, sig, args):
+        source = ir.VectorType(context.get_data_type(pointer.dtype), vector.count)
+        inside = emit_first_lanes(builder, vector.count, args[2])
+        values = emit_masked_load(builder, _place(builder, source, *args[:2]), inside)
+        target = context.get_value_type(vector)
+        if source == target:
+            return values
+        if isinstance(pointer.dtype, types.Integer):
+            return builder.uitofp(values, target)
+        return (builder.fpext if pointer.dtype.bitwidth < like.dtype.bitwidth else builder.fptrunc)(values, target)
+
+    return vector(pointer, types.int64, types.int64, like), codegen
+
+
+@intrinsic
 def splat(typingctx, pointer, value):
     """Return a vector of what the pointer points at, with one value in all places."""
     vector = Vector(pointer.dtype)
