@@ -23,12 +23,13 @@ from fastbp.kernels.backprop import BLOCK_ROWS, Data
 from fastbp.kernels.intrinsics import NV, lane_count, pointer, shift
 from fastbp.kernels.matmul import ONE, matmul_nn, multiply_panel, pack_transposed
 from fastbp.kernels.threads import share
-from fastbp.network import FIELD as AT
 from fastbp.network import Layer, aligned_zeros, initial_parameters
 from fastbp.plain import PlainNetwork
 
 WORKLOADS = ("mnist-128", "mnist-512x2", "mnist-100")
 DTYPES = ("float32", "float64")
+# The columns of a row of `Network.workspace`'s table.
+AT = Layer(*range(len(Layer._fields)))
 
 
 # Each does one thread's part of one product, as `fastbp.kernels.backprop` does in training. `weights` are
