@@ -333,13 +333,12 @@ def kernel_table():
         if key in found:
             row = found[key]
             met = "met   " if row.share_of_peak >= least and row.ratio >= 1 else "MISSED"
-            found_out = f"{row.share_of_peak:.1%}, ratio {row.ratio:.2f}"
+            seen = f"{row.share_of_peak:.1%}, ratio {row.ratio:.2f}"
             if _busy(row):
-                met, found_out = "?     ", "cores busy"
+                met, seen = "?     ", "cores busy"
+            what = f"{row.kernel} {row.shape} {row.dtype}, {row.threads} thread(s)"
             demand = f"{least:.0%} of the peak, and NumPy's speed" if least else "NumPy's speed"
-            yield (
-                f"{met} {row.kernel} {row.shape} {row.dtype}, {row.threads} thread(s), at least {demand}: {found_out}"
-            )
+            yield f"{met} {what}, at least {demand}: {seen}"
 
 
 def _busy(row):

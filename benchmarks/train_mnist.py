@@ -5,8 +5,8 @@ it they are looked for where FASTBP_DATA says, then in ``datasets/``. ``--help``
 
 ``--to 0.98`` is the other way round: how long until that test accuracy, averaged over ``--seeds`` seeds, with a recipe
 for it (784-128-10, relu, adam, batches of 128, six epochs of one cycle up to a rate of 0.01), and the same recipe in
-PyTorch where that is installed. The clock runs from the images as bytes in memory to the predicted classes of the test set: it
-includes their scaling, the fit with all its checks, and the prediction; compilation was before.
+PyTorch where that is installed. The clock runs from the images as bytes in memory to the predicted classes of the test
+set: it includes their scaling, the fit with all its checks, and the prediction; compilation was before.
 
 Seconds are those of `partial_fit`, with its checks of the input; evaluation is not in them, nor is the first
 call of the compiled code, which is made on one batch before and stated apart.

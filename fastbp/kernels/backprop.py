@@ -350,7 +350,7 @@ def train(data, state, plan, losses, scratch, team, wanted):
         pointer(scratch, rank * (scratch.size // wanted)),
     )  # fmt: skip
     x, y, weight, order = pointer(data.x, 0), pointer(data.y, 0), pointer(data.weight, 0), pointer(data.order, 0)
-    n_inputs = data.x.shape[1]
+    n_inputs, n_outputs = data.x.shape[1], data.y.shape[1]
     n_seen = data.order.size
     weighted = data.weight.size > 0
     n_squares = state.squares.size
@@ -380,9 +380,10 @@ def train(data, state, plan, losses, scratch, team, wanted):
             first, last = share(m, 1, rank, n_threads)
             if first < last:
                 for i in range(first, last):
-                    ahead = get(order, min(position + i + AHEAD, n_seen - 1)) * n_inputs
+                    ahead = get(order, min(position + i + AHEAD, n_seen - 1))
+                    prefetch(y, ahead * n_outputs)
                     for j in range(0, min(n_inputs, AHEAD_LINES * line), line):
-                        prefetch(x, ahead + j)
+                        prefetch(x, ahead * n_inputs + j)
                     sample = get(order, position + i)
                     source = shift(net.space, inputs.source + i * inputs.source_row)
                     take_sample(shift(x, sample * n_inputs), n_inputs, source)
