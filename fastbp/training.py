@@ -277,7 +277,8 @@ def room_for_lists(n_inputs, n_rows, n_threads):
     """Return the lengths of the arrays of marks and of lists, where inputs that are zero are left out."""
     # One list over the inputs, or one over the rows for each tile of a block.
     longest = max(n_inputs + MARKED, -(-MARKED // MR) * (n_rows + MARKED))
-    return -(-n_inputs // MARKED) * n_rows, n_threads * (MARKED + longest)
+    # Marks are read MARKED at a time, those behind the last row too.
+    return -(-n_inputs // MARKED) * n_rows + MARKED, n_threads * (MARKED + longest)
 
 
 def mostly_zero(x):

@@ -84,7 +84,7 @@ class State(NamedTuple):
     space: np.ndarray  # activations and deltas of one chunk of rows
     row_loss: np.ndarray  # (chunk,) float64
     squares: np.ndarray  # (n_blocks,) float64: sums of squared weights
-    marks: np.ndarray  # (n_groups * chunk,) uint16: which inputs are not zero; empty where all are used
+    marks: np.ndarray  # (n_groups * chunk + MARKED,) uint16: which inputs are not zero; empty where all are used
     listed: np.ndarray  # int32, a part for each thread: lists of them
 
 

@@ -1,0 +1,204 @@
+import pickle
+from dataclasses import FrozenInstanceError
+
+import numpy as np
+import pytest
+import reference
+from numba import njit
+
+from fastbp import activations
+from fastbp.activations import (
+    ACTIVATIONS,
+    Activation,
+    Identity,
+    Logistic,
+    Relu,
+    Softmax,
+    Tanh,
+    activate,
+    get_activation,
+    softmax,
+    times_derivative,
+)
+from fastbp.kernels.intrinsics import lanes, pointer
+
+DTYPES = [np.float32, np.float64]
+# What lies around a row, and is not written.
+CANARY = -12345.0
+OBJECTS = [Identity(), Logistic(), Logistic(slope=2.5), Tanh(), Relu()]
+
+
+@njit
+def run_activate(code, c0, c1, z, a):
+    activate(code, c0, c1, pointer(z, 0), pointer(a, 0), z.size)
+
+
+@njit
+def run_times_derivative(code, c0, c1, z, a, delta):
+    times_derivative(code, c0, c1, pointer(z, 0), pointer(a, 0), pointer(delta, 0), z.size)
+
+
+@njit
+def run_softmax(row, at, n):
+    softmax(pointer(row, at), n)
+
+
+def padded(values):
+    """Fill up to whole vectors, as the kernels take them, with numbers that do not count."""
+    width = lanes(values.itemsize)
+    return np.append(values, np.ones(-values.size % width, values.dtype))
+
+
+def value(activation, z):
+    whole = padded(z)
+    a = np.full_like(whole, -7)
+    run_activate(activation.code, *activation.coefficients, whole, a)
+    return a[: z.size]
+
+
+def times(activation, z, a, delta):
+    """Return delta * f'(z)."""
+    delta = padded(delta)
+    run_times_derivative(activation.code, *activation.coefficients, padded(z), padded(a), delta)
+    return delta[: z.size]
+
+
+def derivative(activation, z, a):
+    return times(activation, z, a, np.ones_like(z))
+
+
+def softmax_of(z):
+    """The softmax of a row in the middle of a buffer, whose padding must become zero."""
+    width = lanes(z.itemsize)
+    behind = -z.size % width
+    buffer = np.full(width + z.size + behind + width, CANARY, z.dtype)
+    buffer[width : width + z.size] = z
+    run_softmax(buffer, width, z.size)
+    assert (buffer[:width] == CANARY).all() and (buffer[-width:] == CANARY).all()
+    assert np.isnan(z).any() or not buffer[width + z.size : width + z.size + behind].any()
+    return buffer[width : width + z.size]
+
+
+def value_naive(activation, z):
+    parameters = {"slope": activation.slope} if isinstance(activation, Logistic) else {}
+    return reference.VALUE[activation.name](z.astype(np.float64), **parameters)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", OBJECTS, ids=repr)
+def test_value(activation, dtype):
+    eps = np.finfo(dtype).eps
+    for n in (1, 2, 37, 1000):
+        z = np.linspace(-8, 9, n).astype(dtype)
+        a = value(activation, z)
+        # exp errs by one unit, and each of the few roundings around it by half a unit; the slope multiplies
+        # the rounding of its product by the size of that.
+        np.testing.assert_allclose(a, value_naive(activation, z), rtol=30 * eps, atol=0)
+        in_place = padded(z)
+        run_activate(activation.code, *activation.coefficients, in_place, in_place)
+        np.testing.assert_array_equal(in_place[:n], a)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", OBJECTS, ids=repr)
+def test_value_far_out(activation, dtype):
+    big = np.finfo(dtype).max
+    z = np.array([-big, big, -1000, 1000, -np.inf, np.inf], dtype)
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(value(activation, z), value_naive(activation, z).astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", OBJECTS, ids=repr)
+def test_nan_comes_through(activation, dtype):
+    assert np.isnan(value(activation, np.full(37, np.nan, dtype))).all()
+
+
+@pytest.mark.parametrize("activation", OBJECTS, ids=repr)
+def test_derivative_against_central_differences(activation):
+    z = np.linspace(-4, 4, 80)  # no point at the kink of relu
+    h = 1e-5
+    differences = (value(activation, z + h) - value(activation, z - h)) / (2 * h)
+    a = value(activation, z)
+    np.testing.assert_allclose(derivative(activation, z, a), differences, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", OBJECTS, ids=repr)
+def test_derivative_multiplies_what_is_there(activation, dtype):
+    rng = np.random.default_rng(0)
+    for n in (1, 37):
+        z, delta = rng.normal(size=(2, n)).astype(dtype)
+        a = value(activation, z)
+        expected = delta * derivative(activation, z, a)
+        np.testing.assert_allclose(times(activation, z, a, delta), expected, rtol=4 * np.finfo(dtype).eps)
+
+
+def test_relu_has_no_derivative_at_its_kink():
+    z = np.array([-0.0, 0.0, 5e-324, -5e-324])
+    np.testing.assert_array_equal(derivative(Relu(), z, value(Relu(), z)), [0, 0, 1, 0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_softmax(dtype):
+    rng = np.random.default_rng(0)
+    eps = np.finfo(dtype).eps
+    for n in range(1, 70):
+        z = (3 * rng.normal(size=n)).astype(dtype)
+        row = softmax_of(z)
+        (expected,) = reference.VALUE["softmax"](z.astype(np.float64)[None])
+        np.testing.assert_allclose(row, expected, rtol=50 * eps)
+        np.testing.assert_allclose(row.sum(dtype=np.float64), 1, rtol=n * eps)
+    for z in ([1e30, -1e30, 1e30], [-1e30, -1e30, -3e38], [80, -80, 80], [-3e38]):
+        expected = np.equal(z, max(z)) / np.equal(z, max(z)).sum()
+        np.testing.assert_allclose(softmax_of(np.array(z, dtype)), expected, atol=1e-30)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nan_comes_through_softmax(dtype):
+    for place in (0, 30, 36):
+        row = np.zeros(37, dtype)
+        row[place] = np.nan
+        assert np.isnan(softmax_of(row)).all()
+
+
+def test_codes_of_compiled_code_are_those_of_the_table():
+    objects = [*ACTIVATIONS.values(), Softmax()]
+    assert len({activation.code for activation in objects}) == len(objects)
+    for activation in objects:
+        assert getattr(activations, activation.name.upper()) == activation.code
+    assert all(activation.name == name for name, activation in ACTIVATIONS.items())
+
+
+@pytest.mark.parametrize("activation", [*OBJECTS, Softmax()], ids=repr)
+def test_objects_are_values(activation):
+    again = pickle.loads(pickle.dumps(activation))
+    assert again == activation and hash(again) == hash(activation)
+    assert eval(repr(activation)) == activation
+    with pytest.raises(FrozenInstanceError):
+        activation.slope = 3.0
+    assert len(activation.coefficients) == 2
+    assert all(isinstance(number, float) for number in activation.coefficients)
+
+
+def test_objects_differ_by_class_and_parameters():
+    objects = [*OBJECTS, Softmax()]
+    assert len(set(objects)) == len(objects)
+    assert Logistic(slope=2) == Logistic(slope=2.0) != Logistic()
+
+
+@pytest.mark.parametrize("slope", [0, -1.0, np.nan, np.inf])
+def test_bad_slopes_are_refused(slope):
+    with pytest.raises(ValueError, match=r"slope of Logistic must be a finite number above 0, got"):
+        Logistic(slope=slope)
+
+
+def test_get_activation():
+    for name, activation in ACTIVATIONS.items():
+        assert get_activation(name) is activation
+    mine = Logistic(slope=0.5)
+    assert get_activation(mine) is mine
+    assert isinstance(mine, Activation)
+    for unknown in ("swish", "softmax", None):
+        with pytest.raises(ValueError, match=r"is unknown; the known ones are \['identity', 'logistic'"):
+            get_activation(unknown)

@@ -1,0 +1,686 @@
+import ctypes
+import mmap
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from itertools import pairwise, product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+
+import fastbp
+from fastbp import BackpropClassifier, training
+from fastbp.activations import Activation, Identity, Logistic, Relu, Softmax, Tanh
+from fastbp.kernels import backprop, prediction, threads
+from fastbp.kernels.intrinsics import MARKED, MR, NV, lanes
+from fastbp.losses import LOSSES
+from fastbp.optimizers import NO_UPDATE, SOLVERS, step_sizes
+from fastbp.prediction import Predictor
+
+DTYPES = [np.float32, np.float64]
+HIDDEN = [Identity(), Logistic(slope=2.0), Tanh(), Relu()]
+# Loss and output activation.
+OUTPUTS = [
+    ("log_loss", Softmax()),
+    ("log_loss", Logistic()),
+    *(("squared_error", activation) for activation in HIDDEN),
+]
+UNITS = [[5, 3], [5, 7, 3], [5, 7, 4, 3], [5, 7, 4, 6, 3]]
+# Momentum and Nesterov; beta_1, beta_2 and epsilon.
+OPTIMIZERS = {
+    "plain": ("sgd", (0.0, 0.0, 0.0)),
+    "momentum": ("sgd", (0.9, 0.0, 0.0)),
+    "nesterov": ("sgd", (0.9, 1.0, 0.0)),
+    "adam": ("adam", (0.9, 0.999, 1e-8)),
+}
+# Around all arrays; what they hold is never it.
+CANARY = 12345
+GUARD = 64
+
+
+class Guards:
+    """Arrays that lie between canaries."""
+
+    def __init__(self):
+        self.wholes = []
+
+    def array(self, values, dtype=None):
+        values = np.asarray(values, dtype)
+        whole = np.full(values.size + 2 * GUARD, np.array(CANARY).astype(values.dtype))
+        whole[GUARD:-GUARD] = values.ravel()
+        self.wholes.append(whole)
+        return whole[GUARD:-GUARD].reshape(values.shape)
+
+    def zeros(self, n, dtype):
+        return self.array(np.zeros(n, dtype))
+
+    def check(self):
+        for whole in self.wholes:
+            canary = np.array(CANARY).astype(whole.dtype)
+            assert (whole[:GUARD] == canary).all() and (whole[-GUARD:] == canary).all()
+
+
+class Fences(Guards):
+    """Arrays that end where the memory ends: who reads or writes behind them, ends the process."""
+
+    PROTECT_NONE = 0
+
+    def array(self, values, dtype=None):
+        values = np.asarray(values, dtype)
+        length = -(-values.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        memory = mmap.mmap(-1, length + mmap.PAGESIZE)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        protect = ctypes.CDLL(None, use_errno=True).mprotect
+        fence = ctypes.c_void_p(address + length), ctypes.c_size_t(mmap.PAGESIZE)
+        assert protect(*fence, self.PROTECT_NONE) == 0
+        array = np.frombuffer(memory, values.dtype, values.size, length - values.nbytes).reshape(values.shape)
+        array[...] = values
+        return array
+
+
+@dataclass
+class Problem:
+    """A network and samples for it."""
+
+    activations: list[Activation]
+    loss: str
+    coefs: list[np.ndarray]
+    intercepts: list[np.ndarray]
+    X: np.ndarray
+    Y: np.ndarray
+    weight: np.ndarray
+    alpha: float = 0.0
+
+    @property
+    def dtype(self):
+        return self.coefs[0].dtype
+
+    @property
+    def network(self):
+        units = [self.X.shape[1], *(coef.shape[1] for coef in self.coefs)]
+        return training.make_network(units, self.activations, self.dtype)
+
+    @property
+    def pairs(self):
+        """The activations as tests/reference.py takes them."""
+        return [(f.name, {"slope": f.slope} if isinstance(f, Logistic) else {}) for f in self.activations]
+
+    def naive(self, samples=slice(None)):
+        """Loss and gradients of one batch in float64."""
+        weight = self.weight[samples] if self.weight.size else None
+        X, Y = self.X[samples].astype(np.float64), self.Y[samples].astype(np.float64)
+        network = self.coefs, self.intercepts, self.pairs
+        return reference.backprop_naive(*network, self.loss, X, Y, self.alpha, weight)
+
+    def distance_from_kinks(self):
+        """The smallest size of what any relu unit receives."""
+        layers = reference.forward_naive(self.coefs, self.intercepts, self.pairs, self.X)
+        smallest = np.inf
+        for a, W, b, act in zip(layers[:-1], self.coefs, self.intercepts, self.activations, strict=True):
+            if isinstance(act, Relu):
+                smallest = min(smallest, np.abs(a @ W + b).min())
+        return smallest
+
+
+def make(
+    units, hidden=None, loss="log_loss", output=None, *,
+    n=9, dtype=np.float64, weighted=False, alpha=0.0, seed=0,
+):  # fmt: skip
+    """A problem with random numbers; tanh and softmax if nothing else is asked for."""
+    output = output or Softmax()
+    hidden = hidden if isinstance(hidden, list) else [hidden or Tanh()] * (len(units) - 2)
+    rng = np.random.default_rng(seed)
+    shapes = list(pairwise(units))
+    bounds = [np.sqrt(6 / sum(shape)) for shape in shapes]
+    coefs = [rng.uniform(-b, b, shape).astype(dtype) for b, shape in zip(bounds, shapes, strict=True)]
+    intercepts = [rng.uniform(-b, b, shape[1]).astype(dtype) for b, shape in zip(bounds, shapes, strict=True)]
+    X = rng.normal(size=(n, units[0])).astype(dtype)
+    if loss == "squared_error":
+        Y = rng.uniform(0, 1, (n, units[-1])).astype(dtype)
+    elif isinstance(output, Softmax):
+        Y = np.eye(units[-1], dtype=dtype)[rng.integers(0, units[-1], n)]
+    else:
+        Y = rng.integers(0, 2, (n, units[-1])).astype(dtype)
+    weight = rng.uniform(0.2, 3, n if weighted else 0).astype(dtype)
+    return Problem([*hidden, output], loss, coefs, intercepts, X, Y, weight, alpha)
+
+
+class Trainer:
+    """A problem in training by the kernels, all memory between canaries."""
+
+    def __init__(
+        self, problem, *, optimizer=None, rate=0.1, batch_size=None, chunk=None, order=None, sparse=False,
+        n_threads=1, guards=Guards,
+    ):  # fmt: skip
+        network, dtype = problem.network, problem.dtype
+        solver, settings = OPTIMIZERS[optimizer] if optimizer else ("sgd", (0.0, 0.0, 0.0))
+        order = np.arange(len(problem.X)) if order is None else order
+        self.problem, self.network, self.optimizer, self.rate = problem, network, optimizer, rate
+        self.solver, self.n_threads = solver, n_threads
+        self.batch_size = len(order) if batch_size is None else batch_size
+        self.chunk = self.batch_size if chunk is None else chunk
+        self.n_batches = -(-len(order) // self.batch_size)
+        self.guards = guards = guards()
+        self.data = backprop.Data(*map(guards.array, (problem.X, problem.Y, problem.weight, order)))
+        table, size = network.workspace(self.chunk)
+        keeps_grads = optimizer is None or self.chunk < self.batch_size
+        marks, listed = training.room_for_lists(network.units[0], self.chunk, n_threads) if sparse else (0, 0)
+        self.state = backprop.State(
+            table=guards.array(table),
+            coefficients=guards.array(network.coefficients),
+            params=guards.array(network.pack(problem.coefs, problem.intercepts)),
+            transposed=guards.zeros(network.n_transposed, dtype),
+            first=guards.zeros(network.n_params, dtype),
+            second=guards.zeros(network.n_params if solver == "adam" else 0, dtype),
+            grads=guards.zeros(network.n_params if keeps_grads else 0, dtype),
+            space=guards.zeros(size, dtype),
+            row_loss=guards.zeros(self.chunk, np.float64),
+            squares=guards.zeros(network.count_blocks(backprop.BLOCK_ROWS), np.float64),
+            marks=guards.zeros(marks, np.uint16),
+            listed=guards.zeros(listed, np.int32),
+        )
+        self.settings = guards.array(settings)
+        self.losses = guards.zeros(self.n_batches, np.float64)
+        self.scratch = guards.zeros(n_threads * (1 + backprop.BLOCK_ROWS * NV) * network.lanes, dtype)
+
+    def run(self, first=0, last=None):
+        """Train on a range of batches, all if not given."""
+        last = self.n_batches if last is None else last
+        plan = backprop.Plan(
+            loss=LOSSES[self.problem.loss],
+            solver=SOLVERS[self.solver] if self.optimizer else NO_UPDATE,
+            settings=self.settings,
+            sizes=step_sizes(self.solver, np.full(last - first, self.rate), first, 0.9, 0.999),
+            alpha=self.problem.alpha,
+            batch_size=self.batch_size,
+            chunk=self.chunk,
+            first_batch=first,
+            last_batch=last,
+        )
+        args = (self.data, self.state, plan, self.losses, self.scratch)
+        threads.run(backprop.train, backprop.train_on_threads, args, self.n_threads)
+        self.guards.check()
+        return self
+
+    def gradients(self):
+        """The mean gradient, from the sums that training without updates leaves."""
+        problem = self.problem
+        divisor = problem.weight.sum(dtype=np.float64) if problem.weight.size else len(self.data.order)
+        sums, intercept_sums = self.network.unpack(self.state.grads)
+        coef_grads = [(s + problem.alpha * W) / divisor for s, W in zip(sums, problem.coefs, strict=True)]
+        return [*coef_grads, *(s / divisor for s in intercept_sums)]
+
+    def parameters(self):
+        coefs, intercepts = self.network.unpack(self.state.params)
+        return [*coefs, *intercepts]
+
+    def bits(self):
+        """All that training leaves, to be compared bit by bit."""
+        state = self.state
+        parts = [state.params, state.first, state.second, self.losses]
+        return [part.tobytes() for part in parts + ([] if self.optimizer else [state.grads])]
+
+
+def assert_close(got, expected, tolerance):
+    """Compare lists of arrays, relative to the largest number in each."""
+    for a, b in zip(got, expected, strict=True):
+        assert a.shape == b.shape
+        assert np.abs(a - b).max() <= tolerance * max(np.abs(b).max(), 1e-3)
+
+
+# --- gradients ---
+
+
+@pytest.mark.parametrize(("loss", "output"), OUTPUTS, ids=str)
+@pytest.mark.parametrize(("units", "hidden"), [(UNITS[0], None), *product(UNITS[1:], HIDDEN)], ids=str)
+def test_gradient(units, hidden, loss, output):
+    for weighted, alpha in [(False, 0.0), (True, 0.7)]:
+        for seed in range(20):
+            problem = make(units, hidden, loss, output, weighted=weighted, alpha=alpha, seed=seed)
+            if problem.distance_from_kinks() > 1e-3:
+                break
+        trainer = Trainer(problem).run()
+        value, coef_grads, intercept_grads = problem.naive()
+        np.testing.assert_allclose(trainer.losses, [value], rtol=1e-12)
+        grads = trainer.gradients()
+        assert_close(grads, [*coef_grads, *intercept_grads], 1e-12)
+        assert_close(grads, _central_differences(trainer), 1e-6)
+
+
+def _central_differences(trainer):
+    h = 1e-5
+    params = trainer.state.params
+    # Only where a parameter is, not where padding is.
+    places = np.flatnonzero(trainer.network.pack(*_ones(trainer.network)))
+    differences = np.zeros_like(params)
+    for place in places:
+        before = params[place]
+        params[place] = before + h
+        above = trainer.run().losses[0]
+        params[place] = before - h
+        below = trainer.run().losses[0]
+        params[place] = before
+        differences[place] = (above - below) / (2 * h)
+    coefs, intercepts = trainer.network.unpack(differences)
+    return [*coefs, *intercepts]
+
+
+def _ones(network):
+    return [np.ones(shape) for shape in pairwise(network.units)], [np.ones(n) for n in network.units[1:]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradient_for_batches_with_every_remainder(dtype):
+    nr = NV * lanes(np.dtype(dtype).itemsize)
+    units = [3, nr + 5, 2 * backprop.BLOCK_ROWS + 1, 4]
+    hidden = [Relu(), Logistic(slope=0.5)]
+    for n in [*range(1, 2 * MR + 2), 31, 32, 33, 100]:
+        problem = make(units, hidden, n=n, dtype=dtype, weighted=n % 2 == 0, alpha=0.1 * (n % 3), seed=n)
+        trainer = Trainer(problem).run()
+        value, coef_grads, intercept_grads = problem.naive()
+        # In float32 sums of up to 100 terms, through three layers.
+        tolerance = 1e-12 if dtype == np.float64 else 2e-5
+        np.testing.assert_allclose(trainer.losses, [value], rtol=tolerance)
+        assert_close(trainer.gradients(), [*coef_grads, *intercept_grads], tolerance)
+
+
+ODD_SHAPES = [
+    [1, 1],
+    [1, 1, 1],
+    [1, 1, 1, 1],
+    [9, 1],
+    [1, 9],
+    [17, 1, 17],
+    [2, 129, 1, 3],
+    [3, 4096, 2],
+    [4096, 3],
+    [2, 4096],
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("units", ODD_SHAPES, ids=str)
+def test_gradient_for_odd_shapes(units, dtype):
+    for n in (1, 4):
+        problem = make(units, Tanh(), "squared_error", Tanh(), n=n, dtype=dtype, alpha=0.3)
+        trainer = Trainer(problem).run()
+        value, coef_grads, intercept_grads = problem.naive()
+        tolerance = 1e-11 if dtype == np.float64 else 2e-5
+        np.testing.assert_allclose(trainer.losses, [value], rtol=tolerance)
+        assert_close(trainer.gradients(), [*coef_grads, *intercept_grads], tolerance)
+
+
+def test_weights_count_as_repetitions():
+    problem = make([5, 7, 3], n=8)
+    times = np.array([0, 1, 2, 3, 1, 0, 2, 1])
+    weighted = Trainer(replace(problem, weight=times.astype(np.float64))).run()
+    repeated = Trainer(problem, order=np.repeat(np.arange(8), times)).run()
+    assert_close(weighted.gradients(), repeated.gradients(), 1e-13)
+    np.testing.assert_allclose(weighted.losses, repeated.losses, rtol=1e-13)
+
+
+def test_a_batch_that_counts_nothing_changes_nothing():
+    problem = make([5, 7, 3], n=9, alpha=0.5)
+    weight = np.array([1, 1, 1, 0, 0, 0, 1, 1, 1], dtype=np.float64)
+    trainer = Trainer(replace(problem, weight=weight), optimizer="plain", batch_size=3).run()
+    without = Trainer(problem, optimizer="plain", batch_size=3, order=np.array([0, 1, 2, 6, 7, 8])).run()
+    assert trainer.losses[1] == 0
+    for a, b in zip(trainer.parameters(), without.parameters(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# --- training ---
+
+
+def _train_naive(problem, optimizer, rate, batch_size, order, n_batches):
+    """Parameters and loss of each batch."""
+    problem = replace(
+        problem,
+        coefs=[W.astype(np.float64) for W in problem.coefs],
+        intercepts=[b.astype(np.float64) for b in problem.intercepts],
+    )
+    params = [*problem.coefs, *problem.intercepts]
+    memory = [[np.zeros_like(p) for p in params] for _ in range(2)]
+    losses = []
+    for batch in range(n_batches):
+        samples = order[batch * batch_size : (batch + 1) * batch_size]
+        value, coef_grads, intercept_grads = problem.naive(samples)
+        losses.append(value)
+        grads = [*coef_grads, *intercept_grads]
+        solver, settings = OPTIMIZERS[optimizer]
+        if solver == "adam":
+            reference.adam_naive(params, grads, *memory, batch + 1, rate)
+        else:
+            reference.sgd_naive(params, grads, memory[0], rate, settings[0], settings[1])
+    return params, losses
+
+
+TRAINED = [
+    ([6, 9, 4], Relu(), "log_loss", Softmax()),
+    ([6, 9, 5, 2], [Logistic(slope=2.0), Tanh()], "log_loss", Logistic()),
+    ([6, 70, 3], Logistic(), "squared_error", Logistic()),
+    ([6, 4], Tanh(), "squared_error", Identity()),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(("units", "hidden", "loss", "output"), TRAINED, ids=str)
+def test_ten_steps(units, hidden, loss, output, optimizer, dtype):
+    n, batch_size = 68, 7  # the last batch has 5 samples
+    order = np.random.default_rng(1).permutation(n)
+    for weighted, alpha in [(False, 0.0), (True, 0.2)]:
+        problem = make(units, hidden, loss, output, n=n, dtype=dtype, weighted=weighted, alpha=alpha)
+        rate = 0.01 if optimizer == "adam" else 0.1
+        expected, losses = _train_naive(problem, optimizer, rate, batch_size, order, 10)
+        trainer = Trainer(problem, optimizer=optimizer, rate=rate, batch_size=batch_size, order=order).run()
+        if dtype == np.float64:
+            rtol, atol = 1e-10, 1e-12
+        else:
+            # Rounding errors of 1e-7 in each of ten steps, some ten times as large after sums that cancel.
+            # Adam divides by the size of the gradient, and so magnifies the errors of small ones.
+            rtol, atol = 1e-5, 1e-5
+        np.testing.assert_allclose(trainer.losses, losses, rtol=rtol)
+        for got, want in zip(trainer.parameters(), expected, strict=True):
+            np.testing.assert_allclose(got, want, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_session_does_the_same(optimizer, sparse):
+    n, batch_size = 40, 7
+    problem = make([36, 9, 4], n=n, weighted=True, alpha=0.2)
+    order = np.random.default_rng(1).permutation(n)
+    trainer = Trainer(problem, optimizer=optimizer, rate=0.01, batch_size=batch_size, order=order).run()
+    network = problem.network
+    solver, (first, second, third) = OPTIMIZERS[optimizer]
+    how = {"momentum": first, "nesterovs_momentum": bool(second)} if solver == "sgd" else {}
+    how |= {"beta_1": first, "beta_2": second, "epsilon": third} if solver == "adam" else {}
+    model = BackpropClassifier(
+        solver=solver, alpha=problem.alpha, batch_size=batch_size, learning_rate_init=0.01, max_iter=1, **how
+    )
+    settings = model._settings(n)
+    params = _packed(problem)
+    memory = training.Memory.empty(network, solver, 0.01)
+    session = training.Session(network, params, memory, settings, n, sparse)
+    loss = session.run(backprop.Data(problem.X, problem.Y, problem.weight, order))
+    assert params.tobytes() == trainer.state.params.tobytes()
+    assert memory.first.tobytes() == trainer.state.first.tobytes()
+    assert memory.second.tobytes() == trainer.state.second.tobytes()
+    assert memory.steps == trainer.n_batches
+    np.testing.assert_allclose(loss, np.dot(trainer.losses, [7, 7, 7, 7, 7, 5]) / n, rtol=1e-14)
+
+
+# --- the same bits ---
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("optimizer", [None, "nesterov", "adam"])
+def test_same_bits_in_chunks_of_any_size(optimizer, dtype):
+    n, batch_size = 50, 23
+    problem = make([20, 40, 9, 3], [Relu(), Tanh()], n=n, dtype=dtype, weighted=True, alpha=0.1)
+    if optimizer is None:
+        batch_size = n
+    whole = Trainer(problem, optimizer=optimizer, batch_size=batch_size).run().bits()
+    for chunk in (1, 2, 3, 7, 16, 22):
+        assert Trainer(problem, optimizer=optimizer, batch_size=batch_size, chunk=chunk).run().bits() == whole
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("optimizer", ["nesterov", "adam"])
+def test_same_bits_in_any_number_of_calls(optimizer, dtype):
+    problem = make([20, 40, 9, 3], [Relu(), Tanh()], n=50, dtype=dtype, alpha=0.1)
+    whole = Trainer(problem, optimizer=optimizer, batch_size=4).run().bits()
+    for cuts in ([0, 13], [0, 1, 13], [0, 4, 5, 5, 12, 13], range(14)):
+        trainer = Trainer(problem, optimizer=optimizer, batch_size=4)
+        for first, last in pairwise(cuts):
+            trainer.run(first, last)
+        assert trainer.bits() == whole
+
+
+def _with_zeros(problem, seed=0):
+    """The same problem with most inputs zero: samples, features, and any."""
+    rng = np.random.default_rng(seed)
+    X = problem.X.copy()
+    X[rng.random(X.shape) < 0.6] = 0
+    X[rng.random(len(X)) < 0.2] = 0
+    X[:, rng.random(X.shape[1]) < 0.4] = 0
+    return replace(problem, X=X)
+
+
+def assert_same_training(trainer, other):
+    """Compare bit by bit, but for the sign of zeros."""
+    for a, b in zip(trainer.parameters(), other.parameters(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(trainer.losses, other.losses)
+    for name in ("first", "second", "grads"):
+        np.testing.assert_array_equal(getattr(trainer.state, name), getattr(other.state, name))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("optimizer", [None, "nesterov", "adam"])
+def test_same_training_without_the_inputs_that_are_zero(optimizer, dtype):
+    for n_inputs in (1, MARKED - 1, MARKED, MARKED + 1, 2 * MARKED + 7, 70):
+        for n, batch_size, chunk in [(50, 23, 23), (50, 23, 6), (30, 1, 1), (40, 17, 16)]:
+            size = n if optimizer is None else batch_size
+            problem = make([n_inputs, 40, 9, 3], [Relu(), Tanh()], n=n, dtype=dtype, weighted=True, alpha=0.1)
+            problem = _with_zeros(problem)
+            how = {"optimizer": optimizer, "batch_size": size, "chunk": chunk}
+            assert_same_training(Trainer(problem, sparse=True, **how).run(), Trainer(problem, **how).run())
+    # Where nothing is zero, nothing is left out.
+    problem = make([20, 9, 3], n=30, dtype=dtype)
+    how = {"optimizer": optimizer, "batch_size": 30}
+    assert Trainer(problem, sparse=True, **how).run().bits() == Trainer(problem, **how).run().bits()
+
+
+def test_a_gradient_does_not_depend_on_what_was_in_the_workspace():
+    problem = make([20, 40, 9, 3], [Logistic(), Relu()], n=30)
+    order = np.array([*range(20), *range(20, 27)])
+    trainer = Trainer(problem, batch_size=20, order=order).run()
+    # The second batch is shorter, and finds the numbers of the first.
+    alone = Trainer(problem, order=np.arange(20, 27)).run()
+    assert trainer.state.grads.tobytes() == alone.state.grads.tobytes()
+    assert trainer.losses[1] == alone.losses[0]
+
+
+THREADED = [([70, 150, 33, 3], 90, 40, 40), ([70, 20, 3], 90, 40, 11), ([2, 1], 9, 3, 3)]
+
+
+def _check_threads():
+    """Runs in a process that has four threads."""
+    teams, sizes = [], set()
+    new_team = threads.new_team
+    threads.new_team = lambda: teams.append(new_team()) or teams[-1]
+    for dtype in DTYPES:
+        for (units, n, batch_size, chunk), optimizer in product(THREADED, ("nesterov", "adam", None)):
+            n = batch_size if optimizer is None else n
+            problem = _with_zeros(make(units, Tanh(), n=n, dtype=dtype, weighted=n != 9, alpha=0.1))
+            sparse = optimizer == "adam"
+            how = {"optimizer": optimizer, "batch_size": batch_size, "chunk": chunk, "sparse": sparse}
+            alone = Trainer(problem, **how).run().bits()
+            for n_threads in [2, 4] * 2:
+                trainer = Trainer(problem, n_threads=n_threads, **how).run()
+                assert trainer.bits() == alone, (dtype, units, optimizer, n_threads)
+                sizes.add((n_threads, int(teams[-1][threads._SIZE])))
+        problem = _with_zeros(make([70, 150, 33, 3], Relu(), n=500, dtype=dtype))
+        for sparse, n_threads in product((False, True), (2, 4)):
+            alone = _predict(problem, problem.X, 16, sparse=sparse).tobytes()
+            assert _predict(problem, problem.X, 16, n_threads, sparse).tobytes() == alone
+    # Threads that come late are not waited for, but some must have been in time, or nothing was tested.
+    assert {(2, 2), (4, 4)} <= sizes, sizes
+    print("the same bits")
+
+
+def _run_here(code, folder, **changes):
+    """Run a function of this file in a process of its own, which has four threads."""
+    paths = [str(Path(fastbp.__file__).parents[1]), str(Path(__file__).parent)]
+    env = {**os.environ, "NUMBA_NUM_THREADS": "4", "PYTHONPATH": os.pathsep.join(paths), **changes}
+    command = [sys.executable, "-c", f"import test_backprop; test_backprop.{code}"]
+    done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    return done.stdout
+
+
+def test_same_bits_with_any_number_of_threads(tmp_path):
+    assert _run_here("_check_threads()", tmp_path) == "the same bits\n"
+
+
+# --- prediction ---
+
+
+def _predict(problem, X, block, n_threads=1, sparse=False, guards=Guards):
+    """Outputs of the kernel for many rows."""
+    network, guards = problem.network, guards()
+    n_rows = block * n_threads
+    table, size = network.workspace(n_rows)
+    marks, listed = training.room_for_lists(network.units[0], n_rows, n_threads) if sparse else (0, 0)
+    out = guards.array(np.full((len(X), network.units[-1]), np.nan, problem.dtype))
+    bad = guards.zeros(n_threads, np.int64)
+    args = (
+        guards.array(X), guards.array(table), guards.array(network.coefficients),
+        guards.array(_packed(problem)), guards.zeros(size, problem.dtype), guards.zeros(marks, np.uint16),
+        guards.zeros(listed, np.int32), out, bad, block,
+    )  # fmt: skip
+    threads.run(prediction.predict, prediction.predict_on_threads, args, n_threads)
+    guards.check()
+    assert not bad.any()
+    return out
+
+
+def _predict_few(problem, X, guards=Guards):
+    """Outputs of the kernel for a few rows, from weights that are not packed."""
+    network, guards = problem.network, guards()
+    coefs = [guards.array(W) for W in problem.coefs]
+    intercepts = [guards.array(b) for b in problem.intercepts]
+    layers = [
+        (W.ctypes.data, b.ctypes.data, *W.shape, activation.code)
+        for W, b, activation in zip(coefs, intercepts, problem.activations, strict=True)
+    ]
+    space = guards.array(np.full((2, network.widest), np.nan, problem.dtype))
+    out = guards.array(np.full((len(X), network.units[-1]), np.nan, problem.dtype))
+    coefficients = guards.array(network.coefficients)
+    assert prediction.predict_few(guards.array(X), guards.array(layers), coefficients, space, out)
+    guards.check()
+    return out
+
+
+def _packed(problem):
+    return problem.network.pack(problem.coefs, problem.intercepts)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("output", [Softmax(), *HIDDEN], ids=lambda activation: activation.name)
+def test_predict(output, dtype):
+    for units in [*UNITS, [70, 1, 200, 2], [3, 4096, 2]]:
+        problem = make(units, HIDDEN[1 : len(units) - 1], output=output, n=50, dtype=dtype)
+        expected = reference.forward_naive(problem.coefs, problem.intercepts, problem.pairs, problem.X)[-1]
+        out = _predict(problem, problem.X, 16)
+        assert out.dtype == dtype
+        assert_close([out], [expected], 1e-12 if dtype == np.float64 else 2e-5)
+        predictor = Predictor(problem.coefs, problem.intercepts, problem.activations)
+        for n in (1, 5, 50):
+            got, finite = predictor.outputs(problem.X[:n], 1)
+            assert finite and got.tobytes() == out[:n].tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_is_predicted_with_the_same_bits_anywhere(dtype):
+    for output in (Softmax(), Logistic()):
+        problem = make([20, 40, 37, 3], [Logistic(), Tanh()], output=output, n=60, dtype=dtype)
+        X = problem.X
+        alone = np.vstack([_predict(problem, X[i : i + 1], 1) for i in range(len(X))]).tobytes()
+        for block in (1, 2, 5, 6, 7, 13, 60, 96):
+            assert _predict(problem, X, block).tobytes() == alone
+        assert _predict_few(problem, X).tobytes() == alone
+        order = np.random.default_rng(0).permutation(len(X))
+        shuffled = _predict(problem, X[order], 7)
+        assert shuffled[np.argsort(order)].tobytes() == alone
+        large = np.concatenate([X * 1000, X, -X])
+        assert _predict(problem, large, 11)[60:120].tobytes() == alone
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_prediction_without_the_inputs_that_are_zero(dtype):
+    for n_inputs in (1, MARKED, MARKED + 1, 70):
+        problem = _with_zeros(make([n_inputs, 40, 3], Tanh(), n=60, dtype=dtype))
+        expected = _predict(problem, problem.X, 7)
+        for block in (1, 7, 16, 60):
+            np.testing.assert_array_equal(_predict(problem, problem.X, block, sparse=True), expected)
+        np.testing.assert_array_equal(_predict_few(problem, problem.X), expected)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_inputs_that_are_not_finite_are_noticed(bad):
+    problem = make([20, 7, 3], n=120)
+    predictor = Predictor(problem.coefs, problem.intercepts, problem.activations)
+    for n, row, column in product((1, 8, 9, 120), (0, -1), (0, 19)):
+        X = problem.X[:n].copy()
+        assert predictor.outputs(X, 1)[1]
+        X[row, column] = bad
+        assert not predictor.outputs(X, 1)[1]
+    # Too large for float32.
+    problem = make([20, 7, 3], n=12, dtype=np.float32)
+    predictor = Predictor(problem.coefs, problem.intercepts, problem.activations)
+    X = problem.X.astype(np.float64)
+    assert predictor.outputs(X, 1)[1]
+    X[3, 4] = 1e300
+    assert not predictor.outputs(X, 1)[1]
+
+
+# --- memory ---
+
+
+FENCED = [("adam", 21, 21), ("plain", 9, 4), (None, 21, 10), ("adam", 1, 1)]
+
+
+def _check_fences(dtypes):
+    """Runs in a process that ends where anything is read behind an array."""
+    for dtype, sparse in product(dtypes, (False, True)):
+        for units in ([1, 1], [3, 2], [17, 33, 5], [48, 16, 64, 10], [31, 7, 1]):
+            problem = make(units, Tanh(), n=21, dtype=dtype, weighted=True, alpha=0.1)
+            for optimizer, batch_size, chunk in FENCED:
+                how = {"optimizer": optimizer, "batch_size": batch_size, "chunk": chunk, "sparse": sparse}
+                fenced = Trainer(problem, guards=Fences, **how).run()
+                assert fenced.bits() == Trainer(problem, **how).run().bits()
+                if optimizer is None:
+                    _, coef_grads, intercept_grads = problem.naive()
+                    assert_close(fenced.gradients(), [*coef_grads, *intercept_grads], 2e-5)
+            expected = _predict(problem, problem.X, 5).tobytes()
+            assert _predict(problem, problem.X, 5, sparse=sparse, guards=Fences).tobytes() == expected
+            assert _predict_few(problem, problem.X, guards=Fences).tobytes() == expected
+    print("inside")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect")
+def test_nothing_behind_an_array_is_read(tmp_path):
+    assert _run_here("_check_fences(test_backprop.DTYPES)", tmp_path) == "inside\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect")
+def test_nothing_behind_an_array_is_read_on_the_least_of_machines(tmp_path):
+    """Newer instructions forgive reading numbers that are masked out."""
+    code = "_check_fences([test_backprop.np.float32])"
+    assert _run_here(code, tmp_path, NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="") == "inside\n"
+
+
+# --- the processor's mode, and what must be seen ---
+
+
+def test_subnormals_work_as_before_after_training_and_prediction():
+    problem = make([5, 7, 3])
+    tiny = np.array([np.finfo(np.float64).tiny])
+    Trainer(problem, optimizer="adam").run()
+    assert (tiny / 2)[0] > 0
+    _predict(problem, problem.X, 4)
+    assert (tiny / 2)[0] > 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_divergence_is_seen(dtype):
+    problem = make([5, 7, 3], Relu(), "squared_error", Identity(), n=40, dtype=dtype)
+    trainer = Trainer(problem, optimizer="plain", rate=1e6, batch_size=1).run()
+    assert not np.isfinite(trainer.losses[-1])
+    assert not all(np.isfinite(p).all() for p in trainer.parameters())

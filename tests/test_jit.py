@@ -1,0 +1,255 @@
+import errno
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+
+import fastbp
+from fastbp.kernels import jit
+from fastbp.kernels.jit import cached_jit
+
+PACKAGE = Path(fastbp.__file__).parent
+SOURCE = """
+def twice(x):
+    return 2 * x
+
+
+def thrice(x):
+    return 3 * x
+"""
+
+
+def load_module(path, name):
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """The folder of the disk cache; no warning has been given yet."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(jit._ForgivingCache, "_warned", False)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A module with functions to compile; a new `cached_jit` of one is what a new process has."""
+    path = tmp_path / "small_functions.py"
+    path.write_text(SOURCE)
+    return load_module(path, "small_functions")
+
+
+def hits_and_misses(function):
+    return sum(function.stats.cache_hits.values()), sum(function.stats.cache_misses.values())
+
+
+def snapshot(folder):
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*.nb?")}
+
+
+def test_second_process_compiles_nothing(cache, small):
+    first = cached_jit(small.twice)
+    assert not cache.exists()  # importing kernels writes nothing
+    assert first(4.0) == 8 and first(4) == 8
+    assert hits_and_misses(first) == (0, 2)
+    files = snapshot(cache)
+    assert len(files) == 3
+    second = cached_jit(small.twice)
+    assert second(5.0) == 10 and second(5) == 10
+    assert hits_and_misses(second) == (2, 0)
+    assert second.stats.cache_path.startswith(str(cache))
+    assert snapshot(cache) == files
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "garbage"])
+@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
+def test_damaged_cache_is_replaced(cache, small, suffix, damage):
+    cached_jit(small.twice)(4.0)
+    (path,) = cache.rglob(f"*.{suffix}")
+    content = path.read_bytes()
+    garbage = np.random.default_rng(0).bytes(len(content))
+    path.write_bytes({"empty": b"", "truncated": content[: len(content) // 2], "garbage": garbage}[damage])
+    with pytest.warns(RuntimeWarning, match=r"cache of fastbp's compiled code could not be read") as caught:
+        second = cached_jit(small.twice)
+        assert second(5.0) == 10
+    assert len(caught) == 1
+    assert hits_and_misses(second) == (0, 1)
+    third = cached_jit(small.twice)
+    assert third(6.0) == 12
+    assert hits_and_misses(third) == (1, 0)
+
+
+def test_nowhere_to_write(cache, small, tmp_path, monkeypatch):
+    # Files in the place of folders keep even root from making these: the one that was asked for, the one
+    # beside the source, and the one in the home folder.
+    cache.touch()
+    shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+    (tmp_path / "__pycache__").touch()
+    monkeypatch.setenv("HOME", str(cache))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    with pytest.warns(RuntimeWarning, match=r"Set NUMBA_CACHE_DIR to a folder of yours") as caught:
+        for function, factor in [(small.twice, 2), (small.thrice, 3)]:
+            compiled = cached_jit(function)
+            assert compiled(4.0) == 4 * factor and compiled(4) == 4 * factor
+            assert compiled.stats.cache_path is None
+    assert len(caught) == 1
+
+
+def test_full_disk(cache, small, monkeypatch):
+    saves = []
+
+    def save_overload(self, sig, data):
+        saves.append(sig)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(jit.FunctionCache, "save_overload", save_overload)
+    compiled = cached_jit(small.twice)
+    with pytest.warns(RuntimeWarning, match=r"could not be written \(OSError\(.*No space left") as caught:
+        assert compiled(4.0) == 8 and compiled(4) == 8
+    assert (len(caught), len(saves)) == (1, 1)  # once it failed, it is not tried again
+
+
+def test_code_of_other_sources_is_stale(cache, small, monkeypatch):
+    cached_jit(small.twice)(4.0)
+    monkeypatch.setattr(jit, "_source_stamp", lambda: "the stamp of another version")
+    other = cached_jit(small.twice)
+    assert other(4.0) == 8
+    assert hits_and_misses(other) == (0, 1)
+
+
+def test_source_stamp_covers_all_files(tmp_path):
+    package = tmp_path / "copy"
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "*.nb?"))
+    stamp = load_module(package / "kernels" / "jit.py", "copy_of_jit")._source_stamp
+
+    def new_stamp():
+        stamp.cache_clear()
+        return stamp()
+
+    stamps = {new_stamp()}
+    assert stamps == {new_stamp()}
+    sources = sorted(package.rglob("*.py"))
+    assert package / "kernels" / "intrinsics.py" in sources
+    for path in sources:
+        path.write_bytes(path.read_bytes() + b"\n# another version\n")
+        stamps.add(new_stamp())
+    assert len(stamps) == len(sources) + 1
+
+
+def test_compiled_code_divides_as_numpy_does(cache, small, tmp_path):
+    path = tmp_path / "divide.py"
+    path.write_text("def divide(x, y):\n    return x / y\n")
+    assert cached_jit(load_module(path, "divide").divide)(1.0, 0.0) == np.inf
+
+
+def start(script, folder, **changes):
+    """Start a process in a folder, with the modules that are there and changes of the environment."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(PACKAGE.parent)]), **changes}
+    env = {name: value for name, value in env.items() if value is not None}
+    command = [sys.executable, "-c", script]
+    return subprocess.Popen(
+        command, env=env, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )  # fmt: skip
+
+
+def finish(process):
+    """Return what the process prints."""
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    return json.loads(out)
+
+
+def test_processes_that_start_at_once_without_a_cache(tmp_path):
+    source = "from fastbp.kernels.jit import cached_jit\n" + SOURCE.replace("def", "@cached_jit\ndef")
+    (tmp_path / "small.py").write_text(source)
+    script = """
+import warnings
+import small
+warnings.simplefilter("error")
+print(small.twice(4.0) + small.thrice(4.0))
+"""
+    processes = [start(script, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache")) for _ in range(2)]
+    assert [finish(process) for process in processes] == [20.0] * 2
+
+
+# What a user does, with the warnings of ours and what was compiled.
+FIT = """
+import gc, json, warnings
+import numpy as np
+from numba.core.dispatcher import Dispatcher
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    from fastbp import BackpropClassifier
+    from fastbp.kernels.jit import _ForgivingCache
+    X = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    model = BackpropClassifier(3, max_iter=2, n_jobs=1, random_state=0).fit(X, np.arange(20) % 2)
+    probabilities = model.predict_proba(X).tolist()
+ours = [d for d in gc.get_objects() if isinstance(d, Dispatcher) and isinstance(d._cache, _ForgivingCache)]
+print(json.dumps({
+    "warnings": [str(w.message) for w in caught if "NUMBA_CACHE_DIR" in str(w.message)],
+    "compiled": sorted(d.__name__ for d in ours if d.stats.cache_misses),
+    "probabilities": probabilities,
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def first_fits(tmp_path_factory):
+    """A first fit with a folder for the cache, and one without; both at once, as they have to compile."""
+    folder, nowhere = tmp_path_factory.mktemp("cache"), tmp_path_factory.mktemp("nowhere")
+    (nowhere / "file").touch()
+    below = str(nowhere / "file" / "below")
+    copy = nowhere / "fastbp"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "*.nb?"))
+    (copy / "__pycache__").touch()
+    (copy / "kernels" / "__pycache__").touch()
+    processes = [
+        start(FIT, folder, NUMBA_CACHE_DIR=str(folder)),
+        start(FIT, nowhere, NUMBA_CACHE_DIR=below, HOME=below, XDG_CACHE_HOME=below),
+    ]
+    return folder, *map(finish, processes)
+
+
+def test_fit_with_an_empty_cache(first_fits):
+    _, result, _ = first_fits
+    assert (result["warnings"], result["compiled"]) == ([], ["predict", "train"])
+
+
+def test_fit_without_a_folder_for_the_cache(first_fits):
+    """Nothing can be written anywhere: not beside the package, not in the home folder."""
+    _, cached, result = first_fits
+    assert len(result["warnings"]) == 1 and "compiling in memory" in result["warnings"][0]
+    assert result["compiled"] == ["predict", "train"]
+    assert result["probabilities"] == cached["probabilities"]
+
+
+def test_fit_in_a_second_process_compiles_nothing(first_fits, tmp_path):
+    folder, cached, _ = first_fits
+    files = snapshot(folder)
+    assert files
+    # A home folder is not needed for it either.
+    result = finish(start(FIT, tmp_path, NUMBA_CACHE_DIR=str(folder), HOME=None, XDG_CACHE_HOME=None))
+    assert result == {"warnings": [], "compiled": [], "probabilities": cached["probabilities"]}
+    assert snapshot(folder) == files
+
+
+def test_fit_with_a_damaged_cache(first_fits, tmp_path):
+    folder, cached, _ = first_fits
+    shutil.copytree(folder, tmp_path / "cache")
+    damaged = list((tmp_path / "cache").rglob("*.predict-*.nb?"))
+    assert len(damaged) == 2
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:-100])
+    result = finish(start(FIT, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache")))
+    assert len(result["warnings"]) == 1 and "could not be read" in result["warnings"][0]
+    assert (result["compiled"], result["probabilities"]) == (["predict"], cached["probabilities"])

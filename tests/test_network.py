@@ -1,0 +1,193 @@
+import warnings
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.neural_network import MLPClassifier
+
+from fastbp.activations import Activation, Relu, Softmax, Tanh, get_activation
+from fastbp.network import Layer, Network, aligned_zeros, initial_parameters
+from fastbp.training import make_network
+
+SHAPES = [
+    [1, 1],
+    [3, 1, 2],
+    [7, 5],
+    [4, 16, 16, 4],
+    [17, 33, 15, 1, 64, 3],
+    [1, 129, 1],
+    [65, 128, 31, 10],
+    [40, 300, 7],
+]
+LAYOUTS = [(np.float64, 2, 4), (np.float64, 8, 32), (np.float32, 4, 8), (np.float32, 16, 64)]
+
+
+@dataclass(frozen=True)
+class KeepsZ(Activation):
+    name = "keeps_z"
+    code = 77
+    keeps_z = True
+
+    @property
+    def coefficients(self):
+        return (2.0, 3.0)
+
+
+def make(units, layout):
+    activations = [(KeepsZ() if i % 2 else Relu()) for i in range(len(units) - 1)]
+    return Network(units, activations, *layout)
+
+
+def numbered(network):
+    """Parameters 1, 2, 3, ..."""
+    count = 0
+    coefs, intercepts = [], []
+    for fan_in, fan_out in pairwise(network.units):
+        coefs.append(count + 1 + np.arange(fan_in * fan_out, dtype=network.dtype).reshape(fan_in, fan_out))
+        count += coefs[-1].size
+        intercepts.append(count + 1 + np.arange(fan_out, dtype=network.dtype))
+        count += fan_out
+    return coefs, intercepts, count
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("units", SHAPES)
+def test_pack_and_unpack(units, layout):
+    network = make(units, layout)
+    coefs, intercepts, count = numbered(network)
+    params = network.pack(coefs, intercepts)
+    assert params.shape == (network.n_params,) and params.dtype == network.dtype
+    # Each parameter has one place of its own, and everything else is zero.
+    np.testing.assert_array_equal(np.sort(params[params != 0]), np.arange(1, count + 1))
+    again = network.unpack(params)
+    for got, expected in zip([*again[0], *again[1]], [*coefs, *intercepts], strict=True):
+        np.testing.assert_array_equal(got, expected)
+        assert got.dtype == network.dtype and got.flags.c_contiguous
+        assert not np.shares_memory(got, params)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("units", SHAPES)
+def test_packed_weights_lie_where_the_table_says(units, layout):
+    network = make(units, layout)
+    coefs, intercepts, _ = numbered(network)
+    params = network.pack(coefs, intercepts)
+    table, _ = network.workspace(1)
+    assert table.shape == (len(units) - 1, len(Layer._fields)) and table.dtype == np.int64
+    end = transposed = 0
+    for row, coef, intercept in zip(table, coefs, intercepts, strict=True):
+        layer = Layer(*row)
+        assert (layer.fan_in, layer.fan_out) == coef.shape
+        assert layer.padded % network.lanes == 0
+        assert 0 <= layer.padded - layer.fan_out < network.lanes
+        assert layer.weights == end
+        end = layer.bias + layer.padded
+        for p, j in np.ndindex(coef.shape):
+            left = j // network.panel * network.panel
+            width = min(network.panel, layer.padded - left)
+            assert params[layer.weights + left * layer.rows + p * width + j - left] == coef[p, j]
+        np.testing.assert_array_equal(params[layer.bias :][: layer.fan_out], intercept)
+        if layer.transposed >= 0:
+            assert layer.transposed == transposed
+            # A whole number of registers, so that the weights can be transposed in squares.
+            assert layer.rows % network.lanes == 0
+            transposed += layer.rows * layer.padded
+    assert [Layer(*row).transposed >= 0 for row in table] == [False] + [True] * (len(units) - 2)
+    assert (end, transposed) == (network.n_params, network.n_transposed)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("units", SHAPES)
+@pytest.mark.parametrize("n_rows", [1, 6, 37])
+def test_regions_of_the_workspace_do_not_overlap(units, layout, n_rows):
+    network = make(units, layout)
+    table, size = network.workspace(n_rows)
+    layers = [Layer(*row) for row in table]
+    assert network.widest >= max(layer.padded for layer in layers)
+    regions = {(0, network.widest), (layers[0].source, n_rows * layers[0].source_row)}
+    for layer, activation in zip(layers, network.activations, strict=True):
+        assert (layer.z != layer.a) == activation.keeps_z
+        assert layer.activation == activation.code
+        assert layer.row >= layer.padded
+        regions |= {(begin, n_rows * layer.row) for begin in (layer.z, layer.a, layer.delta)}
+    end = 0
+    for begin, length in sorted(regions):
+        assert begin >= end
+        end = begin + length
+    assert end == size
+    assert len(regions) == 2 + sum(2 + activation.keeps_z for activation in network.activations)
+    for below, layer in pairwise(layers):
+        assert (layer.source, layer.source_row) == (below.a, below.row)
+    assert layers[0].source_row >= layers[0].fan_in
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_wide_rows_do_not_share_cache_sets(dtype):
+    line = 64 // np.dtype(dtype).itemsize
+    for n in [*range(1, 40), 128, 256, 512, 784, 1000, 4096]:
+        table, _ = Network([n, n], [Relu()], dtype, line, 4 * line).workspace(3)
+        for row in (Layer(*table[0]).source_row, Layer(*table[0]).row):
+            assert row % line == 0 and row - n < 2 * line
+            assert row < 8 * line or row // line % 2 == 1
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("units", SHAPES)
+def test_count_blocks(units, layout):
+    network = make(units, layout)
+    for rows in (1, 16):
+        count = 0
+        for fan_in, fan_out in pairwise(units):
+            for _ in range(0, fan_in, rows):
+                count += len(range(0, fan_out, network.panel))
+        assert network.count_blocks(rows) == count
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+def test_aligned_zeros(dtype):
+    for n in (0, 1, 7, 1000):
+        zeros = aligned_zeros(n, dtype)
+        assert zeros.shape == (n,) and zeros.dtype == dtype and not zeros.any()
+        assert zeros.flags.writeable and (n == 0 or zeros.ctypes.data % 64 == 0)
+
+
+def test_coefficients_and_units():
+    network = Network(np.array([3, 2, 1]), [KeepsZ(), Tanh()], "float32", 4, 16)
+    np.testing.assert_array_equal(network.coefficients, [[2, 3], [0, 0]])
+    assert network.coefficients.dtype == np.float64
+    assert network.units == [3, 2, 1] and network.dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_layout_of_this_machine(dtype):
+    network = make_network([5, 4, 3], [Tanh(), Softmax()], dtype)
+    assert network.lanes * network.dtype.itemsize in (16, 32, 64)
+    assert network.panel % network.lanes == 0
+
+
+@pytest.mark.parametrize("activation", ["identity", "logistic", "tanh", "relu"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_first_parameters_are_those_of_scikit_learn(activation, dtype):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(12, 5)).astype(dtype)
+    y = np.arange(12) % 3
+    # With so small a step, what is fitted is what was drawn.
+    how = {"solver": "sgd", "learning_rate_init": 1e-300, "max_iter": 1, "random_state": 3}
+    mlp = MLPClassifier((7, 4), activation, **how)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        mlp.fit(X, y)
+    factor = get_activation(activation).init_factor
+    coefs, intercepts = initial_parameters([5, 7, 4, 3], [factor] * 3, np.random.RandomState(3), dtype)
+    for got, expected in zip([*coefs, *intercepts], [*mlp.coefs_, *mlp.intercepts_], strict=True):
+        np.testing.assert_array_equal(got, expected)
+        assert got.dtype == expected.dtype == dtype
+
+
+def test_first_parameters_follow_the_factor_of_their_layer():
+    coefs, intercepts = initial_parameters([200, 100, 50], [6.0, 2.0], np.random.RandomState(0), np.float64)
+    for coef, intercept, bound in zip(coefs, intercepts, np.sqrt([6 / 300, 2 / 150]), strict=True):
+        assert 0.99 * bound < np.abs(coef).max() <= bound
+        assert 0.8 * bound < np.abs(intercept).max() <= bound

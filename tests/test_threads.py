@@ -1,0 +1,265 @@
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from threading import Thread
+
+import numba
+import numpy as np
+import pytest
+from numba import njit
+
+import fastbp
+from fastbp.kernels import threads
+from fastbp.kernels.threads import (
+    MIN_WORK_PER_THREAD,
+    join_team,
+    next_ticket,
+    share,
+    thread_count,
+    wait_for_team,
+)
+
+
+@njit
+def run_share(n, unit, rank, size):
+    return share(n, unit, rank, size)
+
+
+@njit(nogil=True)
+def run_join(team, wanted):
+    return join_team(team, wanted)
+
+
+def test_shares_make_up_the_range():
+    for size in range(1, 8):
+        for unit in (1, 2, 16):
+            for n in [*range(1, 70), 1000, 1001]:
+                parts = [run_share(n, unit, rank, size) for rank in range(size)]
+                assert parts[0][0] == 0 and parts[-1][1] == n
+                assert all(before[1] == after[0] for before, after in pairwise(parts))
+                assert all(first % unit == 0 or first == n for first, _ in parts)
+                counts = [-(-(last - first) // unit) for first, last in parts]
+                assert max(counts) - min(counts) <= 1
+
+
+# --- teams ---
+
+
+def test_a_team_begins_without_those_who_do_not_come():
+    team = threads.new_team()
+    assert run_join(team, 2) == (0, 1)
+    # Whoever comes later has nothing to do.
+    assert run_join(team, 2) == (-1, 0)
+    assert run_join(team, 2) == (-1, 0)
+
+
+def test_a_team_of_one_is_complete():
+    assert run_join(threads.new_team(), 1) == (0, 1)
+
+
+@njit(nogil=True)
+def march(team, wanted, rounds, steps, seen):
+    """Take steps with the team; `seen` counts those of others that were not as far."""
+    rank, size = join_team(team, wanted)
+    if rank < 0:
+        return
+    for step in range(rounds):
+        steps[rank * 16] = step + 1
+        wait_for_team(team, size)
+        for other in range(size):
+            if steps[other * 16] != step + 1:
+                seen[rank * 16] += 1
+        wait_for_team(team, size)
+    seen[rank * 16 + 1] = size
+
+
+@njit(nogil=True)
+def draw(team, drawn):
+    for i in range(drawn.size):
+        drawn[i] = next_ticket(team)
+
+
+def test_each_ticket_is_given_once():
+    team = threads.new_team()
+    drawn = np.zeros((3, 10_000), np.int64)
+    draw(team, drawn[0, :0])
+    crew = [Thread(target=draw, args=(team, row)) for row in drawn]
+    for thread in crew:
+        thread.start()
+    for thread in crew:
+        thread.join()
+    np.testing.assert_array_equal(np.sort(drawn, axis=None), np.arange(drawn.size))
+    # It leaves the other cells alone.
+    assert np.flatnonzero(team).tolist() == [threads._TICKET]
+
+
+@pytest.mark.parametrize("wanted", [1, 2, 3])
+def test_a_team_keeps_step(wanted):
+    march(threads.new_team(), 1, 0, *np.zeros((2, 16), np.int64))
+    full = 0
+    for _ in range(20):
+        team = threads.new_team()
+        steps, seen = np.zeros((2, 16 * wanted), np.int64)
+        crew = [Thread(target=march, args=(team, wanted, 50, steps, seen)) for _ in range(wanted)]
+        for thread in crew:
+            thread.start()
+        for thread in crew:
+            thread.join()
+        size = seen[1]
+        # Each of the team took all steps, and never saw another behind or ahead.
+        assert seen[1::16].tolist() == [size] * size + [0] * (wanted - size)
+        assert steps[::16].tolist() == [50] * size + [0] * (wanted - size)
+        assert not seen[::16].any()
+        full += size == wanted
+    assert full > 0
+
+
+# --- how many ---
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A process that may use six cores, where Numba has started eight threads."""
+    monkeypatch.setattr(threads.joblib, "cpu_count", lambda: 6)
+    monkeypatch.setattr(threads.numba.config, "NUMBA_NUM_THREADS", 8)
+    monkeypatch.setattr(threads.numba, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(threads, "_parallel_is_safe", lambda: True)
+    return monkeypatch
+
+
+LARGE = 1e12
+
+
+@pytest.mark.parametrize(
+    ("n_jobs", "expected"),
+    [(None, 6), (1, 1), (2, 2), (7, 7), (100, 8), (-1, 6), (-2, 5), (-6, 1), (-100, 1)],
+)
+def test_thread_count(machine, n_jobs, expected):
+    assert thread_count(n_jobs, LARGE) == expected
+
+
+@pytest.mark.parametrize("n_jobs", [None, 4, -1])
+def test_little_work_gets_few_threads(machine, n_jobs):
+    assert thread_count(n_jobs, 0.0) == 1
+    assert thread_count(n_jobs, 1.99 * MIN_WORK_PER_THREAD) == 1
+    assert thread_count(n_jobs, 3.5 * MIN_WORK_PER_THREAD) == 3
+
+
+def test_no_more_threads_than_numba_has_or_was_told_to_use(machine):
+    machine.setattr(threads.numba.config, "NUMBA_NUM_THREADS", 3)
+    assert thread_count(None, LARGE) == 3
+    machine.setattr(threads.numba, "get_num_threads", lambda: 2)
+    assert thread_count(None, LARGE) == thread_count(5, LARGE) == 2
+
+
+def test_one_thread_where_parallel_regions_are_not_safe(machine):
+    machine.setattr(threads, "_parallel_is_safe", lambda: False)
+    assert thread_count(None, LARGE) == thread_count(4, LARGE) == 1
+
+
+def test_no_threads_are_started_to_find_that_one_is_enough(machine):
+    def refuse():
+        raise AssertionError("looked for threads")
+
+    machine.setattr(threads, "_parallel_is_safe", refuse)
+    assert thread_count(1, LARGE) == thread_count(None, 0.0) == thread_count(-100, LARGE) == 1
+
+
+def test_the_number_of_threads_is_limited_for_one_call_only():
+    before = numba.get_num_threads()
+    with threads._limited_threads(1):
+        assert numba.get_num_threads() == 1
+    assert numba.get_num_threads() == before
+    with pytest.raises(KeyError), threads._limited_threads(1):
+        raise KeyError
+    assert numba.get_num_threads() == before
+
+
+# --- processes that must not die ---
+
+FIT = """
+import os, sys, threading, warnings
+import numpy as np
+import numba
+from fastbp import BackpropClassifier
+from fastbp.kernels import threads
+
+warnings.simplefilter("ignore")
+rng = np.random.default_rng(0)
+X = rng.normal(size=(400, 50)).astype(np.float32)
+y = rng.integers(0, 3, 400)
+
+
+def fit(n_jobs):
+    model = BackpropClassifier(64, max_iter=3, batch_size=100, random_state=0, n_jobs=n_jobs).fit(X, y)
+    model.predict_proba(X)
+    return b"".join(part.tobytes() for part in [*model.coefs_, *model.intercepts_, model.predict_proba(X)])
+
+
+alone = fit(1)
+"""
+MANY_THREADS = """
+n_threads = threads.thread_count(4, 1e9)
+assert (n_threads > 1) == (numba.threading_layer() != "workqueue"), (n_threads, numba.threading_layer())
+results = []
+crew = [threading.Thread(target=lambda: results.extend(fit(4) for _ in range(3))) for _ in range(8)]
+for thread in crew:
+    thread.start()
+for thread in crew:
+    thread.join()
+assert results == [alone] * 24, "other weights"
+"""
+FORKS = """
+def child_agrees(then=lambda: True):
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(0 if fit(4) == alone and then() else 3)
+        finally:
+            os._exit(4)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+assert child_agrees(), "before any thread was started"
+assert fit(4) == alone
+assert child_agrees(then=child_agrees), "child or grandchild, after threads were started"
+assert fit(4) == alone, "parent afterwards"
+"""
+
+
+def run_script(script, layer, folder):
+    root = str(Path(fastbp.__file__).parents[1])
+    env = {**os.environ, "PYTHONPATH": root, "NUMBA_NUM_THREADS": "4", "NUMBA_THREADING_LAYER": layer}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=env, cwd=folder, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def has_layer(layer):
+    module = {"omp": "omppool", "tbb": "tbbpool", "workqueue": "workqueue"}[layer]
+    code = f"import numba.np.ufunc.{module}"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("layer", ["omp", "tbb", "workqueue"])
+def test_fit_in_many_threads_at_once(layer, tmp_path):
+    if not has_layer(layer):
+        pytest.skip(f"Numba has no layer {layer} here")
+    run_script(FIT + MANY_THREADS, layer, tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("layer", ["omp", "tbb", "workqueue"])
+def test_fit_after_fork(layer, tmp_path):
+    if not has_layer(layer):
+        pytest.skip(f"Numba has no layer {layer} here")
+    run_script(FIT + FORKS, layer, tmp_path)
+
+
+def test_a_layer_that_is_not_there_means_one_thread(tmp_path):
+    if has_layer("tbb"):
+        pytest.skip("no layer is missing here")
+    run_script(FIT + "assert threads.thread_count(4, 1e9) == 1 and fit(4) == alone", "tbb", tmp_path)
