@@ -108,7 +108,7 @@ def measure_rows():
     print(f"{'network':>24}{'rows':>6}{'direct':>10}{'packed':>10}   (microseconds)")
     for units in ([30, 64, 64, 2], [784, 128, 10], [784, 512, 512, 10]):
         network, parameters = make_network(units)
-        predictor = prediction.Predictor(*parameters, network.activations)
+        predictor = prediction.Predictor(*parameters, network.activations, units[0])
         for n in (1, 2, 4, 8, 16, 32, 64):
             x = np.random.RandomState(0).uniform(size=(n, units[0])).astype(np.float32)
 

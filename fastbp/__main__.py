@@ -70,7 +70,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m fastbp", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("demo", help="train on embedded real data and compare with plain NumPy")
-    command.add_argument("--epochs", type=int, default=40)
+    command.add_argument("--epochs", type=int, default=40, help="epochs of training (default: 40)")
     command.set_defaults(run=lambda options: demo(epochs=options.epochs))
     command = commands.add_parser("warmup", help="compile the kernels now, or load them from the disk cache")
     command.set_defaults(run=lambda options: print(f"All: {warmup(report=print):.1f} s"))

@@ -1,6 +1,7 @@
 """Activation functions: one place for the name, the value and the derivative of each.
 
-To add one, write its dataclass and its two lines in `activate` and `times_derivative`.
+To add one, write its dataclass, its place in `ACTIVATIONS` and among the codes, and its loops in `activate` and
+`times_derivative`: all in this file.
 
 Conventions: `z` is what a unit receives, `a = f(z)` what it gives on. Both are stretches of a layer's
 values, padded to whole vectors; the codes and the two coefficients come from `Activation`.
@@ -40,7 +41,7 @@ class Activation:
         Whether the derivative needs z; if not, `a` is written over it.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str] = ""
     code: ClassVar[int]
     init_factor: ClassVar[float] = 6.0
     keeps_z: ClassVar[bool] = False
@@ -125,6 +126,8 @@ def get_activation(activation):
         If there is no activation of that name.
     """
     if isinstance(activation, Activation):
+        if type(activation).name not in ACTIVATIONS:
+            raise ValueError(f"{activation!r} is for the outputs of output_activation='auto' only.")
         return activation
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation={activation!r} is unknown; the known ones are {sorted(ACTIVATIONS)}.")

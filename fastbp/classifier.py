@@ -297,6 +297,8 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         outputs = self._outputs(X)
         if self._binarizer.y_type_ == "multilabel-indicator":
             return (outputs > 0.5).astype(int)
+        if len(self.classes_) == 1:
+            return np.repeat(self.classes_, len(outputs))
         if self.n_outputs_ == 1:
             return self.classes_[(outputs[:, 0] > 0.5).astype(int)]
         return self.classes_[outputs.argmax(axis=1)]
@@ -319,7 +321,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         """
         outputs = self._outputs(X)
         exclusive = self._binarizer.y_type_ != "multilabel-indicator"
-        if self.loss == "squared_error":
+        if self._loss == "squared_error":
             np.clip(outputs, 0, 1, out=outputs)
             if exclusive and self.n_outputs_ > 1:
                 total = outputs.sum(axis=1, keepdims=True)

@@ -15,7 +15,7 @@ from fastbp.activations import ACTIVATIONS, Activation, get_activation
 from fastbp.losses import LOSSES
 from fastbp.network import initial_parameters
 from fastbp.optimizers import SOLVERS
-from fastbp.prediction import Predictor
+from fastbp.prediction import Predictor, check_shapes
 from fastbp.schedules import SCHEDULES
 
 # Types of input that the kernels read as they are; everything else is converted, to the first of the list.
@@ -85,6 +85,8 @@ class BaseBackprop(BaseEstimator):
         """
         if isinstance(X, list | tuple):
             X = np.asarray(X)  # so that Python's floats count as float64, as they do elsewhere
+        if isinstance(X, np.ndarray) and X.dtype.kind == "f" and X.dtype.itemsize >= 8 and X.dtype != np.float64:
+            X = X.astype(np.float64)  # of another byte order, or longer
         dtype = np.dtype(np.float32 if self.dtype == "auto" else self.dtype) if reset else self.coefs_[0].dtype
         targets = {} if isinstance(y, str) else {"multi_output": True}
         checked = validate_data(self, X, y, reset=reset, dtype=_SOURCES[dtype], order="C", **targets)
@@ -93,7 +95,7 @@ class BaseBackprop(BaseEstimator):
             dtype = X.dtype
         if X.dtype.itemsize > dtype.itemsize and max(X.max(), -X.min()) > np.finfo(dtype).max:
             raise ValueError(f"Input X contains infinity or a value too large for {dtype!r}.")
-        return X, *y, dtype
+        return _writeable(X), *y, dtype
 
     def _fit_network(self, X, Y, sample_weight, dtype, *, first, one_epoch):
         """Train, and set the fitted attributes.
@@ -123,7 +125,9 @@ class BaseBackprop(BaseEstimator):
         activations = [*self._hidden_activations(len(hidden)), self._output_activation(Y.shape[1])]
         random_state = check_random_state(self.random_state)
         if first:
-            factors = [act.init_factor for act in [*activations[:-1], activations[max(len(hidden) - 1, 0)]]]
+            # As in scikit-learn the output layer goes by the hidden ones, and by the parameter if there are none.
+            factors = [act.init_factor for act in activations[:-1]]
+            factors.append(factors[-1] if factors else self._factor_without_hidden_layers())
             coefs, intercepts = initial_parameters(units, factors, random_state, dtype)
             progress = training.Progress()
         else:
@@ -148,6 +152,7 @@ class BaseBackprop(BaseEstimator):
         self._memory = session.memory.store(network, self.solver)
         self._progress = progress
         self._activations = activations
+        self._loss = self.loss
         self.n_iter_ = progress.epochs
         self.t_ = progress.samples_seen
         self.n_layers_ = len(units)
@@ -174,8 +179,12 @@ class BaseBackprop(BaseEstimator):
             return [get_activation(entry) for entry in self.activation]
         return [get_activation(self.activation)] * n
 
+    def _factor_without_hidden_layers(self):
+        several = isinstance(self.activation, list | tuple)
+        return Activation.init_factor if several else get_activation(self.activation).init_factor
+
     def _check_shapes(self, units):
-        have = [self.coefs_[0].shape[0], *(coef.shape[1] for coef in self.coefs_)]
+        have = check_shapes(self.coefs_, self.intercepts_, self.n_features_in_, self._activations)
         if have != units:
             raise ValueError(
                 f"The network fitted before has layers of {have} units, this call asks for {units}. Training goes "
@@ -185,7 +194,7 @@ class BaseBackprop(BaseEstimator):
     def _predictor(self):
         predictor = _PREDICTORS.get(self)
         if predictor is None or not predictor.uses(self.coefs_, self.intercepts_):
-            predictor = Predictor(self.coefs_, self.intercepts_, self._activations)
+            predictor = Predictor(self.coefs_, self.intercepts_, self._activations, self.n_features_in_)
             _PREDICTORS[self] = predictor
         return predictor
 
@@ -217,8 +226,9 @@ class BaseBackprop(BaseEstimator):
         try:
             yield
         except BaseException:
-            self.__dict__.clear()
             self.__dict__.update(before)
+            for name in self.__dict__.keys() - before.keys():
+                del self.__dict__[name]
             raise
 
 
@@ -229,3 +239,19 @@ def _hidden_units(hidden_layer_sizes):
     if any(size <= 0 for size in sizes):
         raise ValueError(f"hidden_layer_sizes must be > 0, got {sizes}.")
     return [int(size) for size in sizes]
+
+
+class _Memory:
+    """The memory of an array, said to be writeable."""
+
+    def __init__(self, array):
+        self._array = array
+        self.__array_interface__ = array.__array_interface__ | {"data": (array.ctypes.data, False)}
+
+
+def _writeable(X):
+    """Return a view that counts as writeable; the kernels do not write to it.
+
+    Numba compiles once more for arrays that are read-only, as those that joblib shares with its workers.
+    """
+    return X if X.flags.writeable else np.asarray(_Memory(X))

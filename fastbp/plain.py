@@ -105,7 +105,8 @@ class PlainNetwork:
                 p -= g
             return
         self.steps += 1
-        size = self.learning_rate * np.sqrt(1 - self.beta_2**self.steps) / (1 - self.beta_1**self.steps)
+        # A plain float: NumPy's own would turn the arithmetic to float64.
+        size = float(self.learning_rate * np.sqrt(1 - self.beta_2**self.steps) / (1 - self.beta_1**self.steps))
         for p, g, m, v in zip(self.params, grads, self.first, self.second, strict=True):
             m *= self.beta_1
             m += (1 - self.beta_1) * g

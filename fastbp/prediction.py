@@ -24,11 +24,18 @@ class Predictor:
         packed anew in each call for many, so that edits count.
     activations : list of Activation
         One for each layer.
+    n_features : int
+        Features of the samples.
+
+    Raises
+    ------
+    ValueError
+        If the shapes or types do not fit together.
     """
 
-    def __init__(self, coefs, intercepts, activations):
+    def __init__(self, coefs, intercepts, activations, n_features):
+        units = check_shapes(coefs, intercepts, n_features, activations)
         self._coefs, self._intercepts = list(coefs), list(intercepts)
-        units = [coefs[0].shape[0], *(coef.shape[1] for coef in coefs)]
         self.network = training.make_network(units, activations, coefs[0].dtype)
         self.dtype = self.network.dtype
         arrays = [*coefs, *intercepts]
@@ -44,6 +51,8 @@ class Predictor:
 
     def uses(self, coefs, intercepts):
         """Whether these are the same arrays as before, whatever their values."""
+        if len(coefs) != len(self._coefs) or len(intercepts) != len(self._intercepts):
+            return False
         return all(map(_is, self._coefs, coefs)) and all(map(_is, self._intercepts, intercepts))
 
     def outputs(self, x, n_jobs):
@@ -65,7 +74,8 @@ class Predictor:
         """
         n = x.shape[0]
         out = np.empty((n, self.network.units[-1]), self.dtype)
-        if n <= FEW_ROWS and self._direct and x.dtype == self.dtype:
+        if n <= FEW_ROWS and self._direct:
+            x = x.astype(self.dtype, copy=False)
             space = np.empty((2, self._room), self.dtype)
             return out, prediction.predict_few(x, self._layers, self.network.coefficients, space, out)
         return out, self._many(x, out, n_jobs)
@@ -85,6 +95,28 @@ class Predictor:
         )  # fmt: skip
         threads.run(prediction.predict, prediction.predict_on_threads, args, n_threads)
         return not bad.any()
+
+
+def check_shapes(coefs, intercepts, n_features, activations):
+    """Check that weights, which users may edit, make up a network; return the units of its layers."""
+    n_layers = len(activations)
+    if len(coefs) != n_layers or len(intercepts) != n_layers:
+        raise ValueError(
+            f"coefs_ and intercepts_ must have one array for each of {n_layers} layers, got {len(coefs)} and "
+            f"{len(intercepts)}."
+        )
+    units = [n_features]
+    for index, (coef, intercept) in enumerate(zip(coefs, intercepts, strict=True)):
+        for name, array in (("coefs_", coef), ("intercepts_", intercept)):
+            if not isinstance(array, np.ndarray) or array.dtype not in (np.float32, np.float64):
+                kind = getattr(array, "dtype", type(array).__name__)
+                raise ValueError(f"{name}[{index}] must be an array of float32 or float64, got {kind}.")
+        if coef.ndim != 2 or coef.shape[0] != units[-1] or coef.shape[1] == 0:
+            raise ValueError(f"coefs_[{index}] must have the shape ({units[-1]}, n_units), got {coef.shape}.")
+        if intercept.shape != (coef.shape[1],):
+            raise ValueError(f"intercepts_[{index}] must have the shape ({coef.shape[1]},), got {intercept.shape}.")
+        units.append(coef.shape[1])
+    return units
 
 
 def _is(a, b):

@@ -144,13 +144,7 @@ class _Pace:
         self.options = sorted(options, reverse=True)
         self._guess = guess
         self._seconds = {}
-        self._calls = 0
         self._every = self._until_try = self.EVERY[0]
-
-    @property
-    def started(self):
-        """Whether any call has been made."""
-        return self._calls > 0
 
     def choose(self):
         """Return the number of threads and of batches for the next call."""
@@ -165,7 +159,6 @@ class _Pace:
 
     def note(self, n_threads, n_batches, seconds):
         """Remember how long a call took."""
-        self._calls += 1
         self._until_try -= 1
         self._seconds[n_threads] = max(seconds / n_batches, 1e-9)
 
@@ -219,10 +212,13 @@ class Session:
             squares=np.zeros(network.count_blocks(backprop.BLOCK_ROWS)),
             marks=np.zeros(marks, np.uint16),
             listed=np.zeros(listed, np.int32),
+            done=np.zeros(1, np.int64),
         )
         self.chunk = chunk
         scratch = (1 + backprop.BLOCK_ROWS * NV) * network.lanes
         self._scratch = aligned_zeros(self.n_threads * scratch, network.dtype)
+        self._ready = False
+        self._address = None
         self._pace = _pace_of(tuple(network.units), batch_size, str(network.dtype), settings.solver, self.n_threads)
 
     def run(self, data):
@@ -237,9 +233,10 @@ class Session:
         n = data.order.size
         n_batches = -(-n // batch_size)
         losses = np.empty(n_batches)
-        if not self._pace.started:
+        if not self._ready:
             for n_threads in self._pace.options:  # so that the time of compiling is not taken for work
                 self._call(data, 0, 0, losses, n_threads)
+            self._ready = True
         done = 0
         while done < n_batches:
             n_threads, count = self._pace.choose()
@@ -267,10 +264,14 @@ class Session:
             first_batch=first,
             last_batch=last,
         )
-        threads.run(
-            backprop.train, backprop.train_on_threads, (data, self.state, plan, losses, self._scratch), n_threads
-        )
-        self.memory.steps += last - first
+        args = (data, self.state, plan, losses, self._scratch)
+        if n_threads > 1 and self._address is None:
+            self._address = threads.address_of(backprop.train, args)
+        self.state.done[0] = 0
+        try:
+            threads.run(backprop.train, backprop.train_on_threads, args, n_threads, self._address)
+        finally:  # Ctrl-C is raised when compiled code returns: what it has done counts all the same
+            self.memory.steps += int(self.state.done[0])
 
 
 def room_for_lists(n_inputs, n_rows, n_threads):

@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from fastbp import BackpropClassifier, training
-from fastbp.activations import Logistic
+from fastbp.activations import Logistic, Softmax
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -79,6 +79,7 @@ def test_same_seed_same_model_as_scikit_learn(digits, solver, activation, binary
     [
         dict(shuffle=False),
         dict(hidden_layer_sizes=()),
+        dict(hidden_layer_sizes=(), activation="logistic"),
         dict(batch_size=1, max_iter=2),
         dict(batch_size=330),
         dict(alpha=0.5),
@@ -333,7 +334,71 @@ def test_warnings_as_in_scikit_learn(digits, capsys):
     assert printed[-1] == ("Training loss did not improve more than tol=10.000000 for 2 consecutive epochs. Stopping.")
 
 
+@pytest.mark.parametrize("n", [1, 40])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda clf: clf.coefs_.__setitem__(0, clf.coefs_[0][:10].copy()),
+        lambda clf: clf.coefs_.__setitem__(1, np.zeros((3000, 10))),
+        lambda clf: clf.intercepts_.__setitem__(0, np.zeros(3)),
+        lambda clf: clf.coefs_.__setitem__(0, clf.coefs_[0].astype(int)),
+        lambda clf: (clf.coefs_.pop(), clf.intercepts_.pop()),
+    ],
+)
+def test_edited_weights_that_do_not_fit_are_refused(digits, spoil, n):
+    X, y = digits
+    clf = BackpropClassifier((5,), max_iter=2, random_state=0).fit(X, y)
+    clf.predict(X[:n])
+    spoil(clf)
+    with pytest.raises(ValueError, match=r"coefs_|intercepts_"):
+        clf.predict(X[:n])
+
+
+def test_binary_without_hidden_layers_starts_as_scikit_learn_does(digits):
+    X, y = digits
+    for activation in ("relu", "logistic"):
+        options = dict(hidden_layer_sizes=(), activation=activation, max_iter=3, random_state=0)
+        assert_same_model(BackpropClassifier(**options).fit(X, y > 4), MLPClassifier(**options).fit(X, y > 4), X)
+
+
+def test_other_byte_orders_and_one_class(digits):
+    X, y = digits
+    clf = BackpropClassifier((5,), max_iter=2, random_state=0).fit(X.astype(">f8"), y)
+    np.testing.assert_array_equal(
+        clf.coefs_[0], BackpropClassifier((5,), max_iter=2, random_state=0).fit(X, y).coefs_[0]
+    )
+    one = BackpropClassifier((5,)).partial_fit(X, np.full(len(X), 7), classes=[7])
+    np.testing.assert_array_equal(one.predict(X[:3]), [7, 7, 7])
+
+
+def test_probabilities_belong_to_the_loss_of_the_fit(digits):
+    X, y = digits
+    clf = BackpropClassifier((5,), loss="squared_error", output_activation="identity", max_iter=2).fit(X, y)
+    before = clf.predict_proba(X)
+    np.testing.assert_array_equal(clf.set_params(loss="log_loss").predict_proba(X), before)
+
+
+def test_steps_are_counted_when_interrupted(digits, monkeypatch):
+    X, y = digits
+    run = training.threads.run
+    calls = []
+
+    def interrupted(*args, **options):
+        run(*args, **options)
+        calls.append(args[2][2].last_batch - args[2][2].first_batch)
+        if sum(calls) > 50:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.threads, "run", interrupted)
+    clf = BackpropClassifier((5,), batch_size=10, max_iter=50, random_state=0)
+    with pytest.warns(UserWarning, match="interrupted"):
+        clf.fit(X, y)
+    assert clf._memory["steps"] == sum(calls)
+
+
 BAD_VALUES = [
+    (dict(activation=Softmax()), ValueError, "only"),
+    (dict(loss="squared_error", output_activation=Softmax()), ValueError, "only"),
     (dict(hidden_layer_sizes=(5, 0)), ValueError, "hidden_layer_sizes must be > 0"),
     (dict(hidden_layer_sizes=(5.5,)), ValueError, "hidden_layer_sizes must be whole numbers"),
     (dict(activation="swish"), ValueError, "'activation' parameter"),

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from fractions import Fraction
+from itertools import product
 from math import frexp, ldexp
 from pathlib import Path
 from threading import Thread
@@ -27,6 +28,7 @@ from fastbp.kernels.intrinsics import (
     atomic_store,
     call_at,
     flush_subnormals,
+    get,
     lane_count,
     lanes,
     micro_kernel,
@@ -35,6 +37,8 @@ from fastbp.kernels.intrinsics import (
     part,
     pointer,
     pointer_at,
+    prefetch,
+    put,
     restore_subnormals,
     row_kernel,
     shift,
@@ -51,6 +55,7 @@ from fastbp.kernels.simd import (
     from_whole,
     largest,
     load,
+    load_converted,
     load_first,
     select,
     splat,
@@ -364,6 +369,28 @@ def test_load_first(dtype):
 
 
 @njit
+def run_load_converted(values, at, count, out):
+    out = pointer(out, 0)
+    store(out, 0, load_converted(pointer(values, 1), at - 1, count, out))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("source", [np.float32, np.float64, np.uint8])
+def test_load_converted(source, dtype):
+    n = lanes(np.dtype(dtype).itemsize)
+    numbers = [0, 255, 128, 1, 127, 3] if source == np.uint8 else [0.1, -1e300, np.nan, -0.0, 1e-40, np.inf]
+    with np.errstate(over="ignore", under="ignore"):
+        values = np.resize(np.array(numbers).astype(source), 3 * n)
+        expected = values.astype(dtype)
+    for at, count in product((1, 2, n), (0, 1, n - 1, n, n + 5)):
+        out = np.full(n, CANARY, dtype)
+        run_load_converted(values, at, count, out)
+        wanted = np.where(np.arange(n) < count, expected[at : at + n], dtype(0))
+        np.testing.assert_array_equal(out, wanted)
+        np.testing.assert_array_equal(np.signbit(out), np.signbit(wanted))
+
+
+@njit
 def add_vectors(x, y):
     return total(load(pointer(x, 0), 0) + load(pointer(y, 0), 0))
 
@@ -416,6 +443,22 @@ def test_pointers_and_views_count_in_elements(dtype):
     assert lanes(values.itemsize) * values.itemsize * 8 == VECTOR_BITS
     run_views(values)
     np.testing.assert_array_equal(values, [0, 1, -2, -3, -4, 5, -6, -7, 8, 9])
+
+
+@njit
+def run_get_and_put(values):
+    base = pointer(values, 2)
+    prefetch(base, 1)
+    put(base, 0, get(base, -1) + get(base, 3))
+    put(base, 1, 7)
+    put(base, 2, 1.5)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+def test_get_and_put(dtype):
+    values = np.arange(10, dtype=dtype)
+    run_get_and_put(values)
+    np.testing.assert_array_equal(values, np.array([0, 1, 1 + 5, 7, 1.5, *range(5, 10)]).astype(dtype))
 
 
 @njit

@@ -83,7 +83,7 @@ def draw(team, drawn):
 
 def test_each_ticket_is_given_once():
     team = threads.new_team()
-    drawn = np.zeros((3, 10_000), np.int64)
+    drawn = np.zeros((3, 200_000), np.int64)
     draw(team, drawn[0, :0])
     crew = [Thread(target=draw, args=(team, row)) for row in drawn]
     for thread in crew:
@@ -122,7 +122,7 @@ def test_a_team_keeps_step(wanted):
 @pytest.fixture
 def machine(monkeypatch):
     """A process that may use six cores, where Numba has started eight threads."""
-    monkeypatch.setattr(threads.joblib, "cpu_count", lambda: 6)
+    monkeypatch.setattr(threads, "_count_cores", lambda: 6)
     monkeypatch.setattr(threads.numba.config, "NUMBA_NUM_THREADS", 8)
     monkeypatch.setattr(threads.numba, "get_num_threads", lambda: 8)
     monkeypatch.setattr(threads, "_parallel_is_safe", lambda: True)
@@ -209,7 +209,7 @@ for thread in crew:
     thread.start()
 for thread in crew:
     thread.join()
-assert results == [alone] * 24, "other weights"
+assert results == [alone] * 24, "many threads"
 """
 FORKS = """
 def child_agrees(then=lambda: True):
@@ -245,18 +245,10 @@ def has_layer(layer):
 
 
 @pytest.mark.parametrize("layer", ["omp", "tbb", "workqueue"])
-def test_fit_in_many_threads_at_once(layer, tmp_path):
+def test_fit_after_forks_and_in_many_threads_at_once(layer, tmp_path):
     if not has_layer(layer):
         pytest.skip(f"Numba has no layer {layer} here")
-    run_script(FIT + MANY_THREADS, layer, tmp_path)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.parametrize("layer", ["omp", "tbb", "workqueue"])
-def test_fit_after_fork(layer, tmp_path):
-    if not has_layer(layer):
-        pytest.skip(f"Numba has no layer {layer} here")
-    run_script(FIT + FORKS, layer, tmp_path)
+    run_script(FIT + (FORKS if hasattr(os, "fork") else "") + MANY_THREADS, layer, tmp_path)
 
 
 def test_a_layer_that_is_not_there_means_one_thread(tmp_path):

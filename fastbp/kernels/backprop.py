@@ -86,6 +86,7 @@ class State(NamedTuple):
     squares: np.ndarray  # (n_blocks,) float64: sums of squared weights
     marks: np.ndarray  # (n_groups * chunk + MARKED,) uint16: which inputs are not zero; empty where all are used
     listed: np.ndarray  # int32, a part for each thread: lists of them
+    done: np.ndarray  # (1,) int64: batches of this call that are done
 
 
 class Plan(NamedTuple):
@@ -405,6 +406,8 @@ def train(data, state, plan, losses, scratch, team, wanted):
                 for i in range(n_squares):
                     squares += get(training.squares, i)
             put(results, batch, (total + 0.5 * alpha * squares) / divisor)
+    if rank == 0:
+        state.done[0] = plan.last_batch - first_batch
     restore_subnormals(mode)
 
 

@@ -1,4 +1,4 @@
-"""The few operations that Numba cannot express, as LLVM IR: the only file that speaks it.
+"""The few operations that Numba cannot express, as LLVM IR; `simd` beside it has the vectors.
 
 Matrices are passed between kernels as a typed pointer and strides, counted in
 elements: a pointer is one register, an array is seven.
@@ -103,7 +103,7 @@ def prefetch(typingctx, base, index):
     """Ask for the cache line of an element that will soon be read."""
 
     def codegen(context, builder, signature, args):
-        place = _offset(builder, *args)
+        place = builder.bitcast(_offset(builder, *args), ir.IntType(8).as_pointer())
         kind = ir.FunctionType(ir.VoidType(), [place.type, _INT32, _INT32, _INT32])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
         builder.call(function, [place, _INT32(0), _INT32(3), _INT32(1)])
@@ -138,18 +138,6 @@ def view(typingctx, base, n):
         return _make_view(context, builder, kind, *args)
 
     return kind(base, types.int64), codegen
-
-
-@intrinsic
-def part(typingctx, array, offset, n):
-    """Take `n` elements of a contiguous array from `offset` on: a slice without its tests and counts."""
-    kind = types.Array(array.dtype, 1, "C")
-
-    def codegen(context, builder, signature, args):
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        return _make_view(context, builder, kind, _offset(builder, data, args[1]), args[2])
-
-    return kind(array, types.int64, types.int64), codegen
 
 
 @intrinsic

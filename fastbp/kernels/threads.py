@@ -7,8 +7,10 @@ comes late, or never, is not waited for. A barrier costs a fraction of a microse
 parallel region of OpenMP more than one.
 """
 
+import multiprocessing
 import os
 from contextlib import contextmanager
+from functools import cache
 
 import joblib
 import numba
@@ -24,7 +26,7 @@ _TEAM_CELLS = 80
 _CLOSED = 1 << 32
 # How often the first thread looks for the others before it begins without them: about a
 # millisecond, many times what a sleeping thread needs to wake.
-_PATIENCE = 20_000
+_PATIENCE = 6_000
 
 
 def new_team():
@@ -126,7 +128,7 @@ def thread_count(n_jobs, work):
     useful = int(work // MIN_WORK_PER_THREAD)
     if n_jobs == 1 or useful <= 1:
         return 1
-    cores = joblib.cpu_count()
+    cores = _count_cores()
     if n_jobs is None:
         wanted = cores
     elif n_jobs < 0:
@@ -143,34 +145,53 @@ def thread_count(n_jobs, work):
 # on one core (`benchmarks/choices.py`).
 MIN_WORK_PER_THREAD = 200_000.0
 
-_forked_after_start = False
+# Whether this process was forked: of libraries that use OpenMP, or of Numba itself, one may have started its threads
+# before, and a forked child must not use that OpenMP again. Numba's threads that were there before this module was
+# imported may have come with a fork too.
+_may_be_forked = numba_parallel._is_initialized and multiprocessing.parent_process() is not None
 
 
 def _note_fork():
-    global _forked_after_start
-    _forked_after_start = _forked_after_start or numba_parallel._is_initialized
+    global _may_be_forked
+    _may_be_forked = True
+    _count_cores.cache_clear()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_note_fork)
 
 
+@cache
+def _count_cores():
+    """Count the cores that this process may use, by affinity and control group."""
+    return joblib.cpu_count()
+
+
 def _parallel_is_safe():
     """Whether a parallel region cannot end the process.
 
     Numba's layer "workqueue" ends it when two threads enter a parallel region (numba issues 8563,
-    9288), and the OpenMP layer ends a child that was forked after its threads had started.
+    9288), and the OpenMP layer ends, or hangs, a child that was forked after OpenMP's threads had started.
     """
-    if _forked_after_start:
-        return False
     try:
+        if _may_be_forked and not numba_parallel._is_initialized and numba.config.THREADING_LAYER != "tbb":
+            return False  # which layer it would be is found out by starting it
         numba_parallel._launch_threads()
-        return numba.threading_layer() in ("omp", "tbb")
+        layer = numba.threading_layer()
     except ValueError:  # the layer that the user asked for is not there
         return False
+    return layer == "tbb" or (layer == "omp" and not _may_be_forked)
 
 
-def run(function, on_threads, args, n_threads):
+def address_of(function, args):
+    """Compile a function for the arguments of `run`, or load it, and return where its machine code is."""
+    kinds = tuple(numba.typeof(arg) for arg in (*args, new_team(), 1))
+    function.compile(kinds)
+    compiled = function.overloads[kinds]
+    return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+
+
+def run(function, on_threads, args, n_threads, address=None):
     """Call a compiled function, on several threads at once where asked for.
 
     Parameters
@@ -183,15 +204,15 @@ def run(function, on_threads, args, n_threads):
         The others.
     n_threads : int
         1 calls it on this thread.
+    address : int, default=None
+        From `address_of`, which takes longer than a call; None to find it out.
     """
+    if n_threads > 1 and address is None:
+        address = address_of(function, args)
     args = (*args, new_team(), n_threads)
     if n_threads == 1:
         function(*args)
         return
-    kinds = tuple(numba.typeof(arg) for arg in args)
-    function.compile(kinds)
-    compiled = function.overloads[kinds]
-    address = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
     with _limited_threads(n_threads):
         on_threads(address, *args)
 
@@ -200,8 +221,8 @@ def run(function, on_threads, args, n_threads):
 def _limited_threads(n):
     """Have Numba start `n` threads in this block, and as many as before after it."""
     before = numba.get_num_threads()
-    numba.set_num_threads(n)
     try:
+        numba.set_num_threads(n)
         yield
     finally:
         numba.set_num_threads(before)
