@@ -34,7 +34,6 @@ from fastbp.kernels.intrinsics import (
     micro_kernel,
     micro_kernel_listed,
     nonzero_bits,
-    part,
     pointer,
     pointer_at,
     prefetch,
@@ -430,7 +429,7 @@ def run_pointers(values, offset, address):
 
 @njit
 def run_views(values):
-    for array in (view(pointer(values, 2), 3), part(values, 6, 2)):
+    for array in (view(pointer(values, 2), 3), view(pointer(values, 6), 2)):
         for i in range(array.size):
             array[i] = -array[i]
 
