@@ -24,9 +24,9 @@ from fastbp.kernels.jit import inlined
 _ARRIVED, _SIZE, _WAITING, _ROUND, _TICKET = 0, 16, 32, 48, 64
 _TEAM_CELLS = 80
 _CLOSED = 1 << 32
-# How often the first thread looks for the others before it begins without them: about a
-# millisecond, many times what a sleeping thread needs to wake.
-_PATIENCE = 6_000
+# How often the first thread looks for the others before it begins without them: some milliseconds, as a sleeping thread
+# may have to wait for its processor.
+_PATIENCE = 20_000
 
 
 def new_team():
