@@ -253,10 +253,13 @@ class Session:
         settings = self.settings
         steps_in_all = settings.max_iter * -(-data.order.size // settings.batch_size)
         rates = step_rates(settings.schedule, self.memory.rate, self.memory.steps, last - first, steps_in_all)
+        constants = settings.coefficients
+        # In the network's type epsilon must not vanish: weights that only pad a vector would become 0 / 0.
+        constants[2] = max(constants[2], np.finfo(self.state.params.dtype).tiny)
         plan = backprop.Plan(
             loss=LOSSES[settings.loss],
             solver=SOLVERS[settings.solver],
-            settings=settings.coefficients,
+            settings=constants,
             sizes=step_sizes(settings.solver, rates, self.memory.steps, settings.beta_1, settings.beta_2),
             alpha=float(settings.alpha),
             batch_size=settings.batch_size,

@@ -157,6 +157,13 @@ def test_same_model_with_several_labels():
     np.testing.assert_array_equal(ours.predict(X), theirs.predict(X))
 
 
+def test_an_epsilon_below_the_numbers_of_the_type(digits):
+    X, y = digits
+    clf = BackpropClassifier((5,), epsilon=1e-60, max_iter=5, random_state=0).fit(X.astype(np.float32), y)
+    assert clf.n_iter_ == 5
+    assert np.isfinite(clf.loss_curve_).all()
+
+
 def test_float32_differs_by_rounding_only(digits):
     X, y = digits
     options = dict(hidden_layer_sizes=(30,), batch_size=64, max_iter=10, random_state=3, activation="tanh")
