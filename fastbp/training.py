@@ -12,9 +12,8 @@ from itertools import pairwise
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import shuffle as shuffled
 
-from fastbp.kernels import backprop, threads
+from fastbp.kernels import backprop, online, threads
 from fastbp.kernels.intrinsics import MARKED, MR, NV, lanes
 from fastbp.losses import LOSSES
 from fastbp.network import Network, aligned_zeros
@@ -197,7 +196,9 @@ class Session:
         self.n_threads = threads.thread_count(settings.n_jobs, work)
         chunk = min(batch_size, workspace_rows(network))
         table, size = network.workspace(chunk)
-        n_grads = network.n_params if chunk < batch_size else 0
+        one_by_one = batch_size == 1 and not sparse and online.is_small(network)
+        self._train = online.train_online if one_by_one else backprop.train
+        n_grads = network.n_params if chunk < batch_size or one_by_one else 0
         marks, listed = room_for_lists(network.units[0], chunk, self.n_threads) if sparse else (0, 0)
         self.state = backprop.State(
             table=table,
@@ -212,6 +213,7 @@ class Session:
             squares=np.zeros(network.count_blocks(backprop.BLOCK_ROWS)),
             marks=np.zeros(marks, np.uint16),
             listed=np.zeros(listed, np.int32),
+            ahead=np.zeros(self.n_threads * network.units[0], np.int64),
             done=np.zeros(1, np.int64),
         )
         self.chunk = chunk
@@ -269,10 +271,10 @@ class Session:
         )
         args = (data, self.state, plan, losses, self._scratch)
         if n_threads > 1 and self._address is None:
-            self._address = threads.address_of(backprop.train, args)
+            self._address = threads.address_of(self._train, args)
         self.state.done[0] = 0
         try:
-            threads.run(backprop.train, backprop.train_on_threads, args, n_threads, self._address)
+            threads.run(self._train, backprop.train_on_threads, args, n_threads, self._address)
         finally:  # Ctrl-C is raised when compiled code returns: what it has done counts all the same
             self.memory.steps += int(self.state.done[0])
 
@@ -360,7 +362,10 @@ def fit(session, x, y, weight, settings, progress, random_state, *, one_epoch=Fa
     try:
         for _ in range(settings.max_iter):
             if settings.shuffle:
-                order = shuffled(order, random_state=random_state)
+                # What sklearn.utils.shuffle does, without its checks, which take longer than a small epoch.
+                places = np.arange(n)
+                random_state.shuffle(places)
+                order = order[places]
             loss = session.run(backprop.Data(x, y, weight, order))
             progress.epochs += 1
             progress.samples_seen += n

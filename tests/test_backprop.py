@@ -17,6 +17,7 @@ from fastbp import BackpropClassifier, training
 from fastbp.activations import Activation, Identity, Logistic, Relu, Softmax, Tanh
 from fastbp.kernels import backprop, prediction, threads
 from fastbp.kernels.intrinsics import MARKED, MR, NV, lanes, pointer
+from fastbp.kernels.online import is_small, train_online
 from fastbp.kernels.simd import load_converted, store
 from fastbp.losses import LOSSES
 from fastbp.optimizers import NO_UPDATE, SOLVERS, step_sizes
@@ -155,20 +156,20 @@ class Trainer:
 
     def __init__(
         self, problem, *, optimizer=None, rate=0.1, batch_size=None, chunk=None, order=None, sparse=False,
-        n_threads=1, guards=Guards,
+        n_threads=1, guards=Guards, kernel=backprop.train,
     ):  # fmt: skip
         network, dtype = problem.network, problem.dtype
         solver, settings = OPTIMIZERS[optimizer] if optimizer else ("sgd", (0.0, 0.0, 0.0))
         order = np.arange(len(problem.X)) if order is None else order
         self.problem, self.network, self.optimizer, self.rate = problem, network, optimizer, rate
-        self.solver, self.n_threads = solver, n_threads
+        self.solver, self.n_threads, self.kernel = solver, n_threads, kernel
         self.batch_size = len(order) if batch_size is None else batch_size
         self.chunk = self.batch_size if chunk is None else chunk
         self.n_batches = -(-len(order) // self.batch_size)
         self.guards = guards = guards()
         self.data = backprop.Data(*map(guards.array, (problem.X, problem.Y, problem.weight, order)))
         table, size = network.workspace(self.chunk)
-        keeps_grads = optimizer is None or self.chunk < self.batch_size
+        keeps_grads = optimizer is None or self.chunk < self.batch_size or kernel is train_online
         marks, listed = training.room_for_lists(network.units[0], self.chunk, n_threads) if sparse else (0, 0)
         self.state = backprop.State(
             table=guards.array(table),
@@ -183,6 +184,7 @@ class Trainer:
             squares=guards.zeros(network.count_blocks(backprop.BLOCK_ROWS), np.float64),
             marks=guards.zeros(marks, np.uint16),
             listed=guards.zeros(listed, np.int32),
+            ahead=guards.zeros(n_threads * network.units[0], np.int64),
             done=guards.zeros(1, np.int64),
         )
         self.settings = guards.array(settings)
@@ -204,7 +206,7 @@ class Trainer:
             last_batch=last,
         )
         args = (self.data, self.state, plan, self.losses, self.scratch)
-        threads.run(backprop.train, backprop.train_on_threads, args, self.n_threads)
+        threads.run(self.kernel, backprop.train_on_threads, args, self.n_threads)
         self.guards.check()
         return self
 
@@ -288,6 +290,24 @@ def test_gradient_for_batches_with_every_remainder(dtype):
         tolerance = 1e-12 if dtype == np.float64 else 2e-5
         np.testing.assert_allclose(trainer.losses, [value], rtol=tolerance)
         assert_close(trainer.gradients(), [*coef_grads, *intercept_grads], tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [MR, MR + 1, 13, 64])
+def test_long_samples_that_arrive_during_the_product(n, dtype):
+    line = backprop.LINE // np.dtype(dtype).itemsize
+    for n_inputs in (backprop.FEW_LINES * line, backprop.FEW_LINES * line + 1, 200):
+        for n_hidden in (3, NV * line + 1):
+            problem = make([n_inputs, n_hidden, 3], n=n, dtype=dtype, seed=n)
+            order = np.random.default_rng(n).permutation(n)
+            trainer = Trainer(problem, order=order).run()
+            value, coef_grads, intercept_grads = problem.naive()
+            tolerance = 1e-12 if dtype == np.float64 else 2e-5
+            np.testing.assert_allclose(trainer.losses, [value], rtol=tolerance)
+            assert_close(trainer.gradients(), [*coef_grads, *intercept_grads], tolerance)
+            # In chunks, and by two threads: the same bits.
+            for kwargs in ({"chunk": 7}, {"n_threads": 2}):
+                assert Trainer(problem, order=order, **kwargs).run().bits() == trainer.bits()
 
 
 ODD_SHAPES = [
@@ -699,3 +719,32 @@ def test_divergence_is_seen(dtype):
     trainer = Trainer(problem, optimizer="plain", rate=1e6, batch_size=1).run()
     assert not np.isfinite(trainer.losses[-1])
     assert not all(np.isfinite(p).all() for p in trainer.parameters())
+
+
+# --- one sample at a time ---
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+@pytest.mark.parametrize(("loss", "output"), OUTPUTS, ids=str)
+def test_online_training_has_the_bits_of_batches_of_one(loss, output, optimizer, dtype):
+    width = lanes(np.dtype(dtype).itemsize)
+    for units in ([3, 2], [8, 16, 3], [5, width, width + 1, 4], [17, 1, 2]):
+        hidden = [Relu(), Logistic(slope=0.5)][: len(units) - 2]
+        for weighted, alpha in [(False, 0.0), (True, 0.3)]:
+            problem = make(units, hidden, loss, output, n=30, dtype=dtype, weighted=weighted, alpha=alpha)
+            assert is_small(problem.network)
+            kwargs = {"optimizer": optimizer, "batch_size": 1}
+            online = Trainer(problem, kernel=train_online, **kwargs).run()
+            assert online.bits() == Trainer(problem, **kwargs).run().bits()
+            assert online.state.done[0] == 30
+
+
+def test_online_training_leaves_out_samples_that_count_nothing():
+    problem = make([5, 7, 3], n=9, alpha=0.5)
+    weight = np.array([1, 1, 1, 0, 0, 0, 1, 1, 1], dtype=np.float64)
+    kwargs = {"optimizer": "nesterov", "batch_size": 1, "kernel": train_online}
+    whole = Trainer(replace(problem, weight=weight), **kwargs).run()
+    part = Trainer(problem, order=np.flatnonzero(weight), **kwargs).run()
+    assert (whole.losses[3:6] == 0).all()
+    np.testing.assert_array_equal(whole.losses[weight > 0], part.losses)

@@ -32,6 +32,7 @@ from fastbp.kernels.intrinsics import (
     lane_count,
     lanes,
     micro_kernel,
+    micro_kernel_ahead,
     micro_kernel_listed,
     nonzero_bits,
     pointer,
@@ -193,6 +194,28 @@ def test_tile_over_listed_indices(dtype):
                     args = (numbers, values.ravel(), a_row, a_col, b.ravel(), row, d.ravel(), row)
                     run_listed(mr, nv, *args, *place)
                     np.testing.assert_array_equal(c, expected)
+
+
+@njit
+def run_ahead(mr, nv, k, ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
+    n_ahead, ahead = ahead.size, pointer(ahead, 0)
+    a, b, d, c = pointer(a, 0), pointer(b, 0), pointer(d, 0), pointer(c, 0)
+    micro_kernel_ahead(mr, nv, k, ahead, n_ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tile_that_asks_for_memory(dtype):
+    a, b, d = operands(dtype, 50)
+    row = b.shape[1]
+    for n_ahead in (1, 7, 50):
+        # What is asked for is not read: any address will do.
+        ahead = np.arange(n_ahead) * 64
+        for mr in range(1, MR + 1):
+            for nv in range(1, NV + 1):
+                c = np.zeros((mr, nv * lanes(b.itemsize)), dtype)
+                args = (ahead, a.ravel(), 50, 1, b.ravel(), row, d.ravel(), row)
+                run_ahead(mr, nv, 50, *args, c.ravel(), c.shape[1])
+                np.testing.assert_array_equal(c, tile(mr, nv, a, b, d))
 
 
 @njit

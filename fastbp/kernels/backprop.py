@@ -24,10 +24,13 @@ from numba import prange
 from fastbp.activations import SOFTMAX, activate, softmax, times_derivative
 from fastbp.kernels.intrinsics import (
     MARKED,
+    MR,
     NV,
+    address,
     call_at,
     flush_subnormals,
     get,
+    itemsize,
     lane_count,
     pointer,
     prefetch,
@@ -43,9 +46,11 @@ from fastbp.kernels.matmul import (
     mark_row,
     matmul_nn,
     matmul_sparse,
+    multiply_ahead,
     multiply_block,
     multiply_panel,
     pack_transposed,
+    tile_heights,
 )
 from fastbp.kernels.simd import load_converted, store
 from fastbp.kernels.threads import join_team, share, wait_for_team
@@ -57,8 +62,8 @@ from fastbp.optimizers import NO_UPDATE, update
 # the parameters and two moments fill 16 KiB, so that all are in the L1 cache when they are updated. A
 # multiple of every number of lanes, and fixed, as the sums of squares are taken over these blocks.
 BLOCK_ROWS = 16
-# Samples that are asked for before they are needed, and how many cache lines of each.
-AHEAD, AHEAD_LINES = 4, 4
+# Bytes of a cache line, and how many lines of a sample are asked for at once, before it is needed.
+LINE, FEW_LINES = 64, 4
 N_FIELDS = len(Layer._fields)
 
 
@@ -86,6 +91,7 @@ class State(NamedTuple):
     squares: np.ndarray  # (n_blocks,) float64: sums of squared weights
     marks: np.ndarray  # (n_groups * chunk + MARKED,) uint16: which inputs are not zero; empty where all are used
     listed: np.ndarray  # int32, a part for each thread: lists of them
+    ahead: np.ndarray  # int64, a part for each thread: addresses that will soon be read
     done: np.ndarray  # (1,) int64: batches of this call that are done
 
 
@@ -115,6 +121,20 @@ class Net(NamedTuple):
     marks: Any
     n_marked: int  # rows that the marks have room for
     listed: Any  # this thread's part
+
+
+class Samples(NamedTuple):
+    """A `Data`, as pointers."""
+
+    x: Any
+    n_inputs: int
+    y: Any
+    n_outputs: int
+    weight: Any
+    weighted: bool
+    order: Any
+    n_seen: int
+    ahead: Any  # this thread's part of a `State`'s
 
 
 class Training(NamedTuple):
@@ -148,8 +168,89 @@ def take_sample(x, n, source):
 
 
 @inlined
-def forward(net, first, last):
-    """Compute the activations of rows [first, last), layer by layer (Maren 2020, Eqs. 6.3, 6.4, 6.9, 6.10)."""
+def _take(net, layer, samples, position, first, last):
+    """Copy the inputs of samples [position + first, position + last) of the order to rows [first, last)."""
+    n = samples.n_inputs
+    for i in range(first, last):
+        sample = get(samples.order, position + i)
+        take_sample(shift(samples.x, sample * n), n, shift(net.space, layer.source + i * layer.source_row))
+
+
+@inlined
+def _ask_for(samples, begin, end):
+    """Ask for the targets, and the first lines of the inputs, of samples [begin, end) of the order."""
+    line = LINE // itemsize(samples.x)
+    for i in range(begin, end):
+        sample = get(samples.order, min(i, samples.n_seen - 1))
+        prefetch(samples.y, sample * samples.n_outputs)
+        for j in range(0, min(samples.n_inputs, FEW_LINES * line), line):
+            prefetch(samples.x, sample * samples.n_inputs + j)
+
+
+@inlined
+def _list_lines(samples, begin, end, room):
+    """List up to `room` cache lines of the inputs of samples [begin, end) of the order; return how many."""
+    bytes_each = samples.n_inputs * itemsize(samples.x)
+    count = 0
+    for i in range(begin, end):
+        sample = get(samples.order, min(i, samples.n_seen - 1))
+        prefetch(samples.y, sample * samples.n_outputs)
+        begins = address(samples.x, sample * samples.n_inputs)
+        n_lines = min((bytes_each + LINE - 1) // LINE, room - count)
+        for j in range(n_lines):
+            put(samples.ahead, count + j, begins + LINE * j)
+        count += n_lines
+    return count
+
+
+@inlined
+def _take_and_multiply(net, samples, position, first, last, following):
+    """Copy inputs to rows [first, last) and compute z^1, while the inputs of the next rows are on their way.
+
+    Parameters
+    ----------
+    net, samples : Net, Samples
+        The network, and what it learns from.
+    position : int64
+        Where in the order row 0 is.
+    first, last : int64
+        Rows of this thread.
+    following : int64
+        Where in the order this thread will go on.
+    """
+    layer = get_layer(net, 0)
+    width = lane_count(net.space)
+    k, row = layer.fan_in, layer.source_row
+    source = shift(net.space, layer.source)
+    weights, bias = shift(net.params, layer.weights), shift(net.params, layer.bias)
+    nv = min(NV, layer.padded // width)
+    low, higher = tile_heights(last - first)
+    i = first
+    while i < last:
+        rows = low + 1 if higher > 0 else low
+        higher -= 1
+        _take(net, layer, samples, position, i, i + rows)
+        upcoming = position + i + rows if i + rows < last else following
+        n_ahead = _list_lines(samples, upcoming, upcoming + MR, k)
+        multiply_ahead(
+            rows, nv, k, samples.ahead, n_ahead, shift(source, i * row), row, ONE, weights, nv * width, bias, NONE,
+            shift(net.space, layer.z + i * layer.row), layer.row,
+        )  # fmt: skip
+        i += rows
+    done = nv * width
+    if done < layer.padded:
+        matmul_nn(
+            last - first, layer.padded - done, k, shift(source, first * row), row, shift(weights, done * layer.rows),
+            layer.rows, shift(bias, done), shift(net.space, layer.z + first * layer.row + done), layer.row,
+        )  # fmt: skip
+
+
+@inlined
+def forward(net, first, last, multiplied):
+    """Compute the activations of rows [first, last), layer by layer (Maren 2020, Eqs. 6.3, 6.4, 6.9, 6.10).
+
+    Where they are `multiplied` already, the first layer's z is there.
+    """
     m = last - first
     for index in range(net.n_layers):
         layer = get_layer(net, index)
@@ -157,7 +258,9 @@ def forward(net, first, last):
         z = shift(net.space, layer.z + first * layer.row)
         weights = shift(net.params, layer.weights)
         bias = shift(net.params, layer.bias)
-        if index == 0 and net.sparse:
+        if index == 0 and multiplied:
+            pass
+        elif index == 0 and net.sparse:
             for i in range(m):
                 mark_row(shift(source, i * layer.source_row), layer.fan_in, net.marks, net.n_marked, first + i)
             matmul_sparse(
@@ -176,24 +279,25 @@ def forward(net, first, last):
 
 
 @inlined
-def _output_delta(net, loss, y, weight, weighted, order, position, first, last, row_loss, eps):
+def _output_delta(net, loss, samples, position, first, last, row_loss, eps):
     """Set row losses and delta^L; with sample weights both are multiplied by them."""
     index = net.n_layers - 1
     layer = get_layer(net, index)
     n = layer.fan_out
     c = shift(net.coefficients, 2 * index)
     for i in range(first, last):
-        sample = get(order, position + i)
+        sample = get(samples.order, position + i)
         z = shift(net.space, layer.z + i * layer.row)
         a = shift(net.space, layer.a + i * layer.row)
         delta = shift(net.space, layer.delta + i * layer.row)
-        value = loss_and_residual(loss, layer.activation == SOFTMAX, n, shift(y, sample * n), a, delta, eps)
+        value = loss_and_residual(loss, layer.activation == SOFTMAX, n, shift(samples.y, sample * n), a, delta, eps)
         if loss == SQUARED_ERROR:
             times_derivative(layer.activation, get(c, 0), get(c, 1), z, a, delta, layer.padded)
-        if weighted:
-            value *= get(weight, sample)
+        if samples.weighted:
+            weight = get(samples.weight, sample)
+            value *= weight
             for j in range(n):
-                put(delta, j, get(delta, j) * get(weight, sample))
+                put(delta, j, get(delta, j) * weight)
         put(row_loss, i, value)
 
 
@@ -215,7 +319,7 @@ def _backward(net, transposed, first, last):
 
 
 @inlined
-def _step(net, training, solver, size, alpha, divisor, offset, grads, n):
+def step(net, training, solver, size, alpha, divisor, offset, grads, n):
     """Update n parameters from `offset` on; return the sum of their squares before."""
     return update(
         solver, training.settings, size, alpha, divisor, n, shift(net.params, offset), grads,
@@ -268,7 +372,7 @@ def _descend(net, training, solver, size, alpha, m, divisor, begins, ends, rank,
                 )  # fmt: skip
             if ends:
                 place = block + j // nr * n_blocks + p // BLOCK_ROWS
-                put(training.squares, place, _step(net, training, solver, size, alpha, divisor, offset, out, n))
+                put(training.squares, place, step(net, training, solver, size, alpha, divisor, offset, out, n))
             # One panel of columns after the other; but all of them for one block of rows where rows are listed.
             if sparse:
                 j += nr
@@ -281,21 +385,23 @@ def _descend(net, training, solver, size, alpha, m, divisor, begins, ends, rank,
         block += n_blocks * ((layer.padded + nr - 1) // nr)
         # The bias is the weight of an input that is always one.
         left, right = share(layer.padded, width, rank, n_threads)
-        for j in range(left, right, width):
+        for j in range(left, right, nr):
             offset = layer.bias + j
+            nv = min(NV, (right - j) // width)
             out = tile if in_place else shift(training.grads, offset)
             multiply_panel(
-                ONE, ONE, m, one, NONE, NONE, shift(net.space, layer.delta + j), layer.row,
+                ONE, nv, m, one, NONE, NONE, shift(net.space, layer.delta + j), layer.row,
                 zeros if begins else out, NONE, out, NONE,
             )  # fmt: skip
             if ends:
-                _step(net, training, solver, size, 0.0, divisor, offset, out, width)
+                step(net, training, solver, size, 0.0, divisor, offset, out, nv * width)
         if ends and solver != NO_UPDATE:
             _transpose(net, training.transposed, layer, first, last)
 
 
 @inlined
 def _transpose(net, transposed, layer, first, last):
+    """Renew the transpose of rows [first, last) of a layer's weights, for the next backward pass."""
     if layer.transposed >= 0:
         width = lane_count(net.params)
         pack_transposed(
@@ -305,13 +411,19 @@ def _transpose(net, transposed, layer, first, last):
 
 
 @inlined
-def _divisor(weight, weighted, order, start, stop):
+def transpose_layer(net, transposed, layer):
+    """Renew the transpose of all of a layer's weights."""
+    _transpose(net, transposed, layer, 0, layer.fan_in)
+
+
+@inlined
+def _divisor(samples, start, stop):
     """Return the number of samples in a batch, or the sum of their weights."""
-    if not weighted:
+    if not samples.weighted:
         return np.float64(stop - start)
     total = 0.0
     for i in range(start, stop):
-        total += get(weight, get(order, i))
+        total += get(samples.weight, get(samples.order, i))
     return total
 
 
@@ -350,18 +462,20 @@ def train(data, state, plan, losses, scratch, team, wanted):
         pointer(state.row_loss, 0), pointer(state.squares, 0), pointer(plan.settings, 0),
         pointer(scratch, rank * (scratch.size // wanted)),
     )  # fmt: skip
-    x, y, weight, order = pointer(data.x, 0), pointer(data.y, 0), pointer(data.weight, 0), pointer(data.order, 0)
-    n_inputs, n_outputs = data.x.shape[1], data.y.shape[1]
-    n_seen = data.order.size
-    weighted = data.weight.size > 0
+    samples = Samples(
+        pointer(data.x, 0), data.x.shape[1], pointer(data.y, 0), data.y.shape[1], pointer(data.weight, 0),
+        data.weight.size > 0, pointer(data.order, 0), data.order.size,
+        pointer(state.ahead, rank * (state.ahead.size // wanted)),
+    )  # fmt: skip
+    n_seen = samples.n_seen
+    # Long samples can arrive during the first product of those before.
+    streamed = not net.sparse and plan.batch_size >= MR and samples.n_inputs * data.x.itemsize >= FEW_LINES * LINE
     n_squares = state.squares.size
     eps = np.float64(np.finfo(state.space.dtype).eps)
     sizes = pointer(plan.sizes, 0)
     results = pointer(losses, 0)
     loss, solver, alpha, batch_size, chunk = plan.loss, plan.solver, plan.alpha, plan.batch_size, plan.chunk
     first_batch = plan.first_batch
-    line = 64 // data.x.itemsize
-    inputs = get_layer(net, 0)
 
     for index in range(1, net.n_layers):
         layer = get_layer(net, index)
@@ -371,7 +485,7 @@ def train(data, state, plan, losses, scratch, team, wanted):
     for batch in range(first_batch, plan.last_batch):
         start = batch * batch_size
         stop = min(start + batch_size, n_seen)
-        divisor = _divisor(weight, weighted, order, start, stop)
+        divisor = _divisor(samples, start, stop)
         if divisor == 0:  # all samples of the batch have the weight 0: nothing to learn from
             put(results, batch, 0.0)
             continue
@@ -380,16 +494,13 @@ def train(data, state, plan, losses, scratch, team, wanted):
             m = min(chunk, stop - position)
             first, last = share(m, 1, rank, n_threads)
             if first < last:
-                for i in range(first, last):
-                    ahead = get(order, min(position + i + AHEAD, n_seen - 1))
-                    prefetch(y, ahead * n_outputs)
-                    for j in range(0, min(n_inputs, AHEAD_LINES * line), line):
-                        prefetch(x, ahead * n_inputs + j)
-                    sample = get(order, position + i)
-                    source = shift(net.space, inputs.source + i * inputs.source_row)
-                    take_sample(shift(x, sample * n_inputs), n_inputs, source)
-                forward(net, first, last)
-                _output_delta(net, loss, y, weight, weighted, order, position, first, last, training.row_loss, eps)
+                if streamed:
+                    _take_and_multiply(net, samples, position, first, last, position + m + first)
+                else:
+                    _take(net, get_layer(net, 0), samples, position, first, last)
+                    _ask_for(samples, position + m + first, position + m + last)
+                forward(net, first, last, streamed)
+                _output_delta(net, loss, samples, position, first, last, training.row_loss, eps)
                 _backward(net, training.transposed, first, last)
             wait_for_team(team, n_threads)
             if rank == 0:

@@ -77,6 +77,16 @@ def pointer_at(typingctx, like, address):
 
 
 @intrinsic
+def address(typingctx, base, index):
+    """Return the address of the element `index` behind a pointer."""
+
+    def codegen(context, builder, signature, args):
+        return builder.ptrtoint(_offset(builder, *args), _INT64)
+
+    return types.int64(base, types.int64), codegen
+
+
+@intrinsic
 def get(typingctx, base, index):
     """Read the element `index` behind a pointer."""
 
@@ -98,15 +108,19 @@ def put(typingctx, base, index, value):
     return types.void(base, types.int64, value), codegen
 
 
+def _emit_prefetch(builder, place):
+    kind = ir.FunctionType(ir.VoidType(), [place.type, _INT32, _INT32, _INT32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [place, _INT32(0), _INT32(3), _INT32(1)])
+
+
 @intrinsic
 def prefetch(typingctx, base, index):
     """Ask for the cache line of an element that will soon be read."""
 
     def codegen(context, builder, signature, args):
         place = builder.bitcast(_offset(builder, *args), ir.IntType(8).as_pointer())
-        kind = ir.FunctionType(ir.VoidType(), [place.type, _INT32, _INT32, _INT32])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [place, _INT32(0), _INT32(3), _INT32(1)])
+        _emit_prefetch(builder, place)
         return context.get_dummy_value()
 
     return types.void(base, types.int64), codegen
@@ -146,6 +160,16 @@ def lane_count(typingctx, base):
 
     def codegen(context, builder, signature, args):
         return _INT64(lanes(base.dtype.bitwidth // 8))
+
+    return types.int64(base), codegen
+
+
+@intrinsic
+def itemsize(typingctx, base):
+    """Count the bytes of a number behind a pointer: a constant."""
+
+    def codegen(context, builder, signature, args):
+        return _INT64(base.dtype.bitwidth // 8)
 
     return types.int64(base), codegen
 
@@ -224,14 +248,28 @@ def micro_kernel_listed(typingctx, mr, nv, k, listed, a, a_row, a_col, b, b_row,
     return _tile_signature(mr, nv, k, listed, a, a_row, a_col, b, b_row, d, d_row, c, c_row), _generate_tiles
 
 
+@intrinsic
+def micro_kernel_ahead(typingctx, mr, nv, k, ahead, n_ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
+    """Do as `micro_kernel`, and ask for memory that will be needed soon.
+
+    The pointer `ahead` points at a list of `n_ahead` addresses (int64), at least one, in as many cache lines. They are
+    asked for at even distances over the `k` steps, so that they arrive without holding the product up.
+    """
+    return _tile_signature(mr, nv, k, ahead, n_ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row), _generate_tiles
+
+
 def _tile_signature(*kinds):
     return types.void(*(kind if isinstance(kind, types.CPointer) else types.int64 for kind in kinds))
 
 
 def _generate_tiles(context, builder, signature, args):
     """Emit one block of code for each tile shape, chosen by a jump."""
-    listed = len(args) == 13
     mr, nv, k, *operands = args
+    listed = ahead = None
+    if len(operands) == 10:
+        listed, *operands = operands
+    elif len(operands) == 11:
+        *ahead, operands = operands[0], operands[1], operands[2:]
     scalar = signature.args[-2].dtype
     vector = ir.VectorType(context.get_data_type(scalar), lanes(scalar.bitwidth // 8))
     done = builder.append_basic_block("tile.done")
@@ -242,13 +280,13 @@ def _generate_tiles(context, builder, signature, args):
             block = builder.append_basic_block(f"tile.{rows}x{vectors}")
             choice.add_case(_INT64((rows - 1) * NV + vectors - 1), block)
             builder.position_at_end(block)
-            _emit_tile(builder, rows, vectors, vector, k, *(operands if listed else (None, *operands)))
+            _emit_tile(builder, rows, vectors, vector, k, listed, ahead, *operands)
             builder.branch(done)
     builder.position_at_end(done)
     return context.get_dummy_value()
 
 
-def _emit_tile(builder, rows, vectors, vector, k, listed, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
+def _emit_tile(builder, rows, vectors, vector, k, listed, ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
     element = vector.element
     align = _alignment(element)
     places = [(i, j) for i in range(rows) for j in range(vectors)]
@@ -261,6 +299,8 @@ def _emit_tile(builder, rows, vectors, vector, k, listed, a, a_row, a_col, b, b_
         return builder.load(place, align=align)
 
     start = [load(d, d_row, i, j) for i, j in places]
+    if ahead is not None:
+        ahead = ahead[0], builder.udiv(builder.shl(ahead[1], _INT64(32)), k)
     before = builder.block
     loop = builder.append_basic_block("tile.loop")
     end = builder.append_basic_block("tile.end")
@@ -280,6 +320,11 @@ def _emit_tile(builder, rows, vectors, vector, k, listed, a, a_row, a_col, b, b_
         index = builder.zext(builder.load(builder.gep(listed, [p]), align=4), _INT64)
         a_now = _offset(builder, a, builder.mul(index, a_col))
         b_now = _offset(builder, b, builder.mul(index, b_row))
+    if ahead is not None:
+        lines, share = ahead
+        now = builder.lshr(builder.mul(p, share), _INT64(32))
+        line = builder.inttoptr(builder.load(builder.gep(lines, [now]), align=8), ir.IntType(8).as_pointer())
+        _emit_prefetch(builder, line)
     b_vectors = [load(b_now, b_row, 0, j) for j in range(vectors)]
     added = []
     for i in range(rows):

@@ -27,6 +27,7 @@ from fastbp.kernels.intrinsics import (
     append_set_bits,
     lane_count,
     micro_kernel,
+    micro_kernel_ahead,
     micro_kernel_listed,
     nonzero_bits,
     shift,
@@ -39,25 +40,44 @@ from fastbp.kernels.jit import inlined, jit
 NONE, ONE = np.int64(0), np.int64(1)
 
 
+@inlined
+def tile_heights(m):
+    """Cut m rows into as few tiles as can be, of nearly equal height.
+
+    13 are 5 + 4 + 4, not 6 + 6 + 1, as a tile of one row keeps the multipliers half idle. Returned are the
+    height of the lower ones, and how many have one row more.
+    """
+    tiles = (m + MR - 1) // MR
+    low = m // tiles
+    return low, m - low * tiles
+
+
 @jit
 def multiply_panel(m, nv, k, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
     """Compute one panel of nv vectors of columns, C = D + A B.
 
-    Parameters are those of `micro_kernel`, for any number of rows `m`. The rows are cut
-    into tiles of nearly equal height: 13 are 4 + 4 + 5, not 6 + 6 + 1, as a tile of one
-    row keeps the multipliers half idle.
+    Parameters are those of `micro_kernel`, for any number of rows `m`.
     """
     if m <= MR:
         micro_kernel(m, nv, k, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
         return
-    tiles = (m + MR - 1) // MR
-    for tile in range(tiles):
-        i = m * tile // tiles
-        rows = m * (tile + 1) // tiles - i
+    low, higher = tile_heights(m)
+    i, rows = 0, low + 1
+    while i < m:
+        if higher == 0:
+            rows = low
+        higher -= 1
         micro_kernel(
             rows, nv, k, shift(a, i * a_row), a_row, a_col, b, b_row, shift(d, i * d_row), d_row,
             shift(c, i * c_row), c_row,
         )  # fmt: skip
+        i += rows
+
+
+@jit
+def multiply_ahead(rows, nv, k, ahead, n_ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
+    """Compute one register tile, and ask for memory; see `micro_kernel_ahead`."""
+    micro_kernel_ahead(rows, nv, k, ahead, n_ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
 
 
 @inlined

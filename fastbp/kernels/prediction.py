@@ -74,7 +74,7 @@ def predict(x, table, coefficients, params, space, marks, listed, out, bad, bloc
             take_sample(shift(samples, (begin + i) * inputs.fan_in), inputs.fan_in, source)
             if not _all_finite(source, inputs.fan_in):
                 n_bad += 1
-        forward(net, rank * block, rank * block + m)
+        forward(net, rank * block, rank * block + m, False)
         for i in range(m):
             a = shift(net.space, outputs.a + (rank * block + i) * outputs.row)
             for j in range(outputs.fan_out):

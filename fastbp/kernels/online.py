@@ -1,0 +1,152 @@
+"""Training on one sample at a time, for small networks: vectors times matrices, and no matrix products.
+
+Both papers begin with this mode of learning. For a network like 8-16-3 the arithmetic of one sample is some
+hundred instructions, fewer than the general kernel needs to find its way. Formulas and arrays are those of `backprop`,
+and the results are the same to the last bit.
+"""
+
+import numpy as np
+
+from fastbp.activations import SOFTMAX, activate, softmax, times_derivative
+from fastbp.kernels.backprop import Net, Training, get_layer, step, take_sample, transpose_layer
+from fastbp.kernels.intrinsics import (
+    flush_subnormals,
+    get,
+    lane_count,
+    pointer,
+    prefetch,
+    put,
+    restore_subnormals,
+    row_kernel,
+    shift,
+)
+from fastbp.kernels.jit import cached_jit, inlined
+from fastbp.kernels.simd import fma, load, store
+from fastbp.losses import SQUARED_ERROR, loss_and_residual
+
+# Samples between the one that is asked for and the one that is in work.
+AHEAD = 32
+# The most parameters with which this is done: they, the gradient and the optimizer's memory stay in the L1 cache.
+MOST_PARAMS = 2_048
+
+
+def is_small(network):
+    """Whether `train_online` can train a network, and pays: one panel of weights in each layer, all in the cache."""
+    return network.widest <= network.panel and network.n_params <= MOST_PARAMS
+
+
+@inlined
+def _forward(net):
+    for index in range(net.n_layers):
+        layer = get_layer(net, index)
+        c = shift(net.coefficients, 2 * index)
+        z, a = shift(net.space, layer.z), shift(net.space, layer.a)
+        row_kernel(
+            layer.padded, layer.fan_in, shift(net.space, layer.source), shift(net.params, layer.weights), layer.padded,
+            shift(net.params, layer.bias), z,
+        )  # fmt: skip
+        if layer.activation == SOFTMAX:
+            softmax(z, layer.fan_out)
+        else:
+            activate(layer.activation, get(c, 0), get(c, 1), z, a, layer.padded)
+
+
+@inlined
+def _backward(net, transposed):
+    for index in range(net.n_layers - 1, 0, -1):
+        layer = get_layer(net, index)
+        below = get_layer(net, index - 1)
+        c = shift(net.coefficients, 2 * index - 2)
+        z, a, delta = shift(net.space, below.z), shift(net.space, below.a), shift(net.space, below.delta)
+        row_kernel(
+            below.padded, layer.fan_out, shift(net.space, layer.delta), shift(transposed, layer.transposed),
+            below.padded, net.space, delta,
+        )  # fmt: skip
+        times_derivative(below.activation, get(c, 0), get(c, 1), z, a, delta, below.padded)
+
+
+@inlined
+def _gradient(net, grads):
+    """Set the gradient of all parameters: the products of what each weight receives and its unit's delta."""
+    width = lane_count(net.space)
+    # To sums that begin with zero: the sign of a zero is then that of a sum over a batch.
+    for index in range(net.n_layers):
+        layer = get_layer(net, index)
+        source = shift(net.space, layer.source)
+        for j in range(0, layer.padded, width):
+            delta = load(net.space, layer.delta + j)
+            for p in range(layer.fan_in):
+                store(grads, layer.weights + p * layer.padded + j, fma(delta, get(source, p), 0.0))
+            store(grads, layer.bias + j, delta + 0.0)
+
+
+@cached_jit
+def train_online(data, state, plan, losses, scratch, team, wanted):
+    """Do as `backprop.train`, in batches of one sample, on one thread.
+
+    The network is one for which `is_small` is true, and `state.grads` has room for all parameters.
+    """
+    mode = flush_subnormals()
+    net = Net(
+        state.table.shape[0], pointer(state.table, 0), pointer(state.coefficients, 0), pointer(state.params, 0),
+        pointer(state.space, 0), False, pointer(state.marks, 0), 0, pointer(state.listed, 0),
+    )  # fmt: skip
+    transposed, grads = pointer(state.transposed, 0), pointer(state.grads, 0)
+    training = Training(
+        transposed, pointer(state.first, 0), pointer(state.second, 0), grads, pointer(state.row_loss, 0),
+        pointer(state.squares, 0), pointer(plan.settings, 0), pointer(scratch, 0),
+    )  # fmt: skip
+    x, y, weight, order = pointer(data.x, 0), pointer(data.y, 0), pointer(data.weight, 0), pointer(data.order, 0)
+    n_inputs, n_outputs = data.x.shape[1], data.y.shape[1]
+    weighted = data.weight.size > 0
+    eps = np.float64(np.finfo(state.space.dtype).eps)
+    sizes, results = pointer(plan.sizes, 0), pointer(losses, 0)
+    n_params = state.params.size
+    top = net.n_layers - 1
+    outputs = get_layer(net, top)
+    c = shift(net.coefficients, 2 * top)
+    source = shift(net.space, get_layer(net, 0).source)
+    z, a, delta = shift(net.space, outputs.z), shift(net.space, outputs.a), shift(net.space, outputs.delta)
+    for index in range(1, net.n_layers):
+        transpose_layer(net, transposed, get_layer(net, index))
+    for batch in range(plan.first_batch, plan.last_batch):
+        ahead = get(order, min(batch + AHEAD, data.order.size - 1))
+        prefetch(x, ahead * n_inputs)
+        prefetch(y, ahead * n_outputs)
+        sample = get(order, batch)
+        take_sample(shift(x, sample * n_inputs), n_inputs, source)
+        _forward(net)
+        value = loss_and_residual(
+            plan.loss, outputs.activation == SOFTMAX, n_outputs, shift(y, sample * n_outputs), a, delta, eps
+        )
+        if plan.loss == SQUARED_ERROR:
+            times_derivative(outputs.activation, get(c, 0), get(c, 1), z, a, delta, outputs.padded)
+        divisor = 1.0
+        if weighted:
+            divisor = np.float64(get(weight, sample))
+            if divisor == 0:
+                put(results, batch, 0.0)
+                continue
+            value *= divisor
+            for j in range(n_outputs):
+                put(delta, j, get(delta, j) * get(weight, sample))
+        _backward(net, transposed)
+        _gradient(net, grads)
+        size = get(sizes, batch - plan.first_batch)
+        if plan.alpha == 0:
+            step(net, training, plan.solver, size, 0.0, divisor, 0, grads, n_params)
+        else:
+            squares = 0.0
+            for index in range(net.n_layers):
+                layer = get_layer(net, index)
+                n, weights, bias = layer.rows * layer.padded, layer.weights, layer.bias
+                squares += step(
+                    net, training, plan.solver, size, plan.alpha, divisor, weights, shift(grads, weights), n
+                )
+                step(net, training, plan.solver, size, 0.0, divisor, bias, shift(grads, bias), layer.padded)
+            value += 0.5 * plan.alpha * squares
+        for index in range(1, net.n_layers):
+            transpose_layer(net, transposed, get_layer(net, index))
+        put(results, batch, value / divisor)
+    state.done[0] = plan.last_batch - plan.first_batch
+    restore_subnormals(mode)
