@@ -1,10 +1,11 @@
 """Activation functions: one place for the name, the value and the derivative of each.
 
-To add one, write its dataclass, its place in `ACTIVATIONS` and among the codes, and its loops in `activate` and
-`times_derivative`: all in this file.
+To add one, write its two kernels, its dataclass and its place in `ACTIVATIONS`: all in this file.
 
-Conventions: `z` is what a unit receives, `a = f(z)` what it gives on. Both are stretches of a layer's
-values, padded to whole vectors; the codes and the two coefficients come from `Activation`.
+Conventions: `z` is what a unit receives, `a = f(z)` what it gives on, `delta` what comes back. All are pointers to
+n numbers of a layer's values, padded to whole vectors; `c0` and `c1` are the parameters of the function. A kernel named
+after a function sets a = f(z), where both may be the same place; its `_slope` multiplies delta by f'(z). They are
+compiled for the functions that a network has, and called by their addresses.
 
 References
 ----------
@@ -14,14 +15,77 @@ A. Lopez Davila, "Neural Networks: The Backpropagation Algorithm": the table of 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+from numba import types
+from numba.np.numpy_support import from_dtype
 
 from fastbp.kernels.elementary import exp, tanh
 from fastbp.kernels.intrinsics import lane_count
-from fastbp.kernels.jit import jit
+from fastbp.kernels.jit import address_of, called_by_address
 from fastbp.kernels.simd import first_lanes, largest, load, select, splat, store, total
+
+
+@called_by_address
+def _logistic(c0, c1, z, a, n):
+    for i in range(0, n, lane_count(z)):
+        store(a, i, 1.0 / (1.0 + exp(load(z, i) * -c0)))
+
+
+@called_by_address
+def _logistic_slope(c0, c1, z, a, delta, n):
+    for i in range(0, n, lane_count(z)):
+        y = load(a, i)
+        store(delta, i, load(delta, i) * (c0 * y * (1.0 - y)))
+
+
+@called_by_address
+def _tanh(c0, c1, z, a, n):
+    for i in range(0, n, lane_count(z)):
+        store(a, i, tanh(load(z, i)))
+
+
+@called_by_address
+def _tanh_slope(c0, c1, z, a, delta, n):
+    for i in range(0, n, lane_count(z)):
+        y = load(a, i)
+        store(delta, i, load(delta, i) * (1.0 - y * y))
+
+
+@called_by_address
+def _relu(c0, c1, z, a, n):
+    for i in range(0, n, lane_count(z)):
+        x = load(z, i)
+        # The order of the comparison lets NaN through.
+        store(a, i, select(x < 0.0, 0.0, x))
+
+
+@called_by_address
+def _relu_slope(c0, c1, z, a, delta, n):
+    for i in range(0, n, lane_count(z)):
+        store(delta, i, select(load(a, i) > 0.0, load(delta, i), 0.0))
+
+
+@called_by_address
+def _softmax(c0, c1, z, a, n):
+    """Set one row of n outputs; what pads it to whole vectors becomes 0."""
+    step = lane_count(z)
+    top = splat(z, -np.inf)
+    for j in range(0, n, step):
+        x = load(z, j)
+        x = select(first_lanes(x, n - j), x, -np.inf)
+        top = select(x > top, x, top)
+    highest = largest(top)
+    sums = splat(z, 0.0)
+    for j in range(0, n, step):
+        x = load(z, j)
+        x = select(first_lanes(x, n - j), exp(x - highest), 0.0)
+        store(a, j, x)
+        sums = sums + x
+    scale = total(sums)
+    for j in range(0, n, step):
+        store(a, j, load(a, j) / scale)
 
 
 @dataclass(frozen=True)
@@ -32,8 +96,10 @@ class Activation:
     ----------
     name : str
         The name by which estimators know it.
-    code : int
-        The number by which compiled code knows it.
+    value_kernel, slope_kernel : numba.core.dispatcher.Dispatcher or None
+        The kernels; None where nothing is to be done.
+    by_rows : bool
+        Whether `value_kernel` takes one sample's units at a time, as they depend on each other.
     init_factor : float
         Weights are drawn from U(-b, b) with b = sqrt(init_factor / (fan_in + fan_out))
         (Glorot and Bengio 2010; 2 for logistic units, as scikit-learn does).
@@ -42,14 +108,26 @@ class Activation:
     """
 
     name: ClassVar[str] = ""
-    code: ClassVar[int]
+    value_kernel: ClassVar[Any] = None
+    slope_kernel: ClassVar[Any] = None
+    by_rows: ClassVar[bool] = False
     init_factor: ClassVar[float] = 6.0
     keeps_z: ClassVar[bool] = False
 
     @property
     def coefficients(self):
-        """The parameters of the function, as the two floats that compiled code takes."""
+        """The parameters of the function, as the two floats that its kernels take."""
         return (0.0, 0.0)
+
+    def addresses(self, dtype):
+        """Return where the two kernels for numbers of a type are, compiled now if need be; 0 for None."""
+        number = types.float64
+        values = types.CPointer(from_dtype(np.dtype(dtype)))
+        kernels = (
+            (type(self).value_kernel, (number, number, values, values, types.int64)),
+            (type(self).slope_kernel, (number, number, values, values, values, types.int64)),
+        )
+        return tuple(0 if kernel is None else address_of(kernel, kinds) for kernel, kinds in kernels)
 
 
 @dataclass(frozen=True)
@@ -57,7 +135,6 @@ class Identity(Activation):
     """f(z) = z."""
 
     name = "identity"
-    code = 0
 
 
 @dataclass(frozen=True)
@@ -73,7 +150,7 @@ class Logistic(Activation):
     slope: float = 1.0
 
     name = "logistic"
-    code = 1
+    value_kernel, slope_kernel = _logistic, _logistic_slope
     init_factor = 2.0
 
     def __post_init__(self):
@@ -91,7 +168,7 @@ class Tanh(Activation):
     """f(z) = tanh(z), with f' = 1 - a^2."""
 
     name = "tanh"
-    code = 2
+    value_kernel, slope_kernel = _tanh, _tanh_slope
 
 
 @dataclass(frozen=True)
@@ -99,7 +176,7 @@ class Relu(Activation):
     """f(z) = max(0, z), with f' = 1 where z > 0, else 0."""
 
     name = "relu"
-    code = 3
+    value_kernel, slope_kernel = _relu, _relu_slope
 
 
 @dataclass(frozen=True)
@@ -110,11 +187,11 @@ class Softmax(Activation):
     """
 
     name = "softmax"
-    code = 4
+    value_kernel = _softmax
+    by_rows = True
 
 
 ACTIVATIONS = {cls.name: cls() for cls in (Identity, Logistic, Tanh, Relu)}
-IDENTITY, LOGISTIC, TANH, RELU, SOFTMAX = range(5)
 
 
 def get_activation(activation):
@@ -132,61 +209,3 @@ def get_activation(activation):
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation={activation!r} is unknown; the known ones are {sorted(ACTIVATIONS)}.")
     return ACTIVATIONS[activation]
-
-
-@jit
-def activate(code, c0, c1, z, a, n):
-    """Set a = f(z) for n numbers, a multiple of the lanes; both are pointers, and may be the same."""
-    step = lane_count(z)
-    if code == RELU:
-        for i in range(0, n, step):
-            x = load(z, i)
-            # The order of the comparison lets NaN through.
-            store(a, i, select(x < 0.0, 0.0, x))
-    elif code == LOGISTIC:
-        for i in range(0, n, step):
-            store(a, i, 1.0 / (1.0 + exp(load(z, i) * -c0)))
-    elif code == TANH:
-        for i in range(0, n, step):
-            store(a, i, tanh(load(z, i)))
-    elif code == IDENTITY:
-        for i in range(0, n, step):
-            store(a, i, load(z, i))
-
-
-@jit
-def times_derivative(code, c0, c1, z, a, delta, n):
-    """Set delta = delta * f'(z) for n numbers, a multiple of the lanes; the others are pointers."""
-    step = lane_count(z)
-    if code == RELU:
-        for i in range(0, n, step):
-            store(delta, i, select(load(a, i) > 0.0, load(delta, i), 0.0))
-    elif code == LOGISTIC:
-        for i in range(0, n, step):
-            y = load(a, i)
-            store(delta, i, load(delta, i) * (c0 * y * (1.0 - y)))
-    elif code == TANH:
-        for i in range(0, n, step):
-            y = load(a, i)
-            store(delta, i, load(delta, i) * (1.0 - y * y))
-
-
-@jit
-def softmax(row, n):
-    """Set the first n numbers behind a pointer to their softmax, and what pads them to a whole vector to 0."""
-    step = lane_count(row)
-    top = splat(row, -np.inf)
-    for j in range(0, n, step):
-        x = load(row, j)
-        x = select(first_lanes(x, n - j), x, -np.inf)
-        top = select(x > top, x, top)
-    highest = largest(top)
-    sums = splat(row, 0.0)
-    for j in range(0, n, step):
-        x = load(row, j)
-        x = select(first_lanes(x, n - j), exp(x - highest), 0.0)
-        store(row, j, x)
-        sums = sums + x
-    scale = total(sums)
-    for j in range(0, n, step):
-        store(row, j, load(row, j) / scale)

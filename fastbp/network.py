@@ -33,7 +33,9 @@ class Layer(NamedTuple):
     a: int  # offset of what they give on
     delta: int  # offset of dC/dz
     row: int  # row stride of z, a and delta
-    activation: int  # code of the activation
+    value: int  # addresses of the activation's kernels, 0 for none
+    slope: int
+    by_rows: int  # whether `value` takes one row at a time
 
 
 class Network:
@@ -101,10 +103,11 @@ class Network:
         offset += n_rows * strides[0]
         table = []
         for index, (fan_in, fan_out, rows, width, weights, bias, transposed) in enumerate(self._blocks):
+            activation = self.activations[index]
             row = strides[index + 1]
             a = z = offset
             offset += n_rows * row
-            if self.activations[index].keeps_z:
+            if activation.keeps_z:
                 z = offset
                 offset += n_rows * row
             delta = offset
@@ -112,7 +115,7 @@ class Network:
             table.append(
                 Layer(
                     fan_in, fan_out, rows, width, weights, bias, transposed if index else -1, source,
-                    strides[index], z, a, delta, row, self.activations[index].code,
+                    strides[index], z, a, delta, row, *activation.addresses(self.dtype), int(activation.by_rows),
                 )
             )  # fmt: skip
             source = a

@@ -3,7 +3,7 @@
 import numpy as np
 
 from fastbp import training
-from fastbp.kernels import prediction, threads
+from fastbp.kernels import matmul, prediction, threads
 from fastbp.network import aligned_zeros
 
 # Up to so many rows the weights are used as they are; more rows pay for packing them.
@@ -40,13 +40,17 @@ class Predictor:
         self.dtype = self.network.dtype
         arrays = [*coefs, *intercepts]
         self._direct = all(array.flags.c_contiguous and array.dtype == self.dtype for array in arrays)
-        self._layers = np.array(
-            [
-                (coef.ctypes.data, intercept.ctypes.data, *coef.shape, activation.code)
-                for coef, intercept, activation in zip(coefs, intercepts, activations, strict=True)
-            ],
-            dtype=np.int64,
-        )
+        facts = [
+            (
+                coef.ctypes.data,
+                intercept.ctypes.data,
+                *coef.shape,
+                activation.addresses(self.dtype)[0],
+                activation.by_rows,
+            )
+            for coef, intercept, activation in zip(coefs, intercepts, activations, strict=True)
+        ]
+        self._layers = np.array(facts, dtype=np.int64)
         self._room = self.network.widest
 
     def uses(self, coefs, intercepts):
@@ -88,10 +92,12 @@ class Predictor:
         table, size = network.workspace(block * n_threads)
         sparse = n >= MANY_ROWS and training.mostly_zero(x)
         marks, listed = training.room_for_lists(network.units[0], block * n_threads, n_threads) if sparse else (0, 0)
+        kernels = matmul.sparse_kernels(network.dtype) if sparse else np.zeros(0, np.int64)
         bad = np.zeros(n_threads, np.int64)
         args = (
             x, table, network.coefficients, network.pack(self._coefs, self._intercepts),
-            aligned_zeros(size, network.dtype), np.zeros(marks, np.uint16), np.zeros(listed, np.int32), out, bad, block,
+            aligned_zeros(size, network.dtype), kernels, np.zeros(marks, np.uint16), np.zeros(listed, np.int32), out,
+            bad, block,
         )  # fmt: skip
         threads.run(prediction.predict, prediction.predict_on_threads, args, n_threads)
         return not bad.any()

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
-from fastbp.kernels import backprop, online, threads
+from fastbp.kernels import backprop, matmul, online, threads
 from fastbp.kernels.intrinsics import MARKED, MR, NV, lanes
 from fastbp.losses import LOSSES
 from fastbp.network import Network, aligned_zeros
@@ -211,6 +211,7 @@ class Session:
             space=aligned_zeros(size, network.dtype),
             row_loss=np.zeros(chunk),
             squares=np.zeros(network.count_blocks(backprop.BLOCK_ROWS)),
+            sparse_kernels=matmul.sparse_kernels(network.dtype) if sparse else np.zeros(0, np.int64),
             marks=np.zeros(marks, np.uint16),
             listed=np.zeros(listed, np.int32),
             ahead=np.zeros(self.n_threads * network.units[0], np.int64),
@@ -271,7 +272,7 @@ class Session:
         )
         args = (data, self.state, plan, losses, self._scratch)
         if n_threads > 1 and self._address is None:
-            self._address = threads.address_of(self._train, args)
+            self._address = threads.address_for(self._train, args)
         self.state.done[0] = 0
         try:
             threads.run(self._train, backprop.train_on_threads, args, n_threads, self._address)

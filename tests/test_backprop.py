@@ -17,6 +17,7 @@ from fastbp import BackpropClassifier, training
 from fastbp.activations import Activation, Identity, Logistic, Relu, Softmax, Tanh
 from fastbp.kernels import backprop, prediction, threads
 from fastbp.kernels.intrinsics import MARKED, MR, NV, lanes, pointer
+from fastbp.kernels.matmul import sparse_kernels
 from fastbp.kernels.online import is_small, train_online
 from fastbp.kernels.simd import load_converted, store
 from fastbp.losses import LOSSES
@@ -182,6 +183,7 @@ class Trainer:
             space=guards.zeros(size, dtype),
             row_loss=guards.zeros(self.chunk, np.float64),
             squares=guards.zeros(network.count_blocks(backprop.BLOCK_ROWS), np.float64),
+            sparse_kernels=guards.array(sparse_kernels(dtype) if sparse else np.zeros(0, np.int64)),
             marks=guards.zeros(marks, np.uint16),
             listed=guards.zeros(listed, np.int32),
             ahead=guards.zeros(n_threads * network.units[0], np.int64),
@@ -564,8 +566,9 @@ def _predict(problem, X, block, n_threads=1, sparse=False, guards=Guards):
     bad = guards.zeros(n_threads, np.int64)
     args = (
         guards.array(X), guards.array(table), guards.array(network.coefficients),
-        guards.array(_packed(problem)), guards.zeros(size, problem.dtype), guards.zeros(marks, np.uint16),
-        guards.zeros(listed, np.int32), out, bad, block,
+        guards.array(_packed(problem)), guards.zeros(size, problem.dtype),
+        guards.array(sparse_kernels(problem.dtype) if sparse else np.zeros(0, np.int64)),
+        guards.zeros(marks, np.uint16), guards.zeros(listed, np.int32), out, bad, block,
     )  # fmt: skip
     threads.run(prediction.predict, prediction.predict_on_threads, args, n_threads)
     guards.check()
@@ -579,7 +582,7 @@ def _predict_few(problem, X, guards=Guards):
     coefs = [guards.array(W) for W in problem.coefs]
     intercepts = [guards.array(b) for b in problem.intercepts]
     layers = [
-        (W.ctypes.data, b.ctypes.data, *W.shape, activation.code)
+        (W.ctypes.data, b.ctypes.data, *W.shape, activation.addresses(problem.dtype)[0], activation.by_rows)
         for W, b, activation in zip(coefs, intercepts, problem.activations, strict=True)
     ]
     space = guards.array(np.full((2, network.widest), np.nan, problem.dtype))

@@ -27,7 +27,6 @@ LAYOUTS = [(np.float64, 2, 4), (np.float64, 8, 32), (np.float32, 4, 8), (np.floa
 @dataclass(frozen=True)
 class KeepsZ(Activation):
     name = "keeps_z"
-    code = 77
     keeps_z = True
 
     @property
@@ -109,7 +108,8 @@ def test_regions_of_the_workspace_do_not_overlap(units, layout, n_rows):
     regions = {(0, network.widest), (layers[0].source, n_rows * layers[0].source_row)}
     for layer, activation in zip(layers, network.activations, strict=True):
         assert (layer.z != layer.a) == activation.keeps_z
-        assert layer.activation == activation.code
+        assert (layer.value, layer.slope) == activation.addresses(network.dtype)
+        assert layer.by_rows == activation.by_rows
         assert layer.row >= layer.padded
         regions |= {(begin, n_rows * layer.row) for begin in (layer.z, layer.a, layer.delta)}
     end = 0

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import prange
 
-from fastbp.activations import SOFTMAX, activate, softmax, times_derivative
 from fastbp.kernels.intrinsics import (
     MARKED,
     MR,
@@ -35,6 +34,7 @@ from fastbp.kernels.intrinsics import (
     pointer,
     prefetch,
     put,
+    reader_of,
     restore_subnormals,
     shift,
 )
@@ -42,12 +42,8 @@ from fastbp.kernels.jit import cached_jit, inlined
 from fastbp.kernels.matmul import (
     NONE,
     ONE,
-    list_block,
-    mark_row,
     matmul_nn,
-    matmul_sparse,
     multiply_ahead,
-    multiply_block,
     multiply_panel,
     pack_transposed,
     tile_heights,
@@ -64,7 +60,6 @@ from fastbp.optimizers import NO_UPDATE, update
 BLOCK_ROWS = 16
 # Bytes of a cache line, and how many lines of a sample are asked for at once, before it is needed.
 LINE, FEW_LINES = 64, 4
-N_FIELDS = len(Layer._fields)
 
 
 class Data(NamedTuple):
@@ -79,7 +74,7 @@ class Data(NamedTuple):
 class State(NamedTuple):
     """The network, and the memory that training it needs."""
 
-    table: np.ndarray  # (n_layers, N_FIELDS) int64, from Network.workspace
+    table: np.ndarray  # (n_layers, fields of Layer) int64, from Network.workspace
     coefficients: np.ndarray  # (n_layers, 2) float64: parameters of the activations
     params: np.ndarray  # packed parameters
     transposed: np.ndarray  # packed transposes of the weights from the second layer on
@@ -89,7 +84,8 @@ class State(NamedTuple):
     space: np.ndarray  # activations and deltas of one chunk of rows
     row_loss: np.ndarray  # (chunk,) float64
     squares: np.ndarray  # (n_blocks,) float64: sums of squared weights
-    marks: np.ndarray  # (n_groups * chunk + MARKED,) uint16: which inputs are not zero; empty where all are used
+    sparse_kernels: np.ndarray  # (3,) int64, from matmul.sparse_kernels; empty where zero inputs count like others
+    marks: np.ndarray  # (n_groups * chunk + MARKED,) uint16: which inputs are not zero
     listed: np.ndarray  # int32, a part for each thread: lists of them
     ahead: np.ndarray  # int64, a part for each thread: addresses that will soon be read
     done: np.ndarray  # (1,) int64: batches of this call that are done
@@ -118,6 +114,7 @@ class Net(NamedTuple):
     params: Any
     space: Any
     sparse: bool
+    sparse_kernels: Any
     marks: Any
     n_marked: int  # rows that the marks have room for
     listed: Any  # this thread's part
@@ -150,14 +147,13 @@ class Training(NamedTuple):
     scratch: Any  # this thread's part
 
 
+_read_layer = reader_of(Layer)
+
+
 @inlined
 def get_layer(net, index):
     """Read one row of the table."""
-    row = shift(net.table, index * N_FIELDS)
-    return Layer(
-        get(row, 0), get(row, 1), get(row, 2), get(row, 3), get(row, 4), get(row, 5), get(row, 6), get(row, 7),
-        get(row, 8), get(row, 9), get(row, 10), get(row, 11), get(row, 12), get(row, 13),
-    )  # fmt: skip
+    return _read_layer(net.table, index)
 
 
 @inlined
@@ -191,7 +187,7 @@ def _ask_for(samples, begin, end):
 def _list_lines(samples, begin, end, room):
     """List up to `room` cache lines of the inputs of samples [begin, end) of the order; return how many."""
     bytes_each = samples.n_inputs * itemsize(samples.x)
-    count = 0
+    count = np.int64(0)  # not the literal 0, for which what takes it would be compiled once more
     for i in range(begin, end):
         sample = get(samples.order, min(i, samples.n_seen - 1))
         prefetch(samples.y, sample * samples.n_outputs)
@@ -261,21 +257,21 @@ def forward(net, first, last, multiplied):
         if index == 0 and multiplied:
             pass
         elif index == 0 and net.sparse:
-            for i in range(m):
-                mark_row(shift(source, i * layer.source_row), layer.fan_in, net.marks, net.n_marked, first + i)
-            matmul_sparse(
+            args = (
                 m, layer.fan_out, layer.fan_in, source, layer.source_row, net.marks, net.n_marked, first, weights,
                 layer.rows, bias, z, layer.row, net.listed,
             )  # fmt: skip
+            call_at(get(net.sparse_kernels, 0), args)
         else:
             matmul_nn(m, layer.fan_out, layer.fan_in, source, layer.source_row, weights, layer.rows, bias, z, layer.row)
-        if layer.activation == SOFTMAX:
-            for i in range(m):
-                softmax(shift(z, i * layer.row), layer.fan_out)
-        else:
-            c = shift(net.coefficients, 2 * index)
+        if layer.value != 0:
+            c0, c1 = get(net.coefficients, 2 * index), get(net.coefficients, 2 * index + 1)
             a = shift(net.space, layer.a + first * layer.row)
-            activate(layer.activation, get(c, 0), get(c, 1), z, a, m * layer.row)
+            if layer.by_rows:
+                for i in range(m):
+                    call_at(layer.value, (c0, c1, shift(z, i * layer.row), shift(a, i * layer.row), layer.fan_out))
+            else:
+                call_at(layer.value, (c0, c1, z, a, m * layer.row))
 
 
 @inlined
@@ -284,15 +280,15 @@ def _output_delta(net, loss, samples, position, first, last, row_loss, eps):
     index = net.n_layers - 1
     layer = get_layer(net, index)
     n = layer.fan_out
-    c = shift(net.coefficients, 2 * index)
+    c0, c1 = get(net.coefficients, 2 * index), get(net.coefficients, 2 * index + 1)
     for i in range(first, last):
         sample = get(samples.order, position + i)
         z = shift(net.space, layer.z + i * layer.row)
         a = shift(net.space, layer.a + i * layer.row)
         delta = shift(net.space, layer.delta + i * layer.row)
-        value = loss_and_residual(loss, layer.activation == SOFTMAX, n, shift(samples.y, sample * n), a, delta, eps)
-        if loss == SQUARED_ERROR:
-            times_derivative(layer.activation, get(c, 0), get(c, 1), z, a, delta, layer.padded)
+        value = loss_and_residual(loss, layer.by_rows, n, shift(samples.y, sample * n), a, delta, eps)
+        if loss == SQUARED_ERROR and layer.slope != 0:
+            call_at(layer.slope, (c0, c1, z, a, delta, layer.padded))
         if samples.weighted:
             weight = get(samples.weight, sample)
             value *= weight
@@ -312,10 +308,11 @@ def _backward(net, transposed, first, last):
             last - first, below.fan_out, layer.fan_out, shift(net.space, layer.delta + first * layer.row), layer.row,
             shift(transposed, layer.transposed), layer.padded, net.space, delta, below.row,
         )  # fmt: skip
-        c = shift(net.coefficients, 2 * (index - 1))
-        z = shift(net.space, below.z + first * below.row)
-        a = shift(net.space, below.a + first * below.row)
-        times_derivative(below.activation, get(c, 0), get(c, 1), z, a, delta, (last - first) * below.row)
+        if below.slope != 0:
+            c0, c1 = get(net.coefficients, 2 * index - 2), get(net.coefficients, 2 * index - 1)
+            z = shift(net.space, below.z + first * below.row)
+            a = shift(net.space, below.a + first * below.row)
+            call_at(below.slope, (c0, c1, z, a, delta, (last - first) * below.row))
 
 
 @inlined
@@ -360,11 +357,13 @@ def _descend(net, training, solver, size, alpha, m, divisor, begins, ends, rank,
             if sparse:
                 room = net.n_marked + MARKED
                 if j == 0:
-                    list_block(shift(net.marks, p // MARKED * net.n_marked), m, count, net.listed, room)
-                multiply_block(
+                    marks = shift(net.marks, p // MARKED * net.n_marked)
+                    call_at(get(net.sparse_kernels, 1), (marks, m, count, net.listed, room))
+                args = (
                     count, nv, shift(source, p), layer.source_row, delta, layer.row, start, start_row, out, nv * width,
                     net.listed, room,
                 )  # fmt: skip
+                call_at(get(net.sparse_kernels, 2), args)
             else:
                 multiply_panel(
                     count, nv, m, shift(source, p), ONE, layer.source_row, delta, layer.row, start, start_row, out,
@@ -454,8 +453,8 @@ def train(data, state, plan, losses, scratch, team, wanted):
     mode = flush_subnormals()
     net = Net(
         state.table.shape[0], pointer(state.table, 0), pointer(state.coefficients, 0), pointer(state.params, 0),
-        pointer(state.space, 0), state.marks.size > 0, pointer(state.marks, 0), plan.chunk,
-        pointer(state.listed, rank * (state.listed.size // wanted)),
+        pointer(state.space, 0), state.sparse_kernels.size > 0, pointer(state.sparse_kernels, 0),
+        pointer(state.marks, 0), plan.chunk, pointer(state.listed, rank * (state.listed.size // wanted)),
     )  # fmt: skip
     training = Training(
         pointer(state.transposed, 0), pointer(state.first, 0), pointer(state.second, 0), pointer(state.grads, 0),

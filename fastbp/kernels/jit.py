@@ -1,8 +1,9 @@
 """How every kernel is compiled, and where its machine code is kept.
 
-`jit` is `numba.njit` with the options that all kernels share. `cached_jit` also
-keeps the machine code on disk, for the few functions that Python calls
-directly; what they call is compiled into them.
+`jit` is `numba.njit` with the options that all kernels share; what a kernel calls is compiled into it.
+`cached_jit` also keeps the machine code on disk, for the few functions that Python calls directly.
+`called_by_address` does so for parts that not every network needs: kernels find them by an
+address, and they are compiled when first asked for.
 """
 
 import hashlib
@@ -41,6 +42,29 @@ def cached_jit(function=None, *, parallel=False):
     dispatcher = njit(function, parallel=parallel, **_OPTIONS)
     dispatcher._cache = _ForgivingCache(function)
     return dispatcher
+
+
+def called_by_address(function):
+    """Compile a function of pointers and numbers, returning nothing, that kernels call with `intrinsics.call_at`."""
+    dispatcher = jit(function)
+    dispatcher._cache = _ForgivingCache(function)
+    return dispatcher
+
+
+@cache
+def address_of(function, kinds):
+    """Compile a function for arguments of some types, or load it, and return where its machine code is.
+
+    Parameters
+    ----------
+    function : numba.core.dispatcher.Dispatcher
+        A function with a disk cache.
+    kinds : tuple of numba types
+        One for each parameter.
+    """
+    function.compile(kinds)
+    compiled = function.overloads[kinds]
+    return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
 
 
 @cache

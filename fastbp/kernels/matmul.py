@@ -18,6 +18,8 @@ functionality", ACM TOMS 41(3), 2015.
 """
 
 import numpy as np
+from numba import types
+from numba.np.numpy_support import from_dtype
 
 from fastbp.kernels.intrinsics import (
     MARKED,
@@ -34,7 +36,7 @@ from fastbp.kernels.intrinsics import (
     transpose_tile,
     view,
 )
-from fastbp.kernels.jit import inlined, jit
+from fastbp.kernels.jit import address_of, called_by_address, inlined, jit
 
 # As arguments these are numbers like any other; a literal would have its function compiled once more.
 NONE, ONE = np.int64(0), np.int64(1)
@@ -188,17 +190,19 @@ def multiply_listed(rows, nv, k, listed, a, a_row, a_col, b, b_row, d, d_row, c,
     micro_kernel_listed(rows, nv, k, listed, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
 
 
-@jit
+@called_by_address
 def matmul_sparse(m, n, k, a, a_row, marks, n_rows, first, panels, panel_rows, d, c, c_row, listed):
-    """Compute what `matmul_nn` does, without the columns of A that are zero in all rows of a tile.
+    """Compute what `matmul_nn` does, without the columns of A that are zero in all rows of a tile; set A's marks.
 
     Parameters
     ----------
     marks, n_rows, first
-        Marks of A, the rows they have room for, and the first row of A among them.
+        Where the marks of A go, the rows they have room for, and the first row of A among them.
     listed : pointer to int32
         Room for `k` + MARKED numbers.
     """
+    for i in range(m):
+        mark_row(shift(a, i * a_row), k, marks, n_rows, first + i)
     width = lane_count(c)
     tiles = (m + MR - 1) // MR
     for tile in range(tiles):
@@ -213,7 +217,7 @@ def matmul_sparse(m, n, k, a, a_row, marks, n_rows, first, panels, panel_rows, d
             )  # fmt: skip
 
 
-@jit
+@called_by_address
 def list_block(marks, m, count, out, room):
     """List, for each tile of a block of `count` columns of A, the rows below m in which it is not all zero.
 
@@ -232,7 +236,7 @@ def list_block(marks, m, count, out, room):
         lengths[tile] = list_rows(marks, bits, m, shift(out, MARKED + tile * room))
 
 
-@jit
+@called_by_address
 def multiply_block(count, nv, a, a_row, b, b_row, d, d_row, c, c_row, listed, room):
     """Compute one panel of C = D + A^T B for a block of `count` columns of A, with the lists of `list_block`."""
     tiles = (count + MR - 1) // MR
@@ -243,3 +247,15 @@ def multiply_block(count, nv, a, a_row, b, b_row, d, d_row, c, c_row, listed, ro
             count * (tile + 1) // tiles - i, nv, np.int64(lengths[tile]), shift(listed, MARKED + tile * room),
             shift(a, i), ONE, a_row, b, b_row, shift(d, i * d_row), d_row, shift(c, i * c_row), c_row,
         )  # fmt: skip
+
+
+def sparse_kernels(dtype):
+    """Return the addresses of `matmul_sparse`, `list_block` and `multiply_block` for numbers of a type."""
+    values = types.CPointer(from_dtype(np.dtype(dtype)))
+    marks, listed, n = types.CPointer(types.uint16), types.CPointer(types.int32), types.int64
+    kernels = (
+        (matmul_sparse, (n, n, n, values, n, marks, n, n, values, n, values, values, n, listed)),
+        (list_block, (marks, n, n, listed, n)),
+        (multiply_block, (n, n, values, n, values, n, values, n, values, n, listed, n)),
+    )
+    return np.array([address_of(kernel, kinds) for kernel, kinds in kernels], dtype=np.int64)

@@ -7,9 +7,9 @@ and the results are the same to the last bit.
 
 import numpy as np
 
-from fastbp.activations import SOFTMAX, activate, softmax, times_derivative
 from fastbp.kernels.backprop import Net, Training, get_layer, step, take_sample, transpose_layer
 from fastbp.kernels.intrinsics import (
+    call_at,
     flush_subnormals,
     get,
     lane_count,
@@ -39,16 +39,14 @@ def is_small(network):
 def _forward(net):
     for index in range(net.n_layers):
         layer = get_layer(net, index)
-        c = shift(net.coefficients, 2 * index)
         z, a = shift(net.space, layer.z), shift(net.space, layer.a)
         row_kernel(
             layer.padded, layer.fan_in, shift(net.space, layer.source), shift(net.params, layer.weights), layer.padded,
             shift(net.params, layer.bias), z,
         )  # fmt: skip
-        if layer.activation == SOFTMAX:
-            softmax(z, layer.fan_out)
-        else:
-            activate(layer.activation, get(c, 0), get(c, 1), z, a, layer.padded)
+        if layer.value != 0:
+            c0, c1 = get(net.coefficients, 2 * index), get(net.coefficients, 2 * index + 1)
+            call_at(layer.value, (c0, c1, z, a, layer.fan_out if layer.by_rows else layer.padded))
 
 
 @inlined
@@ -56,13 +54,14 @@ def _backward(net, transposed):
     for index in range(net.n_layers - 1, 0, -1):
         layer = get_layer(net, index)
         below = get_layer(net, index - 1)
-        c = shift(net.coefficients, 2 * index - 2)
         z, a, delta = shift(net.space, below.z), shift(net.space, below.a), shift(net.space, below.delta)
         row_kernel(
             below.padded, layer.fan_out, shift(net.space, layer.delta), shift(transposed, layer.transposed),
             below.padded, net.space, delta,
         )  # fmt: skip
-        times_derivative(below.activation, get(c, 0), get(c, 1), z, a, delta, below.padded)
+        if below.slope != 0:
+            c0, c1 = get(net.coefficients, 2 * index - 2), get(net.coefficients, 2 * index - 1)
+            call_at(below.slope, (c0, c1, z, a, delta, below.padded))
 
 
 @inlined
@@ -89,7 +88,8 @@ def train_online(data, state, plan, losses, scratch, team, wanted):
     mode = flush_subnormals()
     net = Net(
         state.table.shape[0], pointer(state.table, 0), pointer(state.coefficients, 0), pointer(state.params, 0),
-        pointer(state.space, 0), False, pointer(state.marks, 0), 0, pointer(state.listed, 0),
+        pointer(state.space, 0), False, pointer(state.sparse_kernels, 0), pointer(state.marks, 0), 0,
+        pointer(state.listed, 0),
     )  # fmt: skip
     transposed, grads = pointer(state.transposed, 0), pointer(state.grads, 0)
     training = Training(
@@ -104,7 +104,7 @@ def train_online(data, state, plan, losses, scratch, team, wanted):
     n_params = state.params.size
     top = net.n_layers - 1
     outputs = get_layer(net, top)
-    c = shift(net.coefficients, 2 * top)
+    c0, c1 = get(net.coefficients, 2 * top), get(net.coefficients, 2 * top + 1)
     source = shift(net.space, get_layer(net, 0).source)
     z, a, delta = shift(net.space, outputs.z), shift(net.space, outputs.a), shift(net.space, outputs.delta)
     for index in range(1, net.n_layers):
@@ -116,11 +116,9 @@ def train_online(data, state, plan, losses, scratch, team, wanted):
         sample = get(order, batch)
         take_sample(shift(x, sample * n_inputs), n_inputs, source)
         _forward(net)
-        value = loss_and_residual(
-            plan.loss, outputs.activation == SOFTMAX, n_outputs, shift(y, sample * n_outputs), a, delta, eps
-        )
-        if plan.loss == SQUARED_ERROR:
-            times_derivative(outputs.activation, get(c, 0), get(c, 1), z, a, delta, outputs.padded)
+        value = loss_and_residual(plan.loss, outputs.by_rows, n_outputs, shift(y, sample * n_outputs), a, delta, eps)
+        if plan.loss == SQUARED_ERROR and outputs.slope != 0:
+            call_at(outputs.slope, (c0, c1, z, a, delta, outputs.padded))
         divisor = 1.0
         if weighted:
             divisor = np.float64(get(weight, sample))

@@ -2,7 +2,6 @@
 
 from numba import prange
 
-from fastbp.activations import SOFTMAX, activate, softmax
 from fastbp.kernels.backprop import Net, forward, get_layer, take_sample
 from fastbp.kernels.intrinsics import (
     ROW_VECTORS,
@@ -22,7 +21,7 @@ from fastbp.kernels.simd import fma, load, splat, total
 from fastbp.kernels.threads import join_team, next_ticket
 
 # What `predict_few` knows of each layer.
-N_FACTS = 5
+N_FACTS = 6
 
 
 @inlined
@@ -35,14 +34,14 @@ def _all_finite(row, n):
 
 
 @cached_jit
-def predict(x, table, coefficients, params, space, marks, listed, out, bad, block, team, wanted):
+def predict(x, table, coefficients, params, space, sparse_kernels, marks, listed, out, bad, block, team, wanted):
     """Compute the outputs for all rows of x, on each thread of a team until all are done.
 
     Parameters
     ----------
     x : ndarray of shape (n_samples, n_features)
         Inputs, C-ordered.
-    table, coefficients, params, space, marks, listed
+    table, coefficients, params, space, sparse_kernels, marks, listed
         As in `backprop.State`; they have room for `block` rows for each thread.
     out : ndarray of shape (n_samples, n_outputs)
         Filled with the activations of the last layer.
@@ -59,7 +58,8 @@ def predict(x, table, coefficients, params, space, marks, listed, out, bad, bloc
     mode = flush_subnormals()
     net = Net(
         table.shape[0], pointer(table, 0), pointer(coefficients, 0), pointer(params, 0), pointer(space, 0),
-        marks.size > 0, pointer(marks, 0), block * wanted, pointer(listed, rank * (listed.size // wanted)),
+        sparse_kernels.size > 0, pointer(sparse_kernels, 0), pointer(marks, 0), block * wanted,
+        pointer(listed, rank * (listed.size // wanted)),
     )  # fmt: skip
     inputs = get_layer(net, 0)
     outputs = get_layer(net, net.n_layers - 1)
@@ -86,11 +86,11 @@ def predict(x, table, coefficients, params, space, marks, listed, out, bad, bloc
 
 @cached_jit(parallel=True)
 def predict_on_threads(
-    address, x, table, coefficients, params, space, marks, listed, out, bad, block, team, wanted
+    address, x, table, coefficients, params, space, sparse_kernels, marks, listed, out, bad, block, team, wanted
 ):  # fmt: skip
     """Call `predict`, whose machine code is at `address`, on each thread."""
     for _ in prange(wanted):
-        args = (x, table, coefficients, params, space, marks, listed, out, bad, block, team, wanted)
+        args = (x, table, coefficients, params, space, sparse_kernels, marks, listed, out, bad, block, team, wanted)
         call_at(address, args)
 
 
@@ -105,8 +105,8 @@ def predict_few(x, layers, coefficients, space, out):
     x : ndarray of shape (n_samples, n_features)
         Inputs, C-ordered, of the network's type.
     layers : ndarray of int64 of shape (n_layers, N_FACTS)
-        Address of the weights, (fan_in, fan_out) and row-major; address of the biases; fan_in; fan_out; code of
-        the activation.
+        Address of the weights, (fan_in, fan_out) and row-major; address of the biases; fan_in; fan_out; `value`
+        and `by_rows` as in `network.Layer`.
     coefficients : ndarray of shape (n_layers, 2)
         Parameters of the activations.
     space : ndarray of shape (2, widest)
@@ -133,15 +133,13 @@ def predict_few(x, layers, coefficients, space, out):
         for index in range(n_layers):
             layer = shift(table, index * N_FACTS)
             weights, biases = pointer_at(source, get(layer, 0)), pointer_at(source, get(layer, 1))
-            fan_in, fan_out, code = get(layer, 2), get(layer, 3), get(layer, 4)
+            fan_in, fan_out, value, by_rows = get(layer, 2), get(layer, 3), get(layer, 4), get(layer, 5)
             for j in range(0, fan_out, ROW_VECTORS * width):
                 n = min(ROW_VECTORS * width, fan_out - j)
                 row_kernel(n, fan_in, source, shift(weights, j), fan_out, shift(biases, j), shift(a, j))
             padded = (fan_out + width - 1) // width * width
-            if code == SOFTMAX:
-                softmax(a, fan_out)
-            else:
-                activate(code, get(c, 2 * index), get(c, 2 * index + 1), a, a, padded)
+            if value != 0:
+                call_at(value, (get(c, 2 * index), get(c, 2 * index + 1), a, a, fan_out if by_rows else padded))
             source, a = a, source
         for j in range(n_outputs):
             put(results, i * n_outputs + j, get(source, j))

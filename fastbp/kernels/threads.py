@@ -18,7 +18,7 @@ import numpy as np
 from numba.np.ufunc import parallel as numba_parallel
 
 from fastbp.kernels.intrinsics import atomic_add, atomic_load, atomic_store, spin_pause, yield_thread
-from fastbp.kernels.jit import inlined
+from fastbp.kernels.jit import address_of, inlined
 
 # Cells of the team's array, 128 bytes apart, so that no two share a cache line.
 _ARRIVED, _SIZE, _WAITING, _ROUND, _TICKET = 0, 16, 32, 48, 64
@@ -183,12 +183,9 @@ def _parallel_is_safe():
     return layer == "tbb" or (layer == "omp" and not _may_be_forked)
 
 
-def address_of(function, args):
+def address_for(function, args):
     """Compile a function for the arguments of `run`, or load it, and return where its machine code is."""
-    kinds = tuple(numba.typeof(arg) for arg in (*args, new_team(), 1))
-    function.compile(kinds)
-    compiled = function.overloads[kinds]
-    return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+    return address_of(function, tuple(numba.typeof(arg) for arg in (*args, new_team(), 1)))
 
 
 def run(function, on_threads, args, n_threads, address=None):
@@ -205,10 +202,10 @@ def run(function, on_threads, args, n_threads, address=None):
     n_threads : int
         1 calls it on this thread.
     address : int, default=None
-        From `address_of`, which takes longer than a call; None to find it out.
+        From `address_for`, which takes longer than a call; None to find it out.
     """
     if n_threads > 1 and address is None:
-        address = address_of(function, args)
+        address = address_for(function, args)
     args = (*args, new_team(), n_threads)
     if n_threads == 1:
         function(*args)
