@@ -15,6 +15,7 @@ A. Lopez Davila, "Neural Networks: The Backpropagation Algorithm": the table of 
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -119,13 +120,14 @@ class Activation:
         """The parameters of the function, as the two floats that its kernels take."""
         return (0.0, 0.0)
 
-    def addresses(self, dtype):
+    @classmethod
+    @cache
+    def addresses(cls, dtype):
         """Return where the two kernels for numbers of a type are, compiled now if need be; 0 for None."""
-        number = types.float64
-        values = types.CPointer(from_dtype(np.dtype(dtype)))
+        number, values = types.float64, types.CPointer(from_dtype(np.dtype(dtype)))
         kernels = (
-            (type(self).value_kernel, (number, number, values, values, types.int64)),
-            (type(self).slope_kernel, (number, number, values, values, values, types.int64)),
+            (cls.value_kernel, (number, number, values, values, types.int64)),
+            (cls.slope_kernel, (number, number, values, values, values, types.int64)),
         )
         return tuple(0 if kernel is None else address_of(kernel, kinds) for kernel, kinds in kernels)
 

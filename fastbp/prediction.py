@@ -52,6 +52,7 @@ class Predictor:
         ]
         self._layers = np.array(facts, dtype=np.int64)
         self._room = self.network.widest
+        self._addresses = {}  # of the kernel for each type of samples
 
     def uses(self, coefs, intercepts):
         """Whether these are the same arrays as before, whatever their values."""
@@ -95,11 +96,14 @@ class Predictor:
         kernels = matmul.sparse_kernels(network.dtype) if sparse else np.zeros(0, np.int64)
         bad = np.zeros(n_threads, np.int64)
         args = (
-            x, table, network.coefficients, network.pack(self._coefs, self._intercepts),
-            aligned_zeros(size, network.dtype), kernels, np.zeros(marks, np.uint16), np.zeros(listed, np.int32), out,
-            bad, block,
+            x, np.arange(n), table, network.coefficients, network.pack(self._coefs, self._intercepts),
+            aligned_zeros(size, network.dtype), kernels, np.zeros(marks, np.uint16), np.zeros(listed, np.int32),
+            np.zeros(n_threads * network.units[0], np.int64), out, bad, block,
         )  # fmt: skip
-        threads.run(prediction.predict, prediction.predict_on_threads, args, n_threads)
+        if n_threads > 1 and x.dtype not in self._addresses:
+            self._addresses[x.dtype] = threads.address_for(prediction.predict, args)
+        address = self._addresses.get(x.dtype)
+        threads.run(prediction.predict, prediction.predict_on_threads, args, n_threads, address)
         return not bad.any()
 
 

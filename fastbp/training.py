@@ -307,6 +307,9 @@ def mostly_zero(x):
     n, k = x.shape
     if n < MR or k < MARKED:
         return False
+    # A step is saved only where inputs are zero: a glance tells dense data.
+    if (x[:: max(1, n // 8)][:8] != 0).mean() > 0.9:
+        return False
     some = x[:: max(1, n // 240)][:240] != 0
     rows = some[: len(some) // MR * MR].reshape(-1, MR, k).any(axis=1).mean()
     columns = some[:, : k // MR * MR].reshape(len(some), -1, MR).any(axis=2).mean()

@@ -565,10 +565,11 @@ def _predict(problem, X, block, n_threads=1, sparse=False, guards=Guards):
     out = guards.array(np.full((len(X), network.units[-1]), np.nan, problem.dtype))
     bad = guards.zeros(n_threads, np.int64)
     args = (
-        guards.array(X), guards.array(table), guards.array(network.coefficients),
+        guards.array(X), guards.array(np.arange(len(X))), guards.array(table), guards.array(network.coefficients),
         guards.array(_packed(problem)), guards.zeros(size, problem.dtype),
         guards.array(sparse_kernels(problem.dtype) if sparse else np.zeros(0, np.int64)),
-        guards.zeros(marks, np.uint16), guards.zeros(listed, np.int32), out, bad, block,
+        guards.zeros(marks, np.uint16), guards.zeros(listed, np.int32),
+        guards.zeros(n_threads * network.units[0], np.int64), out, bad, block,
     )  # fmt: skip
     threads.run(prediction.predict, prediction.predict_on_threads, args, n_threads)
     guards.check()

@@ -71,7 +71,7 @@ def test_chain_from_the_classifier_to_the_products():
     chain = ["classifier", "estimator", "training", "kernels.backprop", "kernels.matmul"]
     for upper, lower in pairwise(chain):
         assert lower in ours(upper)
-    assert {"activations", "losses", "optimizers"} <= ours("kernels.backprop")
+    assert {"losses", "optimizers"} <= ours("kernels.backprop")
     # Each passes the work on only to the next.
     assert not {"kernels.backprop", "kernels.matmul"} & (ours("classifier") | ours("estimator"))
 

@@ -164,7 +164,7 @@ def take_sample(x, n, source):
 
 
 @inlined
-def _take(net, layer, samples, position, first, last):
+def take(net, layer, samples, position, first, last):
     """Copy the inputs of samples [position + first, position + last) of the order to rows [first, last)."""
     n = samples.n_inputs
     for i in range(first, last):
@@ -184,6 +184,12 @@ def _ask_for(samples, begin, end):
 
 
 @inlined
+def is_streamed(net, samples, n_rows):
+    """Whether samples are long enough to arrive during the first product of those before."""
+    return not net.sparse and n_rows >= MR and samples.n_inputs * itemsize(samples.x) >= FEW_LINES * LINE
+
+
+@inlined
 def _list_lines(samples, begin, end, room):
     """List up to `room` cache lines of the inputs of samples [begin, end) of the order; return how many."""
     bytes_each = samples.n_inputs * itemsize(samples.x)
@@ -200,7 +206,7 @@ def _list_lines(samples, begin, end, room):
 
 
 @inlined
-def _take_and_multiply(net, samples, position, first, last, following):
+def take_and_multiply(net, samples, position, first, last, following):
     """Copy inputs to rows [first, last) and compute z^1, while the inputs of the next rows are on their way.
 
     Parameters
@@ -225,7 +231,7 @@ def _take_and_multiply(net, samples, position, first, last, following):
     while i < last:
         rows = low + 1 if higher > 0 else low
         higher -= 1
-        _take(net, layer, samples, position, i, i + rows)
+        take(net, layer, samples, position, i, i + rows)
         upcoming = position + i + rows if i + rows < last else following
         n_ahead = _list_lines(samples, upcoming, upcoming + MR, k)
         multiply_ahead(
@@ -467,8 +473,7 @@ def train(data, state, plan, losses, scratch, team, wanted):
         pointer(state.ahead, rank * (state.ahead.size // wanted)),
     )  # fmt: skip
     n_seen = samples.n_seen
-    # Long samples can arrive during the first product of those before.
-    streamed = not net.sparse and plan.batch_size >= MR and samples.n_inputs * data.x.itemsize >= FEW_LINES * LINE
+    streamed = is_streamed(net, samples, plan.batch_size)
     n_squares = state.squares.size
     eps = np.float64(np.finfo(state.space.dtype).eps)
     sizes = pointer(plan.sizes, 0)
@@ -494,9 +499,9 @@ def train(data, state, plan, losses, scratch, team, wanted):
             first, last = share(m, 1, rank, n_threads)
             if first < last:
                 if streamed:
-                    _take_and_multiply(net, samples, position, first, last, position + m + first)
+                    take_and_multiply(net, samples, position, first, last, position + m + first)
                 else:
-                    _take(net, get_layer(net, 0), samples, position, first, last)
+                    take(net, get_layer(net, 0), samples, position, first, last)
                     _ask_for(samples, position + m + first, position + m + last)
                 forward(net, first, last, streamed)
                 _output_delta(net, loss, samples, position, first, last, training.row_loss, eps)

@@ -2,7 +2,16 @@
 
 from numba import prange
 
-from fastbp.kernels.backprop import Net, forward, get_layer, take_sample
+from fastbp.kernels.backprop import (
+    Net,
+    Samples,
+    forward,
+    get_layer,
+    is_streamed,
+    take,
+    take_and_multiply,
+    take_sample,
+)
 from fastbp.kernels.intrinsics import (
     ROW_VECTORS,
     call_at,
@@ -34,14 +43,18 @@ def _all_finite(row, n):
 
 
 @cached_jit
-def predict(x, table, coefficients, params, space, sparse_kernels, marks, listed, out, bad, block, team, wanted):
+def predict(
+    x, order, table, coefficients, params, space, sparse_kernels, marks, listed, ahead, out, bad, block, team, wanted
+):  # fmt: skip
     """Compute the outputs for all rows of x, on each thread of a team until all are done.
 
     Parameters
     ----------
     x : ndarray of shape (n_samples, n_features)
         Inputs, C-ordered.
-    table, coefficients, params, space, sparse_kernels, marks, listed
+    order : ndarray of int64 of shape (n_samples,)
+        0, 1, 2, ...
+    table, coefficients, params, space, sparse_kernels, marks, listed, ahead
         As in `backprop.State`; they have room for `block` rows for each thread.
     out : ndarray of shape (n_samples, n_outputs)
         Filled with the activations of the last layer.
@@ -61,22 +74,30 @@ def predict(x, table, coefficients, params, space, sparse_kernels, marks, listed
         sparse_kernels.size > 0, pointer(sparse_kernels, 0), pointer(marks, 0), block * wanted,
         pointer(listed, rank * (listed.size // wanted)),
     )  # fmt: skip
+    samples = Samples(
+        pointer(x, 0), x.shape[1], pointer(x, 0), 0, pointer(x, 0), False, pointer(order, 0), x.shape[0],
+        pointer(ahead, rank * (ahead.size // wanted)),
+    )  # fmt: skip
+    streamed = is_streamed(net, samples, block)
     inputs = get_layer(net, 0)
     outputs = get_layer(net, net.n_layers - 1)
-    samples, n_samples, results = pointer(x, 0), x.shape[0], pointer(out, 0)
+    n_samples, results = samples.n_seen, pointer(out, 0)
+    first = rank * block
     n_bad = 0
     # Whoever is free takes the next block: a thread that loses its processor for a while holds up one block only.
     begin = next_ticket(team) * block
     while begin < n_samples:
         m = min(block, n_samples - begin)
+        position = begin - first  # where in the order row 0 of the workspace would be
+        if streamed:
+            take_and_multiply(net, samples, position, first, first + m, begin + m)
+        else:
+            take(net, inputs, samples, position, first, first + m)
+        forward(net, first, first + m, streamed)
         for i in range(m):
-            source = shift(net.space, inputs.source + (rank * block + i) * inputs.source_row)
-            take_sample(shift(samples, (begin + i) * inputs.fan_in), inputs.fan_in, source)
-            if not _all_finite(source, inputs.fan_in):
+            if not _all_finite(shift(net.space, inputs.source + (first + i) * inputs.source_row), inputs.fan_in):
                 n_bad += 1
-        forward(net, rank * block, rank * block + m, False)
-        for i in range(m):
-            a = shift(net.space, outputs.a + (rank * block + i) * outputs.row)
+            a = shift(net.space, outputs.a + (first + i) * outputs.row)
             for j in range(outputs.fan_out):
                 put(results, (begin + i) * outputs.fan_out + j, get(a, j))
         begin = next_ticket(team) * block
@@ -86,11 +107,15 @@ def predict(x, table, coefficients, params, space, sparse_kernels, marks, listed
 
 @cached_jit(parallel=True)
 def predict_on_threads(
-    address, x, table, coefficients, params, space, sparse_kernels, marks, listed, out, bad, block, team, wanted
+    address, x, order, table, coefficients, params, space, sparse_kernels, marks, listed, ahead, out, bad, block,
+    team, wanted,
 ):  # fmt: skip
     """Call `predict`, whose machine code is at `address`, on each thread."""
     for _ in prange(wanted):
-        args = (x, table, coefficients, params, space, sparse_kernels, marks, listed, out, bad, block, team, wanted)
+        args = (
+            x, order, table, coefficients, params, space, sparse_kernels, marks, listed, ahead, out, bad, block, team,
+            wanted,
+        )  # fmt: skip
         call_at(address, args)
 
 

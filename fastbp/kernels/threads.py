@@ -141,9 +141,9 @@ def thread_count(n_jobs, work):
     return min(wanted, numba.get_num_threads())
 
 
-# Below this much work a thread's share is done before the others could begin theirs: about 2 microseconds
+# Below this much work a thread's share is done before the others could begin theirs: about a microsecond
 # on one core (`benchmarks/choices.py`).
-MIN_WORK_PER_THREAD = 200_000.0
+MIN_WORK_PER_THREAD = 100_000.0
 
 # Whether this process was forked: of libraries that use OpenMP, or of Numba itself, one may have started its threads
 # before, and a forked child must not use that OpenMP again. Numba's threads that were there before this module was
