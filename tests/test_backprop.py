@@ -708,6 +708,30 @@ def test_nothing_behind_an_array_is_read_on_the_least_of_machines(tmp_path):
 # --- the processor's mode, and what must be seen ---
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_dead_units_leave_no_subnormal_numbers(batch_size, dtype):
+    """The moments of units that have stopped learning decay; rounded to nearest, they would never come to zero."""
+    n_dead, n_steps = 16, 5000
+    problem = make([3, 2 * n_dead, 2], Relu(), n=2, dtype=dtype)
+    problem.X[:] = [[1, 1, 1], [-1, -1, -1]]
+    W, b = problem.coefs[0], problem.intercepts[0]
+    W[:, :n_dead], b[:n_dead] = np.abs(W[:, :n_dead]), 0  # alive for the first sample only
+    # In float64 it takes longer: a faster decay brings it about.
+    decay = (0.9, 0.999, 1e-8) if dtype == np.float32 else (0.5, 0.7, 1e-8)
+    order = np.repeat([0, 1], [batch_size, batch_size * n_steps])
+    for kernel in (backprop.train, train_online)[: 2 if batch_size == 1 else 1]:
+        trainer = Trainer(problem, optimizer="adam", rate=1e-4, batch_size=batch_size, order=order, kernel=kernel)
+        trainer.settings[:] = decay
+        trainer.run(0, 1)
+        assert all((part[0][:, :n_dead] != 0).all() for part, _ in map(trainer.network.unpack, trainer.state[4:6]))
+        trainer.run(1)
+        for part in (trainer.state.first, trainer.state.second):
+            assert not ((part != 0) & (np.abs(part) < np.finfo(dtype).tiny)).any()
+        moments, _ = trainer.network.unpack(trainer.state.first)
+        assert (moments[0][:, :n_dead] == 0).all()
+
+
 def test_subnormals_work_as_before_after_training_and_prediction():
     problem = make([5, 7, 3])
     tiny = np.array([np.finfo(np.float64).tiny])
