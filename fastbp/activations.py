@@ -12,20 +12,24 @@ References
 A. J. Maren, "Backpropagation", ch. 6 of *Statistical Mechanics, Neural Networks, and
 Artificial Intelligence* (draft, 2020): Eqs. 6.1, 6.2, 6.4, 6.10.
 A. Lopez Davila, "Neural Networks: The Backpropagation Algorithm": the table of sec. 3.
+Maas, Hannun and Ng, "Rectifier nonlinearities improve neural network acoustic models", 2013. Clevert et al.,
+arXiv:1511.07289. Klambauer et al., arXiv:1706.02515. Hendrycks and Gimpel, arXiv:1606.08415. Elfwing et al.,
+arXiv:1702.03118.
 """
 
 from dataclasses import dataclass
 from functools import cache
+from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
 from numba import types
 from numba.np.numpy_support import from_dtype
 
-from fastbp.kernels.elementary import exp, tanh
-from fastbp.kernels.intrinsics import lane_count
-from fastbp.kernels.jit import address_of, called_by_address
-from fastbp.kernels.simd import first_lanes, largest, load, select, splat, store, total
+from fastbp.kernels.elementary import erf, exp, expm1, tanh
+from fastbp.kernels.intrinsics import call_at, lane_count, lanes, pointer
+from fastbp.kernels.jit import address_of, cached_jit, called_by_address
+from fastbp.kernels.simd import first_lanes, fma, largest, load, select, splat, store, total
 
 
 @called_by_address
@@ -69,6 +73,125 @@ def _relu_slope(c0, c1, z, a, delta, n):
 
 
 @called_by_address
+def _piecewise_linear(c0, c1, z, a, n):
+    for i in range(0, n, lane_count(z)):
+        x = (load(z, i) - c0) * c1
+        x = select(x < 0.0, 0.0, x)
+        store(a, i, select(x > 1.0, 1.0, x))
+
+
+@called_by_address
+def _piecewise_linear_slope(c0, c1, z, a, delta, n):
+    for i in range(0, n, lane_count(z)):
+        y = load(a, i)
+        inside = select(y > 0.0, load(delta, i) * c1, 0.0)
+        store(delta, i, select(y < 1.0, inside, 0.0))
+
+
+@called_by_address
+def _gaussian(c0, c1, z, a, n):
+    for i in range(0, n, lane_count(z)):
+        t = (load(z, i) - c0) * c1
+        store(a, i, exp(t * t * -0.5) * (c1 * 0.3989422804014327))
+
+
+@called_by_address
+def _gaussian_slope(c0, c1, z, a, delta, n):
+    for i in range(0, n, lane_count(z)):
+        t = (load(z, i) - c0) * c1
+        store(delta, i, load(delta, i) * (load(a, i) * t * -c1))
+
+
+@called_by_address
+def _threshold(c0, c1, z, a, n):
+    for i in range(0, n, lane_count(z)):
+        x = load(z, i)
+        # NaN is neither above nor below: it stays.
+        store(a, i, select(x >= 0.0, 1.0, select(x < 0.0, 0.0, x)))
+
+
+@called_by_address
+def _threshold_slope(c0, c1, z, a, delta, n):
+    for i in range(0, n, lane_count(z)):
+        store(delta, i, splat(delta, 0.0))
+
+
+@called_by_address
+def _threshold_slope_logistic(c0, c1, z, a, delta, n):
+    for i in range(0, n, lane_count(z)):
+        y = 1.0 / (1.0 + exp(-load(z, i)))
+        store(delta, i, load(delta, i) * (y * (1.0 - y)))
+
+
+@called_by_address
+def _threshold_slope_tanh(c0, c1, z, a, delta, n):
+    for i in range(0, n, lane_count(z)):
+        y = tanh(load(z, i))
+        store(delta, i, load(delta, i) * (1.0 - y * y))
+
+
+@called_by_address
+def _leaky_relu(c0, c1, z, a, n):
+    for i in range(0, n, lane_count(z)):
+        x = load(z, i)
+        store(a, i, select(x < 0.0, x * c0, x))
+
+
+@called_by_address
+def _leaky_relu_slope(c0, c1, z, a, delta, n):
+    for i in range(0, n, lane_count(z)):
+        d = load(delta, i)
+        store(delta, i, select(load(z, i) > 0.0, d, d * c0))
+
+
+# c1 z above zero, c0 (exp(z) - 1) below.
+@called_by_address
+def _elu(c0, c1, z, a, n):
+    for i in range(0, n, lane_count(z)):
+        x = load(z, i)
+        below = expm1(select(x > 0.0, 0.0, x)) * c0
+        store(a, i, select(x > 0.0, x * c1, below))
+
+
+@called_by_address
+def _elu_slope(c0, c1, z, a, delta, n):
+    for i in range(0, n, lane_count(z)):
+        y, d = load(a, i), load(delta, i)
+        store(delta, i, select(y > 0.0, d * c1, d * (y + c0)))
+
+
+@called_by_address
+def _gelu(c0, c1, z, a, n):
+    for i in range(0, n, lane_count(z)):
+        x = load(z, i)
+        store(a, i, x * fma(erf(x * 0.7071067811865476), 0.5, 0.5))
+
+
+@called_by_address
+def _gelu_slope(c0, c1, z, a, delta, n):
+    for i in range(0, n, lane_count(z)):
+        x = load(z, i)
+        below = fma(erf(x * 0.7071067811865476), 0.5, 0.5)
+        density = exp(x * x * -0.5) * 0.3989422804014327
+        store(delta, i, load(delta, i) * fma(x, density, below))
+
+
+@called_by_address
+def _silu(c0, c1, z, a, n):
+    for i in range(0, n, lane_count(z)):
+        x = load(z, i)
+        store(a, i, x / (1.0 + exp(-x)))
+
+
+@called_by_address
+def _silu_slope(c0, c1, z, a, delta, n):
+    for i in range(0, n, lane_count(z)):
+        x = load(z, i)
+        s = 1.0 / (1.0 + exp(-x))
+        store(delta, i, load(delta, i) * (s * fma(x, 1.0 - s, 1.0)))
+
+
+@called_by_address
 def _softmax(c0, c1, z, a, n):
     """Set one row of n outputs; what pads it to whole vectors becomes 0."""
     step = lane_count(z)
@@ -89,6 +212,18 @@ def _softmax(c0, c1, z, a, n):
         store(a, j, load(a, j) / scale)
 
 
+def _finite(owner, **parameters):
+    for name, value in parameters.items():
+        if not (isinstance(value, Real) and np.isfinite(value)):
+            raise ValueError(f"The {name} of {owner} must be a finite number, got {value!r}.")
+
+
+def _above_zero(owner, **parameters):
+    for name, value in parameters.items():
+        if not (isinstance(value, Real) and np.isfinite(value) and value > 0):
+            raise ValueError(f"The {name} of {owner} must be a finite number above 0, got {value!r}.")
+
+
 @dataclass(frozen=True)
 class Activation:
     """What all activation functions share.
@@ -97,44 +232,121 @@ class Activation:
     ----------
     name : str
         The name by which estimators know it.
-    value_kernel, slope_kernel : numba.core.dispatcher.Dispatcher or None
-        The kernels; None where nothing is to be done.
-    by_rows : bool
-        Whether `value_kernel` takes one sample's units at a time, as they depend on each other.
     init_factor : float
         Weights are drawn from U(-b, b) with b = sqrt(init_factor / (fan_in + fan_out))
         (Glorot and Bengio 2010; 2 for logistic units, as scikit-learn does).
     keeps_z : bool
         Whether the derivative needs z; if not, `a` is written over it.
+    by_rows : bool
+        Whether the value is computed for one sample's units at a time, as they depend on each other.
     """
 
     name: ClassVar[str] = ""
-    value_kernel: ClassVar[Any] = None
-    slope_kernel: ClassVar[Any] = None
-    by_rows: ClassVar[bool] = False
     init_factor: ClassVar[float] = 6.0
     keeps_z: ClassVar[bool] = False
+    by_rows: ClassVar[bool] = False
+    # The kernels; None where nothing is to be done.
+    _value: ClassVar[Any] = None
+    _slope: ClassVar[Any] = None
 
     @property
     def coefficients(self):
         """The parameters of the function, as the two floats that its kernels take."""
         return (0.0, 0.0)
 
-    @classmethod
-    @cache
-    def addresses(cls, dtype):
-        """Return where the two kernels for numbers of a type are, compiled now if need be; 0 for None."""
-        number, values = types.float64, types.CPointer(from_dtype(np.dtype(dtype)))
-        kernels = (
-            (cls.value_kernel, (number, number, values, values, types.int64)),
-            (cls.slope_kernel, (number, number, values, values, values, types.int64)),
-        )
-        return tuple(0 if kernel is None else address_of(kernel, kinds) for kernel, kinds in kernels)
+    @property
+    def steepest(self):
+        """The largest size of the derivative: what a unit loses by saturation is measured by it."""
+        return 1.0
+
+    def addresses(self, dtype):
+        """Return where the kernels of the value and of the derivative are, compiled now if need be; 0 for None."""
+        return _address(type(self)._value, 2, np.dtype(dtype)), _address(self._slope_kernel(), 3, np.dtype(dtype))
+
+    def _slope_kernel(self):
+        return type(self)._slope
+
+    def __call__(self, z):
+        """Return f(z).
+
+        Parameters
+        ----------
+        z : array-like
+            What units receive: numbers; for a softmax the last axis is the units of one sample.
+
+        Returns
+        -------
+        ndarray of the same shape
+            float32 for float32, else float64.
+        """
+        z = _as_floats(z)
+        address, _ = self.addresses(z.dtype)
+        if address == 0:
+            return z.copy()
+        if self.by_rows:
+            return np.concatenate([_apply(self, row)[0] for row in z.reshape(-1, z.shape[-1])]).reshape(z.shape)
+        return _apply(self, z)[0]
+
+    def derivative(self, z):
+        """Return f'(z); what training uses, for a `Threshold` that is the derivative of its surrogate.
+
+        Parameters
+        ----------
+        z : array-like
+            What units receive.
+
+        Returns
+        -------
+        ndarray of the same shape
+            float32 for float32, else float64.
+
+        Raises
+        ------
+        TypeError
+            For a softmax, whose derivative is a matrix for each sample.
+        """
+        if self.by_rows:
+            raise TypeError(f"{self!r} has a matrix of derivatives, not one for each unit.")
+        return _apply(self, _as_floats(z))[1]
+
+
+def _as_floats(z):
+    z = np.asarray(z)
+    return z if z.dtype in (np.float32, np.float64) else z.astype(np.float64)
+
+
+def _apply(activation, z):
+    """Return f(z), and f'(z) if there is one for each unit, in the shape of z."""
+    n, width = z.size, lanes(z.itemsize)
+    rows = np.zeros((3, -(-max(n, 1) // width) * width), z.dtype)
+    rows[0, :n] = z.ravel()
+    rows[1] = rows[0]
+    rows[2] = 1
+    apply_kernels(*activation.addresses(z.dtype), *activation.coefficients, rows, n if activation.by_rows else -1)
+    return rows[1, :n].reshape(z.shape), rows[2, :n].reshape(z.shape)
+
+
+@cached_jit
+def apply_kernels(value, slope, c0, c1, rows, n):
+    """Set the rows z, a and delta of an array to z, f(z), delta f'(z), for n numbers, or all if n is negative."""
+    z, a, delta = pointer(rows, 0), pointer(rows, rows.shape[1]), pointer(rows, 2 * rows.shape[1])
+    if value != 0:
+        call_at(value, (c0, c1, z, a, rows.shape[1] if n < 0 else n))
+    if slope != 0:
+        call_at(slope, (c0, c1, z, a, delta, rows.shape[1]))
+
+
+@cache
+def _address(kernel, n_pointers, dtype):
+    if kernel is None:
+        return 0
+    values = types.CPointer(from_dtype(dtype))
+    return address_of(kernel, (types.float64, types.float64, *[values] * n_pointers, types.int64))
 
 
 @dataclass(frozen=True)
 class Identity(Activation):
-    """f(z) = z."""
+    """f(z) = z, with f' = 1. A stack of such layers is one linear map (Lopez Davila, sec. 3)."""
 
     name = "identity"
 
@@ -152,33 +364,261 @@ class Logistic(Activation):
     slope: float = 1.0
 
     name = "logistic"
-    value_kernel, slope_kernel = _logistic, _logistic_slope
     init_factor = 2.0
+    _value, _slope = _logistic, _logistic_slope
 
     def __post_init__(self):
-        if not (np.isfinite(self.slope) and self.slope > 0):
-            raise ValueError(f"The slope of Logistic must be a finite number above 0, got {self.slope!r}.")
+        _above_zero("Logistic", slope=self.slope)
 
     @property
     def coefficients(self):
         """The slope, and nothing."""
         return (float(self.slope), 0.0)
 
+    @property
+    def steepest(self):
+        """A quarter of the slope, at z = 0."""
+        return self.slope / 4
+
 
 @dataclass(frozen=True)
 class Tanh(Activation):
-    """f(z) = tanh(z), with f' = 1 - a^2."""
+    """f(z) = tanh(z), with f' = 1 - a^2 (Lopez Davila, sec. 3)."""
 
     name = "tanh"
-    value_kernel, slope_kernel = _tanh, _tanh_slope
+    _value, _slope = _tanh, _tanh_slope
 
 
 @dataclass(frozen=True)
 class Relu(Activation):
-    """f(z) = max(0, z), with f' = 1 where z > 0, else 0."""
+    """f(z) = max(0, z), with f' = 1 where z > 0, else 0 (Lopez Davila, sec. 3)."""
 
     name = "relu"
-    value_kernel, slope_kernel = _relu, _relu_slope
+    _value, _slope = _relu, _relu_slope
+
+
+@dataclass(frozen=True)
+class PiecewiseLinear(Activation):
+    """f(z) = 0 below x_min, 1 above x_max, a straight line between (Lopez Davila, sec. 3).
+
+    The derivative is 1 / (x_max - x_min) strictly inside, 0 outside.
+
+    Parameters
+    ----------
+    x_min, x_max : float, default=-1.0, 1.0
+        Where the line begins and ends; x_min is the smaller.
+    """
+
+    x_min: float = -1.0
+    x_max: float = 1.0
+
+    name = "piecewise_linear"
+    _value, _slope = _piecewise_linear, _piecewise_linear_slope
+
+    def __post_init__(self):
+        _finite("PiecewiseLinear", x_min=self.x_min, x_max=self.x_max)
+        if not self.x_min < self.x_max:
+            raise ValueError(
+                f"PiecewiseLinear needs x_min below x_max, got x_min={self.x_min!r} and x_max={self.x_max!r}."
+            )
+
+    @property
+    def coefficients(self):
+        """Where the line begins, and how steep it is."""
+        return (float(self.x_min), self.steepest)
+
+    @property
+    def steepest(self):
+        """The slope of the line."""
+        return 1.0 / (self.x_max - self.x_min)
+
+
+@dataclass(frozen=True)
+class Gaussian(Activation):
+    """f(z) = exp(-(z - mu)^2 / (2 sigma^2)) / (sigma sqrt(2 pi)), with f' = -(z - mu) / sigma^2 a.
+
+    Parameters
+    ----------
+    mu : float, default=0.0
+        Where the bell has its top.
+    sigma : float, default=1.0
+        Its width, above 0.
+
+    Notes
+    -----
+    Lopez Davila (sec. 3) prints the factor as 1 / sqrt(2 pi sigma): the same for sigma = 1, and no density for
+    any other.
+    """
+
+    mu: float = 0.0
+    sigma: float = 1.0
+
+    name = "gaussian"
+    keeps_z = True
+    _value, _slope = _gaussian, _gaussian_slope
+
+    def __post_init__(self):
+        _finite("Gaussian", mu=self.mu)
+        _above_zero("Gaussian", sigma=self.sigma)
+
+    @property
+    def coefficients(self):
+        """The top, and one over the width."""
+        return (float(self.mu), 1.0 / self.sigma)
+
+    @property
+    def steepest(self):
+        """The slope at mu - sigma."""
+        return float(np.exp(-0.5) / (np.sqrt(2 * np.pi) * self.sigma**2))
+
+
+@dataclass(frozen=True)
+class Threshold(Activation):
+    """f(z) = 1 where z >= 0, else 0: the unit of the perceptron (Lopez Davila, sec. 3).
+
+    Its derivative is 0 wherever there is one: by itself such a unit predicts, with weights set by hand, but cannot
+    learn. With a surrogate the derivative of that function stands in (the straight-through estimator).
+
+    Parameters
+    ----------
+    surrogate : {"logistic", "tanh", "identity"} or None, default=None
+        The function whose derivative at z is used in training; None refuses to train.
+
+    References
+    ----------
+    Bengio, Leonard and Courville, "Estimating or propagating gradients through stochastic neurons for conditional
+    computation", arXiv:1308.3432, 2013.
+    """
+
+    surrogate: str | None = None
+
+    name = "threshold"
+    keeps_z = True
+    _value = _threshold
+    _surrogates: ClassVar[dict] = {
+        None: (_threshold_slope, 0.0),
+        "logistic": (_threshold_slope_logistic, 0.25),
+        "tanh": (_threshold_slope_tanh, 1.0),
+        "identity": (None, 1.0),
+    }
+
+    def __post_init__(self):
+        if self.surrogate not in self._surrogates:
+            known = [name for name in self._surrogates if name]
+            raise ValueError(f"The surrogate of Threshold must be None or one of {known}, got {self.surrogate!r}.")
+
+    @property
+    def steepest(self):
+        """That of the surrogate; 0 without one."""
+        return self._surrogates[self.surrogate][1]
+
+    def _slope_kernel(self):
+        return self._surrogates[self.surrogate][0]
+
+
+@dataclass(frozen=True)
+class LeakyRelu(Activation):
+    """f(z) = z above 0, negative_slope z below (Maas et al. 2013).
+
+    Parameters
+    ----------
+    negative_slope : float, default=0.01
+        The slope below 0; any finite number.
+    """
+
+    negative_slope: float = 0.01
+
+    name = "leaky_relu"
+    keeps_z = True
+    _value, _slope = _leaky_relu, _leaky_relu_slope
+
+    def __post_init__(self):
+        _finite("LeakyRelu", negative_slope=self.negative_slope)
+
+    @property
+    def coefficients(self):
+        """The slope below 0, and nothing."""
+        return (float(self.negative_slope), 0.0)
+
+    @property
+    def steepest(self):
+        """1, or the slope below 0 if that is steeper."""
+        return max(1.0, abs(self.negative_slope))
+
+
+@dataclass(frozen=True)
+class Elu(Activation):
+    """f(z) = z above 0, alpha (exp(z) - 1) below, with f' = a + alpha there (Clevert et al. 2016).
+
+    Parameters
+    ----------
+    alpha : float, default=1.0
+        Minus the value far below 0; above 0.
+    """
+
+    alpha: float = 1.0
+
+    name = "elu"
+    _value, _slope = _elu, _elu_slope
+
+    def __post_init__(self):
+        _above_zero("Elu", alpha=self.alpha)
+
+    @property
+    def coefficients(self):
+        """The factors below and above 0."""
+        return (float(self.alpha), 1.0)
+
+    @property
+    def steepest(self):
+        """1, or alpha if that is more."""
+        return max(1.0, self.alpha)
+
+
+@dataclass(frozen=True)
+class Selu(Activation):
+    """f(z) = 1.0507 z above 0, 1.7581 (exp(z) - 1) below (Klambauer et al. 2017)."""
+
+    name = "selu"
+    _value, _slope = _elu, _elu_slope
+
+    @property
+    def coefficients(self):
+        """The factors below and above 0: lambda alpha and lambda of the paper."""
+        return (1.0507009873554805 * 1.6732632423543772, 1.0507009873554805)
+
+    @property
+    def steepest(self):
+        """The slope just below 0."""
+        return self.coefficients[0]
+
+
+@dataclass(frozen=True)
+class Gelu(Activation):
+    """f(z) = z P(z), P the normal distribution: (1 + erf(z / sqrt 2)) / 2 (Hendrycks and Gimpel 2016)."""
+
+    name = "gelu"
+    keeps_z = True
+    _value, _slope = _gelu, _gelu_slope
+
+    @property
+    def steepest(self):
+        """The slope at z = sqrt 2."""
+        return 1.1289042
+
+
+@dataclass(frozen=True)
+class Silu(Activation):
+    """f(z) = z / (1 + exp(-z)), also known as swish (Elfwing et al. 2018)."""
+
+    name = "silu"
+    keeps_z = True
+    _value, _slope = _silu, _silu_slope
+
+    @property
+    def steepest(self):
+        """The slope at z = 2.4."""
+        return 1.0998394
 
 
 @dataclass(frozen=True)
@@ -189,11 +629,16 @@ class Softmax(Activation):
     """
 
     name = "softmax"
-    value_kernel = _softmax
     by_rows = True
+    _value = _softmax
 
 
-ACTIVATIONS = {cls.name: cls() for cls in (Identity, Logistic, Tanh, Relu)}
+ACTIVATIONS = {
+    cls.name: cls()
+    for cls in (
+        Identity, Logistic, Tanh, Relu, PiecewiseLinear, Gaussian, Threshold, LeakyRelu, Elu, Selu, Gelu, Silu,
+    )
+}  # fmt: skip
 
 
 def get_activation(activation):
@@ -211,3 +656,20 @@ def get_activation(activation):
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation={activation!r} is unknown; the known ones are {sorted(ACTIVATIONS)}.")
     return ACTIVATIONS[activation]
+
+
+def check_can_learn(activations):
+    """Raise an error if units of a layer have no derivative to learn by.
+
+    Raises
+    ------
+    ValueError
+        For `Threshold` without a surrogate.
+    """
+    if any(isinstance(activation, Threshold) and activation.surrogate is None for activation in activations):
+        raise ValueError(
+            "A threshold has no derivative, so that its layer cannot learn by backpropagation. Ways out: "
+            'Threshold(surrogate="logistic") from fastbp.activations, which learns with the derivative of a smooth '
+            "function, or a smooth activation such as 'logistic'. To predict with weights set by hand, call "
+            "`initialize` instead of `fit`."
+        )

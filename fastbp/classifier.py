@@ -1,10 +1,13 @@
 """BackpropClassifier: labels in, labels out."""
 
+from numbers import Integral
+
 import numpy as np
 from sklearn.base import ClassifierMixin, _fit_context
 from sklearn.preprocessing import LabelBinarizer
+from sklearn.utils import check_scalar
 from sklearn.utils.multiclass import _check_partial_fit_first_call, type_of_target, unique_labels
-from sklearn.utils.validation import column_or_1d
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, column_or_1d
 
 from fastbp.activations import Logistic, Softmax, get_activation
 from fastbp.estimator import BaseBackprop
@@ -23,8 +26,9 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         Units of each hidden layer; `()` for none.
 
     activation : str, activation object, or a list of them, default="relu"
-        Activation of the hidden layers, one for all or one for each: "identity",
-        "logistic", "tanh", "relu", or an object as `fastbp.activations.Logistic(slope=2.0)`.
+        Activation of the hidden layers, one for all or one for each: "identity", "logistic", "tanh",
+        "relu", "piecewise_linear", "gaussian", "threshold", "leaky_relu", "elu", "selu", "gelu", "silu",
+        or an object as `fastbp.activations.Logistic(slope=2.0)`.
 
     solver : {"adam", "sgd"}, default="adam"
         "adam" is the method of Kingma and Ba; "sgd" is gradient descent with momentum.
@@ -280,6 +284,47 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
                 )
             self._fit_network(X, self._binarizer.transform(y), sample_weight, dtype, first=first, one_epoch=True)
         return self
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def initialize(self, n_features, classes):
+        """Set random weights, those that `fit` begins with, and learn nothing.
+
+        For weights that are set by hand afterwards, for a look at a network before training, or as a beginning
+        for `partial_fit`.
+
+        Parameters
+        ----------
+        n_features : int
+            Features of the samples.
+        classes : array-like of shape (n_classes,)
+            All classes.
+
+        Returns
+        -------
+        self : BackpropClassifier
+            The estimator, as if trained for no epoch. With ``dtype="auto"`` its numbers are float32.
+        """
+        n_features = check_scalar(n_features, "n_features", Integral, min_val=1)
+        with self._all_or_nothing():
+            for name in ("coefs_", "classes_", "feature_names_in_", "loss_"):
+                self.__dict__.pop(name, None)
+            self._binarizer = LabelBinarizer().fit(column_or_1d(classes))
+            self.classes_ = self._binarizer.classes_
+            if len(self.classes_) < 2:
+                raise ValueError(f"The number of classes has to be greater than one; got {len(self.classes_)} class.")
+            n_outputs = self._binarizer.transform(self.classes_).shape[1]
+            self._initialize_network(int(n_features), n_outputs)
+        return self
+
+    def _encode(self, X, y, sample_weight=None):
+        """Check data of a fitted estimator; return inputs, targets and weights as the kernels take them."""
+        check_is_fitted(self)
+        X, y, dtype = self._check_X(X, y, reset=False)
+        Y = np.ascontiguousarray(self._binarizer.transform(_check_labels(y)), dtype=dtype)
+        weight = np.empty(0, dtype)
+        if sample_weight is not None:
+            weight = _check_sample_weight(sample_weight, X, dtype=dtype, ensure_non_negative=True)
+        return X, Y, weight
 
     def predict(self, X):
         """Predict the class of each sample.

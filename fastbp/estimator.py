@@ -11,7 +11,7 @@ from sklearn.utils._param_validation import Interval, Options, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from fastbp import training
-from fastbp.activations import ACTIVATIONS, Activation, get_activation
+from fastbp.activations import ACTIVATIONS, Activation, check_can_learn, get_activation
 from fastbp.losses import LOSSES
 from fastbp.network import initial_parameters
 from fastbp.optimizers import SOLVERS
@@ -123,12 +123,10 @@ class BaseBackprop(BaseEstimator):
         hidden = _hidden_units(self.hidden_layer_sizes)
         units = [X.shape[1], *hidden, Y.shape[1]]
         activations = [*self._hidden_activations(len(hidden)), self._output_activation(Y.shape[1])]
+        check_can_learn(activations)
         random_state = check_random_state(self.random_state)
         if first:
-            # As in scikit-learn the output layer goes by the hidden ones, and by the parameter if there are none.
-            factors = [act.init_factor for act in activations[:-1]]
-            factors.append(factors[-1] if factors else self._factor_without_hidden_layers())
-            coefs, intercepts = initial_parameters(units, factors, random_state, dtype)
+            coefs, intercepts = self._draw_parameters(units, activations, random_state, dtype)
             progress = training.Progress()
         else:
             coefs, intercepts = self.coefs_, self.intercepts_
@@ -143,21 +141,43 @@ class BaseBackprop(BaseEstimator):
             network, network.pack(coefs, intercepts), memory, settings, n_samples, training.mostly_zero(X)
         )
         training.fit(session, X, Y, weight, settings, progress, random_state, one_epoch=one_epoch)
-        self.coefs_, self.intercepts_ = network.unpack(session.state.params)
-        if not all(np.isfinite(values).all() for values in [*self.coefs_, *self.intercepts_]):
+        coefs, intercepts = network.unpack(session.state.params)
+        if not all(np.isfinite(values).all() for values in [*coefs, *intercepts]):
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may contain large values and need "
                 "to be preprocessed."
             )
-        self._memory = session.memory.store(network, self.solver)
+        self._set_fitted(network, coefs, intercepts, session.memory, progress)
+
+    def _draw_parameters(self, units, activations, random_state, dtype):
+        # As in scikit-learn the output layer goes by the hidden ones, and by the parameter if there are none.
+        factors = [act.init_factor for act in activations[:-1]]
+        factors.append(factors[-1] if factors else self._factor_without_hidden_layers())
+        return initial_parameters(units, factors, random_state, dtype)
+
+    def _initialize_network(self, n_features, n_outputs):
+        """Set random weights, and the fitted attributes as they are before the first step."""
+        dtype = np.dtype(np.float32 if self.dtype == "auto" else self.dtype)
+        hidden = _hidden_units(self.hidden_layer_sizes)
+        units = [n_features, *hidden, n_outputs]
+        activations = [*self._hidden_activations(len(hidden)), self._output_activation(n_outputs)]
+        coefs, intercepts = self._draw_parameters(units, activations, check_random_state(self.random_state), dtype)
+        network = training.make_network(units, activations, dtype)
+        memory = training.Memory.empty(network, self.solver, self.learning_rate_init)
+        self.n_features_in_ = n_features
+        self._set_fitted(network, coefs, intercepts, memory, training.Progress())
+
+    def _set_fitted(self, network, coefs, intercepts, memory, progress):
+        self.coefs_, self.intercepts_ = coefs, intercepts
+        self._memory = memory.store(network, self.solver)
         self._progress = progress
-        self._activations = activations
+        self._activations = network.activations
         self._loss = self.loss
         self.n_iter_ = progress.epochs
         self.t_ = progress.samples_seen
-        self.n_layers_ = len(units)
-        self.n_outputs_ = units[-1]
-        self.out_activation_ = activations[-1].name
+        self.n_layers_ = len(network.units)
+        self.n_outputs_ = network.units[-1]
+        self.out_activation_ = network.activations[-1].name
         self.loss_curve_ = list(progress.loss_curve)
         self.best_loss_ = progress.best_loss
         if self.loss_curve_:

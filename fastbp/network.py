@@ -87,8 +87,8 @@ class Network:
         """Count the blocks of `rows` rows by one panel that the weights of all layers are cut into."""
         return sum(-(-block[0] // rows) * -(-block[3] // self.panel) for block in self._blocks)
 
-    def workspace(self, n_rows):
-        """Lay out the activations and deltas of `n_rows` samples.
+    def workspace(self, n_rows, *, keep_z=False):
+        """Lay out the activations and deltas of `n_rows` samples; z of all layers too if it is to be kept.
 
         Returns
         -------
@@ -107,7 +107,7 @@ class Network:
             row = strides[index + 1]
             a = z = offset
             offset += n_rows * row
-            if activation.keeps_z:
+            if activation.keeps_z or (keep_z and activation.addresses(self.dtype)[0]):
                 z = offset
                 offset += n_rows * row
             delta = offset

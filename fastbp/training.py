@@ -16,7 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 from fastbp.kernels import backprop, matmul, online, threads
 from fastbp.kernels.intrinsics import MARKED, MR, NV, lanes
 from fastbp.losses import LOSSES
-from fastbp.network import Network, aligned_zeros
+from fastbp.network import Layer, Network, aligned_zeros
 from fastbp.optimizers import SOLVERS, step_sizes
 from fastbp.schedules import SGD_SCHEDULES, after_epoch, after_standstill, step_rates
 
@@ -186,17 +186,19 @@ class Session:
         Samples in an epoch.
     sparse : bool
         Whether to leave out inputs that are zero; see `mostly_zero`.
+    keep : bool
+        Whether z, activations and deltas of a whole batch are kept, for a look at them: see `layers`.
     """
 
-    def __init__(self, network, params, memory, settings, n_samples, sparse=False):
+    def __init__(self, network, params, memory, settings, n_samples, sparse=False, *, keep=False):
         self.settings = settings
         self.memory = memory
         batch_size = settings.batch_size
         work = training_work(network.units) * min(batch_size, n_samples)
         self.n_threads = threads.thread_count(settings.n_jobs, work)
-        chunk = min(batch_size, workspace_rows(network))
-        table, size = network.workspace(chunk)
-        one_by_one = batch_size == 1 and not sparse and online.is_small(network)
+        chunk = batch_size if keep else min(batch_size, workspace_rows(network))
+        table, size = network.workspace(chunk, keep_z=keep)
+        one_by_one = batch_size == 1 and not sparse and not keep and online.is_small(network)
         self._train = online.train_online if one_by_one else backprop.train
         n_grads = network.n_params if chunk < batch_size or one_by_one else 0
         marks, listed = room_for_lists(network.units[0], chunk, self.n_threads) if sparse else (0, 0)
@@ -217,6 +219,7 @@ class Session:
             ahead=np.zeros(self.n_threads * network.units[0], np.int64),
             done=np.zeros(1, np.int64),
         )
+        self.layers = [Layer(*map(int, row)) for row in table]
         self.chunk = chunk
         scratch = (1 + backprop.BLOCK_ROWS * NV) * network.lanes
         self._scratch = aligned_zeros(self.n_threads * scratch, network.dtype)
@@ -366,10 +369,8 @@ def fit(session, x, y, weight, settings, progress, random_state, *, one_epoch=Fa
     try:
         for _ in range(settings.max_iter):
             if settings.shuffle:
-                # What sklearn.utils.shuffle does, without its checks, which take longer than a small epoch.
-                places = np.arange(n)
-                random_state.shuffle(places)
-                order = order[places]
+                # As sklearn.utils.shuffle, without its checks, which take longer than a small epoch.
+                random_state.shuffle(order)
             loss = session.run(backprop.Data(x, y, weight, order))
             progress.epochs += 1
             progress.samples_seen += n

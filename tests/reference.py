@@ -8,28 +8,62 @@ The Backpropagation Algorithm", secs. 2 to 5.
 
 import numpy as np
 from scipy.special import expit, softmax, xlogy
+from scipy.stats import norm
 
+
+def logistic_slope(z, slope=1.0):
+    return slope * expit(slope * z) * expit(-slope * z)
+
+
+SELU = 1.0507009873554805, 1.6732632423543772
+# z, and the parameters of the activation object.
 VALUE = {
-    "identity": lambda z, **_: z,
+    "identity": lambda z: z,
     "logistic": lambda z, slope=1.0: expit(slope * z),
-    "tanh": lambda z, **_: np.tanh(z),
-    "relu": lambda z, **_: np.maximum(z, 0),
-    "softmax": lambda z, **_: softmax(z, axis=1),
+    "tanh": np.tanh,
+    "relu": lambda z: np.maximum(z, 0),
+    "piecewise_linear": lambda z, x_min=-1.0, x_max=1.0: np.clip((z - x_min) / (x_max - x_min), 0, 1),
+    "gaussian": lambda z, mu=0.0, sigma=1.0: norm.pdf(z, mu, sigma),
+    "threshold": lambda z, surrogate=None: np.where(np.isnan(z), z, z >= 0),
+    "leaky_relu": lambda z, negative_slope=0.01: np.where(z > 0, z, negative_slope * z),
+    "elu": lambda z, alpha=1.0: np.where(z > 0, z, alpha * np.expm1(np.minimum(z, 0))),
+    "selu": lambda z: SELU[0] * np.where(z > 0, z, SELU[1] * np.expm1(np.minimum(z, 0))),
+    "gelu": lambda z: z * norm.cdf(z),
+    "silu": lambda z: z * expit(z),
+    "softmax": lambda z: softmax(z, axis=1),
 }
-DERIVATIVE = {  # in the output a
-    "identity": lambda a, **_: np.ones_like(a),
-    "logistic": lambda a, slope=1.0: slope * a * (1 - a),
-    "tanh": lambda a, **_: 1 - a**2,
-    "relu": lambda a, **_: (a > 0).astype(float),
+SURROGATE = {
+    None: np.zeros_like,
+    "logistic": logistic_slope,
+    "tanh": lambda z: 1 / np.cosh(z) ** 2,
+    "identity": np.ones_like,
+}
+DERIVATIVE = {
+    "identity": np.ones_like,
+    "logistic": logistic_slope,
+    "tanh": lambda z: 1 / np.cosh(z) ** 2,
+    "relu": lambda z: (z > 0).astype(float),
+    "piecewise_linear": lambda z, x_min=-1.0, x_max=1.0: ((z > x_min) & (z < x_max)) / (x_max - x_min),
+    "gaussian": lambda z, mu=0.0, sigma=1.0: -(z - mu) / sigma**2 * norm.pdf(z, mu, sigma),
+    "threshold": lambda z, surrogate=None: SURROGATE[surrogate](z),
+    "leaky_relu": lambda z, negative_slope=0.01: np.where(z > 0, 1, negative_slope),
+    "elu": lambda z, alpha=1.0: np.where(z > 0, 1, alpha * np.exp(np.minimum(z, 0))),
+    "selu": lambda z: SELU[0] * np.where(z > 0, 1, SELU[1] * np.exp(np.minimum(z, 0))),
+    "gelu": lambda z: norm.cdf(z) + z * norm.pdf(z),
+    "silu": lambda z: expit(z) * (1 + z * expit(-z)),
 }
 
 
 def forward_naive(coefs, intercepts, activations, X):
-    """Return the list of all layers' activations; `activations` holds (name, parameters) pairs."""
-    layers = [np.asarray(X, dtype=np.float64)]
+    """Return the lists of all layers' activations, and of what their units receive.
+
+    `activations` holds (name, parameters) pairs.
+    """
+    layers, received = [np.asarray(X, dtype=np.float64)], []
     for W, b, (name, parameters) in zip(coefs, intercepts, activations, strict=True):
-        layers.append(VALUE[name](layers[-1] @ W + b, **parameters))
-    return layers
+        received.append(layers[-1] @ W + b)
+        layers.append(VALUE[name](received[-1], **parameters))
+    return layers, received
 
 
 def loss_naive(loss, name, Y, A, weight):
@@ -48,20 +82,20 @@ def loss_naive(loss, name, Y, A, weight):
 def backprop_naive(coefs, intercepts, activations, loss, X, Y, alpha=0.0, weight=None):
     """Return the mean loss with its L2 term, and its gradients by coefs and by intercepts."""
     weight = np.ones(len(X)) if weight is None else weight
-    layers = forward_naive(coefs, intercepts, activations, X)
+    layers, received = forward_naive(coefs, intercepts, activations, X)
     name, parameters = activations[-1]
     value = loss_naive(loss, name, Y, layers[-1], weight)
     value += alpha / 2 * sum((W**2).sum() for W in coefs) / weight.sum()
     delta = (layers[-1] - Y) * weight[:, None]
     if loss == "squared_error":
-        delta *= DERIVATIVE[name](layers[-1], **parameters)
+        delta *= DERIVATIVE[name](received[-1], **parameters)
     coef_grads, intercept_grads = [], []
     for i in reversed(range(len(coefs))):
         coef_grads.insert(0, (layers[i].T @ delta + alpha * coefs[i]) / weight.sum())
         intercept_grads.insert(0, delta.sum(axis=0) / weight.sum())
         if i:
             name, parameters = activations[i - 1]
-            delta = (delta @ coefs[i].T) * DERIVATIVE[name](layers[i], **parameters)
+            delta = (delta @ coefs[i].T) * DERIVATIVE[name](received[i - 1], **parameters)
     return value, coef_grads, intercept_grads
 
 

@@ -3,7 +3,7 @@ import mmap
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise, product
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from numba import njit
 
 import fastbp
 from fastbp import BackpropClassifier, training
-from fastbp.activations import Activation, Identity, Logistic, Relu, Softmax, Tanh
+from fastbp.activations import ACTIVATIONS, Activation, Identity, Logistic, Relu, Softmax, Tanh, Threshold
 from fastbp.kernels import backprop, prediction, threads
 from fastbp.kernels.intrinsics import MARKED, MR, NV, lanes, pointer
 from fastbp.kernels.matmul import sparse_kernels
@@ -32,6 +32,8 @@ OUTPUTS = [
     ("log_loss", Logistic()),
     *(("squared_error", activation) for activation in HIDDEN),
 ]
+# Where the derivative jumps.
+KINKS = {"piecewise_linear": (-1.0, 1.0), **dict.fromkeys(["relu", "leaky_relu", "elu", "selu"], (0.0,))}
 UNITS = [[5, 3], [5, 7, 3], [5, 7, 4, 3], [5, 7, 4, 6, 3]]
 # Momentum and Nesterov; beta_1, beta_2 and epsilon.
 OPTIMIZERS = {
@@ -110,7 +112,7 @@ class Problem:
     @property
     def pairs(self):
         """The activations as tests/reference.py takes them."""
-        return [(f.name, {"slope": f.slope} if isinstance(f, Logistic) else {}) for f in self.activations]
+        return [(f.name, asdict(f)) for f in self.activations]
 
     def naive(self, samples=slice(None)):
         """Loss and gradients of one batch in float64."""
@@ -120,12 +122,12 @@ class Problem:
         return reference.backprop_naive(*network, self.loss, X, Y, self.alpha, weight)
 
     def distance_from_kinks(self):
-        """The smallest size of what any relu unit receives."""
-        layers = reference.forward_naive(self.coefs, self.intercepts, self.pairs, self.X)
+        """How near to a kink of its activation any unit comes."""
+        _, received = reference.forward_naive(self.coefs, self.intercepts, self.pairs, self.X)
         smallest = np.inf
-        for a, W, b, act in zip(layers[:-1], self.coefs, self.intercepts, self.activations, strict=True):
-            if isinstance(act, Relu):
-                smallest = min(smallest, np.abs(a @ W + b).min())
+        for z, activation in zip(received, self.activations, strict=True):
+            for kink in KINKS.get(activation.name, ()):
+                smallest = min(smallest, np.abs(z - kink).min())
         return smallest
 
 
@@ -255,6 +257,48 @@ def test_gradient(units, hidden, loss, output):
         grads = trainer.gradients()
         assert_close(grads, [*coef_grads, *intercept_grads], 1e-12)
         assert_close(grads, _central_differences(trainer), 1e-6)
+
+
+EVERY = [*ACTIVATIONS.values(), Threshold("logistic"), Threshold("tanh"), Threshold("identity")]
+EVERY_OUTPUT = [("log_loss", Softmax()), ("log_loss", Logistic()), *(("squared_error", f) for f in EVERY)]
+
+
+@pytest.mark.parametrize(("loss", "output"), EVERY_OUTPUT, ids=str)
+@pytest.mark.parametrize("hidden", EVERY, ids=str)
+def test_gradient_of_everything(hidden, loss, output):
+    """Every activation, loss and output, one to four hidden layers, with and without L2 and weights of samples.
+
+    All numbers of the gradient against the naive twin; and, but for thresholds, whose gradient is that of another
+    function, the change of the loss in some directions against central differences.
+    """
+    rng = np.random.default_rng(0)
+    smooth = not {"threshold"} & {hidden.name, output.name}
+    for depth, weighted, alpha in product(range(1, 5), (False, True), (0.0, 0.7)):
+        units = [*[5, 7, 4, 6, 5][: depth + 1], 3]
+        for seed in range(40):
+            problem = make(units, hidden, loss, output, n=6, weighted=weighted, alpha=alpha, seed=seed)
+            if problem.distance_from_kinks() > 1e-4:
+                break
+        trainer = Trainer(problem).run()
+        value, coef_grads, intercept_grads = problem.naive()
+        np.testing.assert_allclose(trainer.losses, [value], rtol=1e-12)
+        grads = trainer.gradients()
+        assert_close(grads, [*coef_grads, *intercept_grads], 1e-11)
+        if smooth:
+            gradient = trainer.network.pack(grads[: depth + 1], grads[depth + 1 :])
+            places = trainer.network.pack(*_ones(trainer.network))
+            params, start = trainer.state.params, trainer.state.params.copy()
+            for _ in range(3):
+                direction = rng.normal(size=params.size) * places
+                losses = []
+                for h in (1e-5, -1e-5):
+                    params[:] = start + h * direction
+                    losses.append(trainer.run().losses[0])
+                params[:] = start
+                slope = (losses[0] - losses[1]) / 2e-5
+                # Relative to the steepest direction: in this one the loss may hardly change.
+                steepest = np.linalg.norm(gradient) * np.linalg.norm(direction)
+                assert abs(slope - gradient @ direction) <= 1e-6 * max(steepest, 1e-3)
 
 
 def _central_differences(trainer):
@@ -603,7 +647,7 @@ def _packed(problem):
 def test_predict(output, dtype):
     for units in [*UNITS, [70, 1, 200, 2], [3, 4096, 2]]:
         problem = make(units, HIDDEN[1 : len(units) - 1], output=output, n=50, dtype=dtype)
-        expected = reference.forward_naive(problem.coefs, problem.intercepts, problem.pairs, problem.X)[-1]
+        expected = reference.forward_naive(problem.coefs, problem.intercepts, problem.pairs, problem.X)[0][-1]
         out = _predict(problem, problem.X, 16)
         assert out.dtype == dtype
         assert_close([out], [expected], 1e-12 if dtype == np.float64 else 2e-5)

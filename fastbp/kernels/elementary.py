@@ -1,4 +1,4 @@
-"""exp, log and tanh of vectors, as plain arithmetic.
+"""exp, expm1, log, tanh and erf of vectors, as plain arithmetic.
 
 Numba calls the C library once for each number, which is many times slower (`benchmarks/` shows
 it).
@@ -12,6 +12,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
+from fastbp.kernels.jit import inlined
 from fastbp.kernels.simd import (
     Vector,
     absolute,
@@ -53,6 +54,24 @@ def _overload_tanh(x):
     return _by_type(x, _tanh32, _tanh64)
 
 
+def expm1(x):
+    """Return e**x - 1 of a vector, exact near 0 too; -1 and inf beyond the range of the type, NaN for NaN."""
+
+
+@overload(expm1, inline="always")
+def _overload_expm1(x):
+    return _by_type(x, _expm1_32, _expm1_64)
+
+
+def erf(x):
+    """Return the error function of a vector; -1 and 1 far out, NaN for NaN."""
+
+
+@overload(erf, inline="always")
+def _overload_erf(x):
+    return _by_type(x, _erf32, _erf64)
+
+
 def _by_type(x, single, double):
     if isinstance(x, Vector):
         return {types.float32: single, types.float64: double}.get(x.dtype)
@@ -60,11 +79,9 @@ def _by_type(x, single, double):
 
 
 # exp(x) = 2^n exp(r), n = x / ln 2 rounded to an integer, r = x - n ln 2 in two steps, as ln 2 in one
-# number is not exact enough. 2^n is made from bits, in two factors: 2^128 and 2^-140 are no
-# normal numbers, but the results that they belong to may be.
-def _exp32(x):
-    x = select(x > 104.0, 104.0, x)
-    x = select(x < -104.0, -104.0, x)
+# number is not exact enough. These return n and exp(r) - 1.
+@inlined
+def _reduced32(x):
     n = floor(fma(x, 1.442695040888963, 0.5))
     r = fma(n, -0.693359375, x)
     r = fma(n, 2.12194440e-4, r)
@@ -73,15 +90,11 @@ def _exp32(x):
     p = fma(p, r, 4.1665795894e-2)
     p = fma(p, r, 1.6666665459e-1)
     p = fma(p, r, 5.0000001201e-1)
-    p = fma(p, r * r, r) + 1.0
-    whole = to_whole(n)
-    half = whole >> 1
-    return p * bits_as_float((half + 127) << 23) * bits_as_float((whole - half + 127) << 23)
+    return n, fma(p, r * r, r)
 
 
-def _exp64(x):
-    x = select(x > 746.0, 746.0, x)
-    x = select(x < -746.0, -746.0, x)
+@inlined
+def _reduced64(x):
     n = floor(fma(x, 1.4426950408889634, 0.5))
     r = fma(n, -6.93147180369123816490e-01, x)
     r = fma(n, -1.90821492927058770002e-10, r)
@@ -97,10 +110,42 @@ def _exp64(x):
     p = fma(p, r, 1.0 / 24.0)
     p = fma(p, r, 1.0 / 6.0)
     p = fma(p, r, 0.5)
-    p = fma(p, r * r, r) + 1.0
+    return n, fma(p, r * r, r)
+
+
+# 2^n is made from bits, in two factors: 2^128 and 2^-140 are no normal numbers, but the results that they belong
+# to may be.
+def _exp32(x):
+    x = select(x > 104.0, 104.0, x)
+    n, p = _reduced32(select(x < -104.0, -104.0, x))
     whole = to_whole(n)
     half = whole >> 1
-    return p * bits_as_float((half + 1023) << 52) * bits_as_float((whole - half + 1023) << 52)
+    return (p + 1.0) * bits_as_float((half + 127) << 23) * bits_as_float((whole - half + 127) << 23)
+
+
+def _exp64(x):
+    x = select(x > 746.0, 746.0, x)
+    n, p = _reduced64(select(x < -746.0, -746.0, x))
+    whole = to_whole(n)
+    half = whole >> 1
+    return (p + 1.0) * bits_as_float((half + 1023) << 52) * bits_as_float((whole - half + 1023) << 52)
+
+
+# expm1(x) = 2^n (exp(r) - 1) + (2^n - 1); half of all that at first, as 2^128 is no number.
+def _expm1_32(x):
+    x = select(x > 89.0, 89.0, x)
+    n, p = _reduced32(select(x < -60.0, -60.0, x))
+    scale = bits_as_float((to_whole(n) + 126) << 23)
+    half = fma(p, scale, scale - 0.5)
+    return half + half
+
+
+def _expm1_64(x):
+    x = select(x > 710.0, 710.0, x)
+    n, p = _reduced64(select(x < -60.0, -60.0, x))
+    scale = bits_as_float((to_whole(n) + 1022) << 52)
+    half = fma(p, scale, scale - 0.5)
+    return half + half
 
 
 # log(x) = n ln 2 + log(1 + f), with 1 + f between sqrt(1/2) and sqrt(2). The bits of NaN would pass for a number.
@@ -164,3 +209,72 @@ def _tanh64(x):
     near = fma(size * z, p / q, size)
     far = 1.0 - 2.0 / (exp(size + size) + 1.0)
     return with_sign_of(select(size < 0.625, near, far), x)
+
+
+# Below 1 erf(x) / x - 1 is a series in x^2 (Taylor's). Above, erf(x) = 1 - exp(-x^2) erfcx(x), where (1 + 2x) erfcx(x)
+# is a polynomial in (x - 2) / (x + 2), fitted by Chebyshev interpolation up to where erf rounds to 1.
+def _erf32(x):
+    size = absolute(x)
+    z = x * x
+    p = fma(z, -1.2290555301717926e-09, 1.4807192815879218e-08)
+    p = fma(p, z, -1.6365844691234924e-07)
+    p = fma(p, z, 1.6462114365889246e-06)
+    p = fma(p, z, -1.492565035840625e-05)
+    p = fma(p, z, 0.00012055332981789664)
+    p = fma(p, z, -0.0008548327023450852)
+    p = fma(p, z, 0.005223977625442188)
+    p = fma(p, z, -0.026866170645131252)
+    p = fma(p, z, 0.11283791670955126)
+    p = fma(p, z, -0.37612638903183754)
+    p = fma(p, z, 0.12837916709551256)
+    near = fma(p, size, size)
+    t = select(size > 4.0, 4.0, size)
+    q = (t - 2.0) / (t + 2.0)
+    r = fma(q, 0.008406068180684128, -0.007798912021443274)
+    r = fma(r, q, -0.05419818117789622)
+    r = fma(r, q, 0.16403843813879063)
+    r = fma(r, q, -0.1660308806650496)
+    r = fma(r, q, -0.09276364973018286)
+    r = fma(r, q, 1.2769783832259642)
+    far = 1.0 - exp(t * -t) * (r / (t + t + 1.0))
+    return with_sign_of(select(size < 1.0, near, far), x)
+
+
+def _erf64(x):
+    size = absolute(x)
+    z = x * x
+    p = fma(z, -9.063970842808673e-17, 1.6342614095367152e-15)
+    p = fma(p, z, -2.7835162072109212e-14)
+    p = fma(p, z, 4.4632242632864775e-13)
+    p = fma(p, z, -6.7113668551641105e-12)
+    p = fma(p, z, 9.422759064650411e-11)
+    p = fma(p, z, -1.2290555301717926e-09)
+    p = fma(p, z, 1.4807192815879218e-08)
+    p = fma(p, z, -1.6365844691234924e-07)
+    p = fma(p, z, 1.6462114365889246e-06)
+    p = fma(p, z, -1.492565035840625e-05)
+    p = fma(p, z, 0.00012055332981789664)
+    p = fma(p, z, -0.0008548327023450852)
+    p = fma(p, z, 0.005223977625442188)
+    p = fma(p, z, -0.026866170645131252)
+    p = fma(p, z, 0.11283791670955126)
+    p = fma(p, z, -0.37612638903183754)
+    p = fma(p, z, 0.12837916709551256)
+    near = fma(p, size, size)
+    t = select(size > 6.0, 6.0, size)
+    q = (t - 2.0) / (t + 2.0)
+    r = fma(q, -4.0295643325518094e-05, -5.5964276632199325e-06)
+    r = fma(r, q, 0.00015283314553984402)
+    r = fma(r, q, 0.00020684288097264306)
+    r = fma(r, q, -0.0004546197249622435)
+    r = fma(r, q, -0.0014568379441050596)
+    r = fma(r, q, 0.0012713594140079485)
+    r = fma(r, q, 0.008722654288536004)
+    r = fma(r, q, -0.00803401581493349)
+    r = fma(r, q, -0.054220000989222174)
+    r = fma(r, q, 0.16405128004481595)
+    r = fma(r, q, -0.16603039761538194)
+    r = fma(r, q, -0.09276382658579657)
+    r = fma(r, q, 1.276978381552529)
+    far = 1.0 - exp(t * -t) * (r / (t + t + 1.0))
+    return with_sign_of(select(size < 1.0, near, far), x)

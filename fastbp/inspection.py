@@ -1,0 +1,376 @@
+"""What backpropagation computes, made visible: loss and gradient, the factors of the chain rule, saturation.
+
+Nothing here is a second implementation. All figures are what the kernels of training leave behind when they take
+one step of plain gradient descent, at rate 1, on a copy of the network: its step is minus the gradient.
+
+References
+----------
+A. J. Maren, "Backpropagation", ch. 6 of *Statistical Mechanics, Neural Networks, and Artificial Intelligence*
+(draft, 2020): Eqs. 6.5 to 6.30 and Fig. 6.3.
+A. Lopez Davila, "Neural Networks: The Backpropagation Algorithm": sec. 5.
+"""
+
+from numbers import Integral
+
+import numpy as np
+from sklearn.utils import Bunch, check_scalar
+from sklearn.utils.validation import check_is_fitted
+
+from fastbp import training
+from fastbp.activations import Identity
+from fastbp.kernels.backprop import Data
+from fastbp.network import Layer
+
+# A unit counts as saturated where its derivative is below this share of its activation's steepest.
+SATURATED = 0.05
+
+
+class _Step:
+    """One step of plain gradient descent with all samples.
+
+    Attributes
+    ----------
+    loss : float
+        Mean loss with the L2 term, before the step.
+    coef_grads, intercept_grads : list of ndarray
+        The gradient.
+    """
+
+    def __init__(self, clf, coefs, intercepts, activations, data, *, alpha, keep=False, straight=None):
+        dtype = coefs[0].dtype
+        units = [coefs[0].shape[0], *(len(intercept) for intercept in intercepts)]
+        network = training.make_network(units, activations, dtype)
+        n = len(data.x)
+        settings = training.Settings(
+            loss=clf._loss, solver="sgd", alpha=alpha, batch_size=n, learning_rate="constant", learning_rate_init=1.0,
+            power_t=0.5, max_iter=1, shuffle=False, tol=0.0, momentum=0.0, nesterovs_momentum=False, beta_1=0.9,
+            beta_2=0.999, epsilon=1e-8, n_iter_no_change=1, verbose=False, n_jobs=clf.n_jobs,
+        )  # fmt: skip
+        memory = training.Memory.empty(network, "sgd", 1.0)
+        session = training.Session(network, network.pack(coefs, intercepts), memory, settings, n, keep=keep)
+        if straight is not None:  # this layer's deltas are left as they come from above, without the derivative
+            session.state.table[straight, Layer._fields.index("slope")] = 0
+        self.loss = session.run(data)
+        # The velocity after one step; 0 - g, not -g, so that no zero gets a sign.
+        self.coef_grads, self.intercept_grads = network.unpack(0 - memory.first)
+        self._session, self._n = session, n
+
+    def values(self, layer, what):
+        """Return z, a or delta of a layer, of shape (n_samples, units)."""
+        place = self._session.layers[layer]
+        begin = getattr(place, what)
+        rows = self._session.state.space[begin : begin + self._n * place.row].reshape(self._n, place.row)
+        return rows[:, : place.fan_out].copy()
+
+
+def _data(clf, X, y, sample_weight=None):
+    X, Y, weight = clf._encode(X, y, sample_weight)
+    return Data(X, Y, weight, np.arange(len(X)))
+
+
+def loss_and_gradient(clf, X, y, sample_weight=None):
+    """Compute the mean loss of a network on some data, and its gradient.
+
+    Parameters
+    ----------
+    clf : BackpropClassifier
+        Fitted or initialized.
+    X : array-like of shape (n_samples, n_features)
+        Inputs.
+    y : array-like of shape (n_samples,) or (n_samples, n_labels)
+        Class labels.
+    sample_weight : array-like of shape (n_samples,), default=None
+        How much each sample counts.
+
+    Returns
+    -------
+    loss : float
+        Mean loss of the samples, and alpha / 2 times the sum of all squared weights, over the number of samples.
+    gradient : ndarray of shape (n_parameters,)
+        [dC/dW^1, dC/db^1, ..., dC/dW^L, dC/db^L], each W row by row as in `coefs_`, of the network's dtype
+        (Lopez Davila, end of sec. 5).
+
+    Notes
+    -----
+    Lopez Davila's C = (a - y)^2 has a factor of 2 in its gradient; with the 1/2 of Maren's Eq. 6.5, as here, it is
+    gone.
+
+    Examples
+    --------
+    >>> from fastbp import BackpropClassifier
+    >>> from fastbp.inspection import loss_and_gradient
+    >>> clf = BackpropClassifier((2,), random_state=0).initialize(3, classes=[0, 1])
+    >>> loss, gradient = loss_and_gradient(clf, [[0.0, 1.0, 2.0]], [1])
+    >>> gradient.shape  # 3 * 2 + 2 + 2 * 1 + 1
+    (11,)
+    """
+    check_is_fitted(clf)
+    step = _Step(clf, clf.coefs_, clf.intercepts_, clf._activations, _data(clf, X, y, sample_weight), alpha=clf.alpha)
+    return step.loss, flatten(step.coef_grads, step.intercept_grads)
+
+
+def flatten(coefs, intercepts):
+    """Return all parameters, or their gradients, as one vector in the order of `loss_and_gradient`.
+
+    Parameters
+    ----------
+    coefs, intercepts : list of ndarray
+        Of each layer.
+
+    Returns
+    -------
+    ndarray of shape (n_parameters,)
+    """
+    return np.concatenate(
+        [part.ravel() for pair in zip(coefs, intercepts, strict=True) for part in pair]
+    )  # fmt: skip
+
+
+def gradient_terms(clf, X, y):
+    """Take the gradient apart into the factors of the chain rule, layer by layer.
+
+    Parameters
+    ----------
+    clf : BackpropClassifier
+        Fitted or initialized.
+    X : array-like of shape (n_samples, n_features)
+        Inputs.
+    y : array-like of shape (n_samples,) or (n_samples, n_labels)
+        Class labels.
+
+    Returns
+    -------
+    list of Bunch
+        One for each layer after the inputs, with arrays of shape (n_samples, units) for a single sample's loss
+        (Maren's SSE, or the cross entropy), named after what they are:
+
+        - ``node_input``: z = NdInpt (Maren 6.3, 6.9), and ``activation``: F or H = f(z) (6.4, 6.10).
+        - ``error``: E = desired - actual (6.6); ``d_loss_d_error``: E (6.17); ``d_error_d_activation``: -1 (6.21).
+          For the output layer under "squared_error" only.
+        - ``d_loss_d_activation``: dC/da. For the outputs the product of the two above, for hidden layers what comes
+          back from the layer above, sum_o delta_o v_ho.
+        - ``d_activation_d_node_input``: f'(z) (6.23).
+        - ``delta``: dC/dz, the product of the two before. For the outputs under "log_loss" it is actual - desired, as
+          the factors cancel: the two are not given there.
+        - ``d_node_input_d_weight``: the activations of the layer below (6.27), of shape (n_samples, fan_in).
+        - ``gradient``: dC/dW, the mean over the samples of input times delta (6.30), and the L2 term; of the shape of
+          `coefs_`. ``intercept_gradient``: dC/db.
+        - ``d_loss_d_input``: dC/da of the layer below, delta W^T; for the first layer the gradient by the inputs.
+
+    Notes
+    -----
+    Maren stops at the weights between hidden and output nodes; for the weights before them the same rule holds one
+    layer further down, with delta_h = (sum_o delta_o v_ho) f'(z_h). Maren's Eqs. 6.3 and 6.9 print sums over the
+    hidden nodes up to O where H is meant, and Eq. 6.26 prints H_h inside a sum over q. Lopez Davila's last sum in
+    sec. 5 leaves out the weight in dz_j/da_k: it is sum_j w_jk f'(z_j) dC/da_j.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastbp import BackpropClassifier
+    >>> from fastbp.inspection import gradient_terms
+    >>> clf = BackpropClassifier((2,), activation="logistic", loss="squared_error", alpha=0.0, random_state=0)
+    >>> outputs = gradient_terms(clf.initialize(3, classes=[0, 1]), [[0.0, 1.0, 2.0]], [1])[-1]
+    >>> factors = outputs.d_loss_d_error * outputs.d_error_d_activation * outputs.d_activation_d_node_input
+    >>> np.allclose(outputs.d_node_input_d_weight.T @ factors, outputs.gradient)
+    True
+    """
+    check_is_fitted(clf)
+    data = _data(clf, X, y)
+    coefs, intercepts, activations = clf.coefs_, clf.intercepts_, clf._activations
+    n_layers, dtype = len(coefs), coefs[0].dtype
+    step = _Step(clf, coefs, intercepts, activations, data, alpha=clf.alpha, keep=True)
+    # A layer of identities before the others: what comes back to it is the gradient by the inputs.
+    below = (
+        [np.eye(data.x.shape[1], dtype=dtype), *coefs],
+        [np.zeros(data.x.shape[1], dtype), *intercepts],
+        [Identity(), *activations],
+    )
+    # The deltas of each of its layers without that layer's derivative.
+    straight = [_Step(clf, *below, data, alpha=0.0, keep=True, straight=k) for k in range(n_layers)]
+    carried = [straight[k].values(k, "delta") for k in range(n_layers)]
+    inputs = [np.asarray(data.x, dtype), *(step.values(k, "a") for k in range(n_layers))]
+    terms = []
+    for k, activation in enumerate(activations):
+        z, a, delta = (step.values(k, what) for what in ("z", "a", "delta"))
+        term = Bunch(node_input=z, activation=a)
+        is_output = k == n_layers - 1
+        if not is_output:
+            term.update(d_loss_d_activation=carried[k + 1], d_activation_d_node_input=activation.derivative(z))
+        elif clf._loss == "squared_error":
+            error = data.y - a
+            ones = np.full_like(error, -1)
+            term.update(
+                error=error, d_loss_d_error=error, d_error_d_activation=ones, d_loss_d_activation=error * ones,
+                d_activation_d_node_input=activation.derivative(z),
+            )  # fmt: skip
+        term.update(
+            delta=delta, d_node_input_d_weight=inputs[k], gradient=step.coef_grads[k],
+            intercept_gradient=step.intercept_grads[k], d_loss_d_input=carried[k],
+        )  # fmt: skip
+        terms.append(term)
+    return terms
+
+
+def gradient_flow(clf, X, y):
+    """Measure how the gradient fades, or grows, from the outputs back to the first layer.
+
+    Each derivative of a saturated unit is close to 0, and the deltas are products of them: in deep networks of
+    logistic units, whose derivative is at most a quarter of the slope, little comes back (Maren 2020, secs. 6.3.2,
+    6.4).
+
+    Parameters
+    ----------
+    clf : BackpropClassifier
+        Fitted or initialized.
+    X : array-like of shape (n_samples, n_features)
+        Inputs.
+    y : array-like of shape (n_samples,) or (n_samples, n_labels)
+        Class labels.
+
+    Returns
+    -------
+    Bunch
+        Arrays with a number for each layer after the inputs:
+
+        - ``delta``: the mean size of dC/dz, over samples and units.
+        - ``gradient_norm``: the root of the sum of squares of dC/dW.
+        - ``saturated``: the share of samples and units whose derivative is below 5 % of the steepest of their
+          activation; NaN for a softmax.
+        - ``ratio_to_last``: ``delta``, divided by that of the last layer.
+    """
+    check_is_fitted(clf)
+    coefs, activations = clf.coefs_, clf._activations
+    data = _data(clf, X, y)
+    step = _Step(clf, coefs, clf.intercepts_, activations, data, alpha=clf.alpha, keep=True)
+    sizes, norms, saturated = [], [], []
+    for k, activation in enumerate(activations):
+        sizes.append(float(np.abs(step.values(k, "delta")).mean(dtype=np.float64)))
+        norms.append(float(np.linalg.norm(step.coef_grads[k].astype(np.float64))))
+        if activation.by_rows:
+            saturated.append(np.nan)
+        else:
+            slopes = np.abs(activation.derivative(step.values(k, "z")))
+            saturated.append(float((slopes <= SATURATED * activation.steepest).mean()))
+    delta = np.array(sizes)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = delta / delta[-1]
+    return Bunch(delta=delta, gradient_norm=np.array(norms), saturated=np.array(saturated), ratio_to_last=ratio)
+
+
+def loss_slice(clf, X, y, layer, i, j, values):
+    """Compute the loss as a function of one weight, all others held (Maren 2020, Fig. 6.3).
+
+    Parameters
+    ----------
+    clf : BackpropClassifier
+        Fitted or initialized; not changed.
+    X : array-like of shape (n_samples, n_features)
+        Inputs.
+    y : array-like of shape (n_samples,) or (n_samples, n_labels)
+        Class labels.
+    layer : int
+        Which of `coefs_`; negative numbers count from the last.
+    i : int or None
+        The unit that the weight comes from; None for the bias.
+    j : int
+        The unit that it leads to.
+    values : array-like of shape (n_values,)
+        Values of the weight.
+
+    Returns
+    -------
+    Bunch
+        - ``values`` and ``losses``, of shape (n_values,).
+        - ``weight``, ``loss`` and ``derivative``: what the network has now, for the point and the tangent there.
+
+    Raises
+    ------
+    ValueError
+        If there is no such weight.
+    """
+    check_is_fitted(clf)
+    coefs, intercepts = _copies(clf)
+    array, place = _find(coefs, intercepts, layer, i, j)
+    values = np.asarray(values, dtype=np.float64).ravel()
+    data = _data(clf, X, y)
+    weight = float(array[place])
+    now = _Step(clf, coefs, intercepts, clf._activations, data, alpha=clf.alpha)
+    grads, _ = _find(now.coef_grads, now.intercept_grads, layer, i, j)
+    losses = np.empty(len(values))
+    for k, value in enumerate(values):
+        array[place] = value
+        losses[k] = _Step(clf, coefs, intercepts, clf._activations, data, alpha=clf.alpha).loss
+    return Bunch(values=values, losses=losses, weight=weight, loss=now.loss, derivative=float(grads[place]))
+
+
+def loss_plane(clf, X, y, directions, first, second, *, n_steps=0, rate=0.1):
+    """Compute the loss on a plane through the network's parameters, and a path of gradient descent in it.
+
+    Parameters
+    ----------
+    clf : BackpropClassifier
+        Fitted or initialized; not changed. Its parameters are the origin of the plane.
+    X : array-like of shape (n_samples, n_features)
+        Inputs.
+    y : array-like of shape (n_samples,) or (n_samples, n_labels)
+        Class labels.
+    directions : pair of (list of ndarray, list of ndarray)
+        Two directions in the space of the parameters, each as changes of `coefs_` and `intercepts_`.
+    first, second : array-like of shape (n_first,), (n_second,)
+        Coordinates along each.
+    n_steps : int, default=0
+        Steps of gradient descent, with all samples, from the corner (first[0], second[0]).
+    rate : float, default=0.1
+        Learning rate of these steps.
+
+    Returns
+    -------
+    Bunch
+        - ``losses``, of shape (n_second, n_first).
+        - ``path``, of shape (n_steps + 1, 2), and ``path_losses``: coordinates before each step and after the last.
+    """
+    check_is_fitted(clf)
+    data = _data(clf, X, y)
+    origin = [*clf.coefs_, *clf.intercepts_]
+    n = len(clf.coefs_)
+    changes = [[*coefs, *intercepts] for coefs, intercepts in directions]
+
+    def at(u, v):
+        params = [(w + u * p + v * q).astype(w.dtype) for w, p, q in zip(origin, *changes, strict=True)]
+        return _Step(clf, params[:n], params[n:], clf._activations, data, alpha=clf.alpha)
+
+    first, second = (np.asarray(coordinates, np.float64).ravel() for coordinates in (first, second))
+    losses = np.array([[at(u, v).loss for u in first] for v in second])
+    place = np.array([first[0], second[0]])
+    path, path_losses = [], []
+    for _ in range(n_steps + 1):
+        step = at(*place)
+        path.append(place)
+        path_losses.append(step.loss)
+        grads = [*step.coef_grads, *step.intercept_grads]
+        slopes = [sum(float(np.vdot(g, p)) for g, p in zip(grads, change, strict=True)) for change in changes]
+        place = place - rate * np.array(slopes)
+    return Bunch(losses=losses, path=np.array(path), path_losses=np.array(path_losses))
+
+
+def _copies(clf):
+    return [coef.copy() for coef in clf.coefs_], [intercept.copy() for intercept in clf.intercepts_]
+
+
+def _find(coefs, intercepts, layer, i, j):
+    """Return the array that holds a weight or, for i None, a bias, and its index there."""
+    for name, value in (("layer", layer), ("i", i), ("j", j)):
+        if not (name == "i" and value is None):
+            check_scalar(value, name, Integral)
+    n = len(coefs)
+    if not -n <= layer < n:
+        raise ValueError(f"layer={layer} is not there: the network has {n} layers of weights, 0 to {n - 1}.")
+    array = intercepts[layer] if i is None else coefs[layer]
+    place = (j,) if i is None else (i, j)
+    if not all(-size <= index < size for index, size in zip(place, array.shape, strict=True)):
+        raise ValueError(
+            f"i={i}, j={j} is not there: layer {layer} has {coefs[layer].shape[0]} inputs and "
+            f"{coefs[layer].shape[1]} units."
+        )
+    return array, place
