@@ -281,7 +281,7 @@ def loss_slice(clf, X, y, layer, i, j, values):
     Returns
     -------
     Bunch
-        - ``values`` and ``losses``, of shape (n_values,).
+        - ``weights`` and ``losses``, of shape (n_values,): the values, and the loss at each.
         - ``weight``, ``loss`` and ``derivative``: what the network has now, for the point and the tangent there.
 
     Raises
@@ -301,7 +301,7 @@ def loss_slice(clf, X, y, layer, i, j, values):
     for k, value in enumerate(values):
         array[place] = value
         losses[k] = _Step(clf, coefs, intercepts, clf._activations, data, alpha=clf.alpha).loss
-    return Bunch(values=values, losses=losses, weight=weight, loss=now.loss, derivative=float(grads[place]))
+    return Bunch(weights=values, losses=losses, weight=weight, loss=now.loss, derivative=float(grads[place]))
 
 
 def loss_plane(clf, X, y, directions, first, second, *, n_steps=0, rate=0.1):

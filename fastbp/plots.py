@@ -15,7 +15,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from fastbp.activations import get_activation
-from fastbp.inspection import gradient_flow, loss_plane, loss_slice
+from fastbp.inspection import gradient_flow, loss_and_gradient, loss_plane, loss_slice
 
 # Two colours that differ in print too, and for readers who do not see red and green apart; with two kinds of line.
 _COLORS = ("#1f4e9c", "#d9730d")
@@ -105,7 +105,7 @@ class LossCurveDisplay(_Display):
             watched.partial_fit(X, y, classes=classes)
             for prefix, inputs, labels in (("", X, y), ("validation_", X_val, y_val)):
                 if inputs is not None:
-                    curves[f"{prefix}loss"].append(watched._evaluate(inputs, labels))
+                    curves[f"{prefix}loss"].append(loss_and_gradient(watched, inputs, labels)[0])
                     curves[f"{prefix}accuracy"].append(watched.score(inputs, labels))
         return cls(**curves).plot(ax)
 
@@ -231,7 +231,7 @@ class LossSliceDisplay(_Display):
 
     Parameters
     ----------
-    values, losses : ndarray of shape (n_values,)
+    weights, losses : ndarray of shape (n_values,)
         Values of the weight, and the losses there.
     weight, loss, derivative : float
         What the network has: the point and the tangent.
@@ -244,8 +244,8 @@ class LossSliceDisplay(_Display):
         Where it was drawn.
     """
 
-    def __init__(self, *, values, losses, weight, loss, derivative, label):
-        self.values = values
+    def __init__(self, *, weights, losses, weight, loss, derivative, label):
+        self.weights = weights
         self.losses = losses
         self.weight = weight
         self.loss = loss
@@ -280,8 +280,7 @@ class LossSliceDisplay(_Display):
             middle = loss_slice(estimator, X, y, layer, i, j, []).weight
             values = np.linspace(middle - 5, middle + 5, 81)
         result = loss_slice(estimator, X, y, layer, i, j, values)
-        number = layer % len(estimator.coefs_)
-        label = f"bias {j} of layer {number}" if i is None else f"weight from {i} to {j} in layer {number}"
+        label = _name(estimator, layer, i, j)
         return cls(**result, label=label).plot(ax)
 
     def plot(self, ax=None):
@@ -297,12 +296,12 @@ class LossSliceDisplay(_Display):
         LossSliceDisplay
         """
         (axis,) = axes = _new_axes(ax, figsize=(5.2, 3.8))
-        axis.plot(self.values, self.losses, color=_COLORS[0], label="loss")
-        reach = np.ptp(self.values) / 8
+        axis.plot(self.weights, self.losses, color=_COLORS[0], label="loss")
+        reach = np.ptp(self.weights) / 8
         ends = np.array([-reach, reach])
         axis.plot(self.weight + ends, self.loss + self.derivative * ends, "--", color=_COLORS[1], label="tangent")
         axis.plot(self.weight, self.loss, "o", color=_COLORS[1], label="the network")
-        axis.set(xlabel=self.label[0].upper() + self.label[1:], ylabel="Loss")
+        axis.set(xlabel=self.label, ylabel="Loss")
         axis.legend()
         return self._keep(axes)
 
@@ -384,9 +383,7 @@ class LossSurfaceDisplay(_Display):
             labels = ("First random direction", "Second random direction")
         else:
             directions, present = zip(*(_along(estimator, *weight) for weight in weights), strict=True)
-            labels = tuple(
-                f"Weight from {i} to {j} in layer {layer % len(estimator.coefs_)}" for layer, i, j in weights
-            )
+            labels = tuple(_name(estimator, *weight) for weight in weights)
         plane = loss_plane(estimator, X, y, directions, first, second, n_steps=n_steps, rate=rate)
         path = plane.path
         if weights is not None:
@@ -412,7 +409,7 @@ class LossSurfaceDisplay(_Display):
         axis.contour(self.first, self.second, self.losses, levels=24, colors="white", linewidths=0.3)
         axis.figure.colorbar(filled, ax=axis, label="Loss")
         axis.plot(*self.path.T, ".-", color=_COLORS[1], markersize=4, linewidth=1.2, label="gradient descent")
-        axis.plot(*self.path[0], "o", color=_COLORS[1], markeredgecolor="black", label="its beginning")
+        axis.plot(*self.path[0], "o", color=_COLORS[1], markeredgecolor="black", clip_on=False, label="its beginning")
         # The path may leave the plane's part that was computed; the picture does not follow it.
         axis.set(
             xlabel=self.labels[0], ylabel=self.labels[1], xlim=(self.first[0], self.first[-1]),
@@ -482,12 +479,11 @@ class GradientFlowDisplay(_Display):
         if (np.asarray(self.delta) > 0).any():
             axes[0].set_yscale("log")
         axes[0].set(xlabel="Layer", ylabel="Mean |delta|", title="What comes back")
-        axes[1].bar(layers, self.saturated, color=_COLORS[1], width=0.7)
-        for layer in layers[np.isnan(self.saturated)]:
-            axes[1].annotate("softmax", (layer, 0.02), rotation=90, ha="center", va="bottom")
-        axes[1].set(xlabel="Layer", ylabel="Share of saturated units", ylim=(0, 1), title="Where it is lost")
+        bars = axes[1].bar(layers, np.nan_to_num(self.saturated), color=_COLORS[1], width=0.7)
+        axes[1].bar_label(bars, ["softmax" if np.isnan(share) else f"{share:.0%}" for share in self.saturated])
+        axes[1].set(xlabel="Layer", ylabel="Share of saturated units", ylim=(0, 1.08), title="Where it is lost")
         for axis in axes:
-            axis.set_xticks(layers)
+            axis.set(xticks=layers, xlim=(0.4, len(layers) + 0.6))
         return self._keep(axes)
 
 
@@ -586,6 +582,12 @@ def _random_direction(estimator, generator):
         change = generator.standard_normal(intercept.shape)
         intercepts.append(change * np.linalg.norm(intercept) / max(np.linalg.norm(change), 1e-300))
     return coefs, intercepts
+
+
+def _name(estimator, layer, i, j):
+    """Name a weight, or a bias, as in the code of a user."""
+    layer %= len(estimator.coefs_)
+    return f"intercepts_[{layer}][{j}]" if i is None else f"coefs_[{layer}][{i}, {j}]"
 
 
 def _along(estimator, layer, i, j):
