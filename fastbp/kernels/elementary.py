@@ -1,7 +1,7 @@
 """exp, expm1, log, tanh and erf of vectors, as plain arithmetic.
 
-Numba calls the C library once for each number, which is many times slower (`benchmarks/` shows
-it).
+Numba calls the C library once for each number, which is many times slower; `benchmarks/elementary.py` has errors and
+speed.
 
 References
 ----------

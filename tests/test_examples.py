@@ -1,0 +1,84 @@
+"""The examples run, and show what they say; those for data that is not there say so."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastbp
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+APPLICATIONS = {"sonar", "text", "steering", "land_cover", "robot"}
+
+
+def run(name, *arguments, **changes):
+    env = {**os.environ, "PYTHONPATH": str(Path(fastbp.__file__).parents[1]), "MPLBACKEND": "Agg", **changes}
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+
+
+def numbers(name, *arguments):
+    """The numbers of each line that an example prints, after the label."""
+    done = run(name, *arguments)
+    assert done.returncode == 0, done.stderr
+    number = re.compile(r"(?<![\w.])-?\d+\.?\d*(?:e-?\d+)?")
+    return [[float(found) for found in number.findall(line)] for line in done.stdout.splitlines()]
+
+
+def test_all_examples_are_listed():
+    scripts = {path.stem for path in EXAMPLES.glob("*.py")} - {"common"}
+    listed = set(re.findall(r"^\| `(\w+)\.py`", (EXAMPLES / "README.md").read_text(), re.MULTILINE))
+    assert scripts == listed
+    assert scripts > APPLICATIONS
+
+
+def test_slope():
+    rows = numbers("slope")[2:]
+    accuracy = {row[0]: row[-1] for row in rows}
+    assert accuracy[0.25] < accuracy[0.5] < accuracy[1] < accuracy[2] > accuracy[64]
+
+
+def test_saturation(tmp_path):
+    plot = tmp_path / "flow.png"
+    done = run("saturation", "--plot", str(plot))
+    assert done.returncode == 0, done.stderr
+    scores = {line.split()[0]: float(line.split()[-1]) for line in done.stdout.splitlines()[2:]}
+    assert scores["logistic"] < scores["Logistic(slope=4.0)"] < scores["tanh"]
+    assert plot.stat().st_size > 5000
+
+
+def test_linear_collapse():
+    deep, flat, regression, bent = (row[0] for row in (line[-2:] for line in numbers("linear_collapse")))
+    assert deep == flat == pytest.approx(regression, abs=0.02)
+    assert bent > deep + 0.05
+
+
+def test_chain_rule():
+    rows = [row[-1] for row in numbers("chain_rule") if row]
+    assert rows[4] == pytest.approx(rows[5], rel=1e-14)
+    assert rows[-2] == pytest.approx(rows[-1], rel=1e-14)
+
+
+def test_forgetting():
+    rows = numbers("forgetting")[1:]
+    before, none, *_, all_of_them = rows
+    assert before[-2] > 0.95 > 0.1 > none[-2]
+    assert all_of_them[-2] > 0.9 and all_of_them[-1] > 0.9
+
+
+@pytest.mark.parametrize("name", sorted(APPLICATIONS))
+def test_data_that_is_not_there(name, tmp_path):
+    done = run(name, FASTBP_DATA=str(tmp_path))
+    assert done.returncode != 0 and done.stderr.startswith("skipped: ") and "FASTBP_DATA" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif("FASTBP_DATA" not in os.environ, reason="FASTBP_DATA is not set")
+@pytest.mark.parametrize(("name", "least"), [("land_cover", 87), ("robot", 91), ("steering", 73)])
+def test_applications(name, least):
+    done = run(name)
+    assert done.returncode == 0, done.stderr
+    assert float(re.search(r": (\d+\.\d)%", done.stdout)[1]) >= least
