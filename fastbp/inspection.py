@@ -159,6 +159,8 @@ def gradient_terms(clf, X, y):
 
     Notes
     -----
+    All arrays are in memory at once: for a large set pass some of its samples.
+
     Maren stops at the weights between hidden and output nodes; for the weights before them the same rule holds one
     layer further down, with delta_h = (sum_o delta_o v_ho) f'(z_h). Maren's Eqs. 6.3 and 6.9 print sums over the
     hidden nodes up to O where H is meant, and Eq. 6.26 prints H_h inside a sum over q. Lopez Davila's last sum in

@@ -21,7 +21,9 @@ LOG_LOSS, SQUARED_ERROR = range(2)
 def loss_and_residual(code, multiclass, n, y, a, residual, eps):
     """Compare one row of outputs with its targets.
 
-    - squared_error: 1/2 sum_o (y_o - a_o)^2 (Maren 2020, Eq. 6.5), dC/da = a - y.
+    - squared_error: 1/2 sum_o (y_o - a_o)^2 (Maren 2020, Eq. 6.5), dC/da = a - y. Maren's Eq. 6.16 prints its left
+      side as 1/2 dx^2/dx = 2 1/2 x where d(x^2/2)/dx = x is meant; Lopez Davila's sec. 5 has C = (a - y)^2, and so a
+      factor of 2 that the 1/2 of sec. 4 takes away.
     - log_loss, softmax outputs: -sum_o y_o log a_o; with logistic outputs
       -sum_o [y_o log a_o + (1 - y_o) log(1 - a_o)]. Lopez Davila prints it without the minus and with
       y and a exchanged. Its dC/dz = a - y for both. As in scikit-learn, probabilities are

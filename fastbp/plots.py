@@ -93,6 +93,8 @@ class LossCurveDisplay(_Display):
         LossCurveDisplay
         """
         if X is None:
+            if X_val is not None or y is not None:
+                raise ValueError("y, X_val and y_val go with X: validation curves need training to be watched.")
             check_is_fitted(estimator)
             return cls(loss=list(estimator.loss_curve_)).plot(ax)
         # A generator: with a number each call of partial_fit would shuffle alike.

@@ -20,7 +20,8 @@ LAYERS = [
     {"kernels.backprop"},
     {"kernels.prediction", "kernels.online"},
     {"training"},
-    {"prediction"},
+    {"prediction", "inspection"},
+    {"plots"},
     {"estimator"},
     {"classifier"},
 ]

@@ -69,6 +69,11 @@ def test_loss_curve_of_training_that_is_watched():
     assert all(axis.get_legend() is not None for axis in display.axes_)
 
 
+def test_validation_data_goes_with_training_data(clf):
+    with pytest.raises(ValueError, match="go with X"):
+        plots.LossCurveDisplay.from_estimator(clf, X_val=X, y_val=y)
+
+
 def test_activation():
     display = drawn(plots.ActivationDisplay.from_activation(Logistic(2.0), z=(-3, 3)))
     points = lines(display.ax_)
