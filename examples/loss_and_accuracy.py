@@ -3,6 +3,7 @@
 A network that goes on training becomes ever surer of what it says, of its few mistakes too.
 """
 
+import numpy as np
 from common import digits, plot_file
 from sklearn.metrics import log_loss
 
@@ -12,7 +13,9 @@ from fastbp.plots import LossCurveDisplay
 plot = plot_file(__doc__)
 X, X_test, y, y_test = digits()
 X, y = X[:300], y[:300]
-clf = BackpropClassifier((100, 100), alpha=0.0, max_iter=400, batch_size=50, random_state=0)
+clf = BackpropClassifier((100, 100), alpha=0.0, max_iter=400, batch_size=50)
+# A generator: with a number each call of partial_fit would shuffle alike.
+clf.set_params(random_state=np.random.RandomState(0))
 if plot:
     LossCurveDisplay.from_estimator(clf, X, y, X_val=X_test, y_val=y_test).figure_.savefig(plot)
 

@@ -1,4 +1,4 @@
-"""Handwriting: the digits of MNIST, with three networks that others have published."""
+"""Handwriting: the digits of MNIST, with four networks that others have published."""
 
 import time
 

@@ -17,6 +17,7 @@ arXiv:1511.07289. Klambauer et al., arXiv:1706.02515. Hendrycks and Gimpel, arXi
 arXiv:1702.03118.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from numbers import Real
@@ -28,7 +29,7 @@ from numba.np.numpy_support import from_dtype
 
 from fastbp.kernels.elementary import erf, exp, expm1, tanh
 from fastbp.kernels.intrinsics import call_at, lane_count, lanes, pointer
-from fastbp.kernels.jit import address_of, cached_jit, called_by_address
+from fastbp.kernels.jit import address_of, cached_jit, called_by_address, inlined
 from fastbp.kernels.simd import first_lanes, fma, largest, load, select, splat, store, total
 
 
@@ -88,6 +89,13 @@ def _piecewise_linear_slope(c0, c1, z, a, delta, n):
         store(delta, i, select(y < 1.0, inside, 0.0))
 
 
+@inlined
+def _between(x, bound):
+    """Cut to [-bound, bound]: far out a product of 0 and infinity would be no number. NaN stays."""
+    x = select(x > bound, bound, x)
+    return select(x < -bound, -bound, x)
+
+
 @called_by_address
 def _gaussian(c0, c1, z, a, n):
     for i in range(0, n, lane_count(z)):
@@ -98,7 +106,7 @@ def _gaussian(c0, c1, z, a, n):
 @called_by_address
 def _gaussian_slope(c0, c1, z, a, delta, n):
     for i in range(0, n, lane_count(z)):
-        t = (load(z, i) - c0) * c1
+        t = _between((load(z, i) - c0) * c1, 40.0)
         store(delta, i, load(delta, i) * (load(a, i) * t * -c1))
 
 
@@ -164,13 +172,14 @@ def _elu_slope(c0, c1, z, a, delta, n):
 def _gelu(c0, c1, z, a, n):
     for i in range(0, n, lane_count(z)):
         x = load(z, i)
+        x = select(x < -1000.0, -1000.0, x)
         store(a, i, x * fma(erf(x * 0.7071067811865476), 0.5, 0.5))
 
 
 @called_by_address
 def _gelu_slope(c0, c1, z, a, delta, n):
     for i in range(0, n, lane_count(z)):
-        x = load(z, i)
+        x = _between(load(z, i), 1000.0)
         below = fma(erf(x * 0.7071067811865476), 0.5, 0.5)
         density = exp(x * x * -0.5) * 0.3989422804014327
         store(delta, i, load(delta, i) * fma(x, density, below))
@@ -180,13 +189,14 @@ def _gelu_slope(c0, c1, z, a, delta, n):
 def _silu(c0, c1, z, a, n):
     for i in range(0, n, lane_count(z)):
         x = load(z, i)
+        x = select(x < -1000.0, -1000.0, x)
         store(a, i, x / (1.0 + exp(-x)))
 
 
 @called_by_address
 def _silu_slope(c0, c1, z, a, delta, n):
     for i in range(0, n, lane_count(z)):
-        x = load(z, i)
+        x = _between(load(z, i), 1000.0)
         s = 1.0 / (1.0 + exp(-x))
         store(delta, i, load(delta, i) * (s * fma(x, 1.0 - s, 1.0)))
 
@@ -212,16 +222,33 @@ def _softmax(c0, c1, z, a, n):
         store(a, j, load(a, j) / scale)
 
 
-def _finite(owner, **parameters):
-    for name, value in parameters.items():
-        if not (isinstance(value, Real) and np.isfinite(value)):
-            raise ValueError(f"The {name} of {owner} must be a finite number, got {value!r}.")
+def _is_finite(value):
+    try:
+        return isinstance(value, Real) and math.isfinite(float(value))
+    except OverflowError:  # a whole number beyond all floats
+        return False
 
 
-def _above_zero(owner, **parameters):
+def _check_finite(activation, **parameters):
     for name, value in parameters.items():
-        if not (isinstance(value, Real) and np.isfinite(value) and value > 0):
-            raise ValueError(f"The {name} of {owner} must be a finite number above 0, got {value!r}.")
+        if not _is_finite(value):
+            raise ValueError(f"The {name} of {type(activation).__name__} must be a finite number, got {value!r}.")
+
+
+def _check_above_zero(activation, **parameters):
+    for name, value in parameters.items():
+        if not (_is_finite(value) and value > 0):
+            raise ValueError(
+                f"The {name} of {type(activation).__name__} must be a finite number above 0, got {value!r}."
+            )
+
+
+def _check_coefficients(activation):
+    """Check what was computed from parameters that are in order each by itself."""
+    with np.errstate(over="ignore", under="ignore"):
+        factor = np.float32(activation.coefficients[1])
+    if not (np.isfinite(factor) and factor > 0):
+        raise ValueError(f"{activation!r} is too steep, or too flat, for float32.")
 
 
 @dataclass(frozen=True)
@@ -259,9 +286,13 @@ class Activation:
         """The largest size of the derivative: what a unit loses by saturation is measured by it."""
         return 1.0
 
-    def addresses(self, dtype):
-        """Return where the kernels of the value and of the derivative are, compiled now if need be; 0 for None."""
-        return _address(type(self)._value, 2, np.dtype(dtype)), _address(self._slope_kernel(), 3, np.dtype(dtype))
+    def value_address(self, dtype):
+        """Return where the kernel of the value is, compiled now if need be; 0 if there is none."""
+        return _address(type(self)._value, 2, np.dtype(dtype))
+
+    def slope_address(self, dtype):
+        """Return where the kernel of the derivative is, compiled now if need be; 0 if there is none."""
+        return _address(self._slope_kernel(), 3, np.dtype(dtype))
 
     def _slope_kernel(self):
         return type(self)._slope
@@ -280,11 +311,9 @@ class Activation:
             float32 for float32, else float64.
         """
         z = _as_floats(z)
-        address, _ = self.addresses(z.dtype)
-        if address == 0:
-            return z.copy()
-        if self.by_rows:
-            return np.concatenate([_apply(self, row)[0] for row in z.reshape(-1, z.shape[-1])]).reshape(z.shape)
+        if self.by_rows and z.size:
+            rows = z.reshape(-1, z.shape[-1] if z.ndim else 1)
+            return np.concatenate([_apply(self, row)[0] for row in rows]).reshape(z.shape)
         return _apply(self, z)[0]
 
     def derivative(self, z):
@@ -322,7 +351,8 @@ def _apply(activation, z):
     rows[0, :n] = z.ravel()
     rows[1] = rows[0]
     rows[2] = 1
-    apply_kernels(*activation.addresses(z.dtype), *activation.coefficients, rows, n if activation.by_rows else -1)
+    addresses = activation.value_address(z.dtype), activation.slope_address(z.dtype)
+    apply_kernels(*addresses, *map(float, activation.coefficients), rows, n if activation.by_rows else -1)
     return rows[1, :n].reshape(z.shape), rows[2, :n].reshape(z.shape)
 
 
@@ -368,7 +398,7 @@ class Logistic(Activation):
     _value, _slope = _logistic, _logistic_slope
 
     def __post_init__(self):
-        _above_zero("Logistic", slope=self.slope)
+        _check_above_zero(self, slope=self.slope)
 
     @property
     def coefficients(self):
@@ -416,11 +446,12 @@ class PiecewiseLinear(Activation):
     _value, _slope = _piecewise_linear, _piecewise_linear_slope
 
     def __post_init__(self):
-        _finite("PiecewiseLinear", x_min=self.x_min, x_max=self.x_max)
+        _check_finite(self, x_min=self.x_min, x_max=self.x_max)
         if not self.x_min < self.x_max:
             raise ValueError(
                 f"PiecewiseLinear needs x_min below x_max, got x_min={self.x_min!r} and x_max={self.x_max!r}."
             )
+        _check_coefficients(self)
 
     @property
     def coefficients(self):
@@ -430,7 +461,7 @@ class PiecewiseLinear(Activation):
     @property
     def steepest(self):
         """The slope of the line."""
-        return 1.0 / (self.x_max - self.x_min)
+        return 1.0 / (float(self.x_max) - float(self.x_min))
 
 
 @dataclass(frozen=True)
@@ -458,13 +489,14 @@ class Gaussian(Activation):
     _value, _slope = _gaussian, _gaussian_slope
 
     def __post_init__(self):
-        _finite("Gaussian", mu=self.mu)
-        _above_zero("Gaussian", sigma=self.sigma)
+        _check_finite(self, mu=self.mu)
+        _check_above_zero(self, sigma=self.sigma)
+        _check_coefficients(self)
 
     @property
     def coefficients(self):
         """The top, and one over the width."""
-        return (float(self.mu), 1.0 / self.sigma)
+        return (float(self.mu), 1.0 / float(self.sigma))
 
     @property
     def steepest(self):
@@ -503,7 +535,7 @@ class Threshold(Activation):
     }
 
     def __post_init__(self):
-        if self.surrogate not in self._surrogates:
+        if not isinstance(self.surrogate, str | None) or self.surrogate not in self._surrogates:
             known = [name for name in self._surrogates if name]
             raise ValueError(f"The surrogate of Threshold must be None or one of {known}, got {self.surrogate!r}.")
 
@@ -533,7 +565,7 @@ class LeakyRelu(Activation):
     _value, _slope = _leaky_relu, _leaky_relu_slope
 
     def __post_init__(self):
-        _finite("LeakyRelu", negative_slope=self.negative_slope)
+        _check_finite(self, negative_slope=self.negative_slope)
 
     @property
     def coefficients(self):
@@ -562,7 +594,7 @@ class Elu(Activation):
     _value, _slope = _elu, _elu_slope
 
     def __post_init__(self):
-        _above_zero("Elu", alpha=self.alpha)
+        _check_above_zero(self, alpha=self.alpha)
 
     @property
     def coefficients(self):
@@ -595,7 +627,10 @@ class Selu(Activation):
 
 @dataclass(frozen=True)
 class Gelu(Activation):
-    """f(z) = z P(z), P the normal distribution: (1 + erf(z / sqrt 2)) / 2 (Hendrycks and Gimpel 2016)."""
+    """f(z) = z P(z), P the normal distribution: (1 + erf(z / sqrt 2)) / 2 (Hendrycks and Gimpel 2016).
+
+    Far below 0, where erf is all but -1, the value has its absolute accuracy only.
+    """
 
     name = "gelu"
     keeps_z = True

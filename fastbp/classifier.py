@@ -7,7 +7,7 @@ from sklearn.base import ClassifierMixin, _fit_context
 from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import check_scalar
 from sklearn.utils.multiclass import _check_partial_fit_first_call, type_of_target, unique_labels
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, column_or_1d
+from sklearn.utils.validation import _check_feature_names, _check_sample_weight, check_is_fitted, column_or_1d
 
 from fastbp.activations import Logistic, Softmax, get_activation
 from fastbp.estimator import BaseBackprop
@@ -272,25 +272,23 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         """
         with self._all_or_nothing():
             first = not hasattr(self, "coefs_")
+            if not first and self.t_ == 0:
+                _check_feature_names(self, X, reset=True)  # `initialize` does not know them
             if _check_partial_fit_first_call(self, classes):
                 multilabel = type_of_target(y).startswith("multilabel")
                 self._binarizer = LabelBinarizer().fit(y if multilabel else classes)
             X, y, dtype = self._check_X(X, y, reset=first)
             y = _check_labels(y)
-            labels = unique_labels(y)
-            if len(np.setdiff1d(labels, self.classes_, assume_unique=True)):
-                raise ValueError(
-                    f"`y` has classes not in `self.classes_`. `self.classes_` has {self.classes_}. 'y' has {labels}."
-                )
+            self._check_known(y)
             self._fit_network(X, self._binarizer.transform(y), sample_weight, dtype, first=first, one_epoch=True)
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
     def initialize(self, n_features, classes):
-        """Set random weights, those that `fit` begins with, and learn nothing.
+        """Set random weights, those that `fit` with the same `random_state` and dtype begins with, and learn nothing.
 
         For weights that are set by hand afterwards, for a look at a network before training, or as a beginning
-        for `partial_fit`.
+        for `partial_fit`. Not for several labels at once.
 
         Parameters
         ----------
@@ -316,11 +314,22 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
             self._initialize_network(int(n_features), n_outputs)
         return self
 
+    def _check_known(self, y):
+        """Check that there are no other classes in y than those of the first training."""
+        labels = unique_labels(y)
+        several = self._binarizer.y_type_ == "multilabel-indicator"
+        if several != (y.ndim == 2) or len(np.setdiff1d(labels, self.classes_, assume_unique=True)):
+            raise ValueError(
+                f"`y` has classes not in `self.classes_`. `self.classes_` has {self.classes_}. 'y' has {labels}."
+            )
+
     def _encode(self, X, y, sample_weight=None):
         """Check data of a fitted estimator; return inputs, targets and weights as the kernels take them."""
         check_is_fitted(self)
         X, y, dtype = self._check_X(X, y, reset=False)
-        Y = np.ascontiguousarray(self._binarizer.transform(_check_labels(y)), dtype=dtype)
+        y = _check_labels(y)
+        self._check_known(y)
+        Y = np.ascontiguousarray(self._binarizer.transform(y), dtype=dtype)
         weight = np.empty(0, dtype)
         if sample_weight is not None:
             weight = _check_sample_weight(sample_weight, X, dtype=dtype, ensure_non_negative=True)

@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 from fastbp import training
 from fastbp.activations import Identity
 from fastbp.kernels.backprop import Data
-from fastbp.network import Layer
+from fastbp.prediction import Predictor, check_shapes
 
 # A unit counts as saturated where its derivative is below this share of its activation's steepest.
 SATURATED = 0.05
@@ -27,6 +27,19 @@ SATURATED = 0.05
 
 class _Step:
     """One step of plain gradient descent with all samples.
+
+    Parameters
+    ----------
+    clf : BackpropClassifier
+        Whose loss and activations are used.
+    coefs, intercepts : list of ndarray
+        Its parameters, or others of the same shapes.
+    data : Data
+        From `_data`.
+    alpha : float
+        Factor of the L2 term.
+    keep : bool, default=False
+        Whether `values` can be asked for.
 
     Attributes
     ----------
@@ -36,10 +49,8 @@ class _Step:
         The gradient.
     """
 
-    def __init__(self, clf, coefs, intercepts, activations, data, *, alpha, keep=False, straight=None):
-        dtype = coefs[0].dtype
-        units = [coefs[0].shape[0], *(len(intercept) for intercept in intercepts)]
-        network = training.make_network(units, activations, dtype)
+    def __init__(self, clf, coefs, intercepts, data, *, alpha, keep=False):
+        network = training.make_network([clf.n_features_in_, *map(len, intercepts)], clf._activations, coefs[0].dtype)
         n = len(data.x)
         settings = training.Settings(
             loss=clf._loss, solver="sgd", alpha=alpha, batch_size=n, learning_rate="constant", learning_rate_init=1.0,
@@ -48,8 +59,6 @@ class _Step:
         )  # fmt: skip
         memory = training.Memory.empty(network, "sgd", 1.0)
         session = training.Session(network, network.pack(coefs, intercepts), memory, settings, n, keep=keep)
-        if straight is not None:  # this layer's deltas are left as they come from above, without the derivative
-            session.state.table[straight, Layer._fields.index("slope")] = 0
         self.loss = session.run(data)
         # The velocity after one step; 0 - g, not -g, so that no zero gets a sign.
         self.coef_grads, self.intercept_grads = network.unpack(0 - memory.first)
@@ -64,8 +73,41 @@ class _Step:
 
 
 def _data(clf, X, y, sample_weight=None):
+    """Check an estimator, whose weights its user may have edited, and data for it."""
+    check_is_fitted(clf)
+    units = check_shapes(clf.coefs_, clf.intercepts_, clf.n_features_in_, clf._activations)
     X, Y, weight = clf._encode(X, y, sample_weight)
+    if units[-1] != Y.shape[1]:
+        raise ValueError(f"coefs_[-1] has {units[-1]} units for {Y.shape[1]} outputs.")
     return Data(X, Y, weight, np.arange(len(X)))
+
+
+def _carry_back(clf, layer, delta):
+    """Return delta W^T: what a layer without bias or bend makes of the deltas, if its weights are the transpose."""
+    weights = np.ascontiguousarray(clf.coefs_[layer].T)
+    zeros = np.zeros(weights.shape[1], weights.dtype)
+    return Predictor([weights], [zeros], [Identity()], weights.shape[0]).outputs(delta, clf.n_jobs)[0]
+
+
+def mean_loss(clf, X, y):
+    """Compute the mean loss of a network on some data, without the L2 term.
+
+    Parameters
+    ----------
+    clf : BackpropClassifier
+        Fitted or initialized.
+    X : array-like of shape (n_samples, n_features)
+        Inputs.
+    y : array-like of shape (n_samples,) or (n_samples, n_labels)
+        Class labels.
+
+    Returns
+    -------
+    float
+        The mean over the samples.
+    """
+    data = _data(clf, X, y)
+    return _Step(clf, clf.coefs_, clf.intercepts_, data, alpha=0.0).loss
 
 
 def loss_and_gradient(clf, X, y, sample_weight=None):
@@ -85,7 +127,8 @@ def loss_and_gradient(clf, X, y, sample_weight=None):
     Returns
     -------
     loss : float
-        Mean loss of the samples, and alpha / 2 times the sum of all squared weights, over the number of samples.
+        Mean loss of the samples, and alpha / 2 times the sum of all squared weights, over the number of samples or the
+        sum of their weights. Training has the batch in place of all samples, also in the share of the L2 term.
     gradient : ndarray of shape (n_parameters,)
         [dC/dW^1, dC/db^1, ..., dC/dW^L, dC/db^L], each W row by row as in `coefs_`, of the network's dtype
         (Lopez Davila, end of sec. 5).
@@ -104,8 +147,8 @@ def loss_and_gradient(clf, X, y, sample_weight=None):
     >>> gradient.shape  # 3 * 2 + 2 + 2 * 1 + 1
     (11,)
     """
-    check_is_fitted(clf)
-    step = _Step(clf, clf.coefs_, clf.intercepts_, clf._activations, _data(clf, X, y, sample_weight), alpha=clf.alpha)
+    data = _data(clf, X, y, sample_weight)
+    step = _Step(clf, clf.coefs_, clf.intercepts_, data, alpha=clf.alpha)
     return step.loss, flatten(step.coef_grads, step.intercept_grads)
 
 
@@ -177,33 +220,23 @@ def gradient_terms(clf, X, y):
     >>> np.allclose(outputs.d_node_input_d_weight.T @ factors, outputs.gradient)
     True
     """
-    check_is_fitted(clf)
     data = _data(clf, X, y)
-    coefs, intercepts, activations = clf.coefs_, clf.intercepts_, clf._activations
-    n_layers, dtype = len(coefs), coefs[0].dtype
-    step = _Step(clf, coefs, intercepts, activations, data, alpha=clf.alpha, keep=True)
-    # A layer of identities before the others: what comes back to it is the gradient by the inputs.
-    below = (
-        [np.eye(data.x.shape[1], dtype=dtype), *coefs],
-        [np.zeros(data.x.shape[1], dtype), *intercepts],
-        [Identity(), *activations],
-    )
-    # The deltas of each of its layers without that layer's derivative.
-    straight = [_Step(clf, *below, data, alpha=0.0, keep=True, straight=k) for k in range(n_layers)]
-    carried = [straight[k].values(k, "delta") for k in range(n_layers)]
-    inputs = [np.asarray(data.x, dtype), *(step.values(k, "a") for k in range(n_layers))]
+    activations, n_layers = clf._activations, len(clf.coefs_)
+    step = _Step(clf, clf.coefs_, clf.intercepts_, data, alpha=clf.alpha, keep=True)
+    inputs = [np.array(data.x, clf.coefs_[0].dtype), *(step.values(k, "a") for k in range(n_layers))]
+    carried = [_carry_back(clf, k, step.values(k, "delta")) for k in range(n_layers)]
     terms = []
     for k, activation in enumerate(activations):
         z, a, delta = (step.values(k, what) for what in ("z", "a", "delta"))
         term = Bunch(node_input=z, activation=a)
         is_output = k == n_layers - 1
         if not is_output:
-            term.update(d_loss_d_activation=carried[k + 1], d_activation_d_node_input=activation.derivative(z))
+            term.update(d_loss_d_activation=carried[k + 1].copy(), d_activation_d_node_input=activation.derivative(z))
         elif clf._loss == "squared_error":
             error = data.y - a
             ones = np.full_like(error, -1)
             term.update(
-                error=error, d_loss_d_error=error, d_error_d_activation=ones, d_loss_d_activation=error * ones,
+                error=error, d_loss_d_error=error.copy(), d_error_d_activation=ones, d_loss_d_activation=error * ones,
                 d_activation_d_node_input=activation.derivative(z),
             )  # fmt: skip
         term.update(
@@ -216,6 +249,8 @@ def gradient_terms(clf, X, y):
 
 def gradient_flow(clf, X, y):
     """Measure how the gradient fades, or grows, from the outputs back to the first layer.
+
+    All activations and deltas are in memory at once: for a large set pass some of its samples.
 
     Each derivative of a saturated unit is close to 0, and the deltas are products of them: in deep networks of
     logistic units, whose derivative is at most a quarter of the slope, little comes back (Maren 2020, secs. 6.3.2,
@@ -237,19 +272,17 @@ def gradient_flow(clf, X, y):
 
         - ``delta``: the mean size of dC/dz, over samples and units.
         - ``gradient_norm``: the root of the sum of squares of dC/dW.
-        - ``saturated``: the share of samples and units whose derivative is below 5 % of the steepest of their
-          activation; NaN for a softmax.
+        - ``saturated``: the share of samples and units whose derivative is at most 5 % of the steepest of their
+          activation; NaN for the outputs under "log_loss", where the derivative cancels.
         - ``ratio_to_last``: ``delta``, divided by that of the last layer.
     """
-    check_is_fitted(clf)
-    coefs, activations = clf.coefs_, clf._activations
     data = _data(clf, X, y)
-    step = _Step(clf, coefs, clf.intercepts_, activations, data, alpha=clf.alpha, keep=True)
+    step = _Step(clf, clf.coefs_, clf.intercepts_, data, alpha=clf.alpha, keep=True)
     sizes, norms, saturated = [], [], []
-    for k, activation in enumerate(activations):
+    for k, activation in enumerate(clf._activations):
         sizes.append(float(np.abs(step.values(k, "delta")).mean(dtype=np.float64)))
         norms.append(float(np.linalg.norm(step.coef_grads[k].astype(np.float64))))
-        if activation.by_rows:
+        if k == len(clf.coefs_) - 1 and clf._loss == "log_loss":
             saturated.append(np.nan)
         else:
             slopes = np.abs(activation.derivative(step.values(k, "z")))
@@ -291,18 +324,17 @@ def loss_slice(clf, X, y, layer, i, j, values):
     ValueError
         If there is no such weight.
     """
-    check_is_fitted(clf)
-    coefs, intercepts = _copies(clf)
-    array, place = _find(coefs, intercepts, layer, i, j)
-    values = np.asarray(values, dtype=np.float64).ravel()
     data = _data(clf, X, y)
+    coefs, intercepts = ([part.copy() for part in parts] for parts in (clf.coefs_, clf.intercepts_))
+    array, place = find_weight(coefs, intercepts, layer, i, j)
+    values = np.asarray(values, dtype=np.float64).ravel()
     weight = float(array[place])
-    now = _Step(clf, coefs, intercepts, clf._activations, data, alpha=clf.alpha)
-    grads, _ = _find(now.coef_grads, now.intercept_grads, layer, i, j)
+    now = _Step(clf, coefs, intercepts, data, alpha=clf.alpha)
+    grads, _ = find_weight(now.coef_grads, now.intercept_grads, layer, i, j)
     losses = np.empty(len(values))
     for k, value in enumerate(values):
         array[place] = value
-        losses[k] = _Step(clf, coefs, intercepts, clf._activations, data, alpha=clf.alpha).loss
+        losses[k] = _Step(clf, coefs, intercepts, data, alpha=clf.alpha).loss
     return Bunch(weights=values, losses=losses, weight=weight, loss=now.loss, derivative=float(grads[place]))
 
 
@@ -332,15 +364,17 @@ def loss_plane(clf, X, y, directions, first, second, *, n_steps=0, rate=0.1):
         - ``losses``, of shape (n_second, n_first).
         - ``path``, of shape (n_steps + 1, 2), and ``path_losses``: coordinates before each step and after the last.
     """
-    check_is_fitted(clf)
     data = _data(clf, X, y)
     origin = [*clf.coefs_, *clf.intercepts_]
     n = len(clf.coefs_)
-    changes = [[*coefs, *intercepts] for coefs, intercepts in directions]
+    changes = [[np.asarray(part) for part in (*coefs, *intercepts)] for coefs, intercepts in directions]
+    if len(changes) != 2 or any([p.shape for p in change] != [w.shape for w in origin] for change in changes):
+        raise ValueError("directions must be two, each with an array of the same shape for each of the parameters.")
+    lengths = [sum(float(np.vdot(p, p)) for p in change) for change in changes]
 
     def at(u, v):
         params = [(w + u * p + v * q).astype(w.dtype) for w, p, q in zip(origin, *changes, strict=True)]
-        return _Step(clf, params[:n], params[n:], clf._activations, data, alpha=clf.alpha)
+        return _Step(clf, params[:n], params[n:], data, alpha=clf.alpha)
 
     first, second = (np.asarray(coordinates, np.float64).ravel() for coordinates in (first, second))
     losses = np.array([[at(u, v).loss for u in first] for v in second])
@@ -352,16 +386,19 @@ def loss_plane(clf, X, y, directions, first, second, *, n_steps=0, rate=0.1):
         path_losses.append(step.loss)
         grads = [*step.coef_grads, *step.intercept_grads]
         slopes = [sum(float(np.vdot(g, p)) for g, p in zip(grads, change, strict=True)) for change in changes]
-        place = place - rate * np.array(slopes)
+        # A step among the parameters, as coordinates: a direction may be longer than 1.
+        place = place - rate * np.array(slopes) / np.maximum(lengths, np.finfo(float).tiny)
     return Bunch(losses=losses, path=np.array(path), path_losses=np.array(path_losses))
 
 
-def _copies(clf):
-    return [coef.copy() for coef in clf.coefs_], [intercept.copy() for intercept in clf.intercepts_]
+def find_weight(coefs, intercepts, layer, i, j):
+    """Return the array that holds a weight or, for i None, a bias, and its index there.
 
-
-def _find(coefs, intercepts, layer, i, j):
-    """Return the array that holds a weight or, for i None, a bias, and its index there."""
+    Raises
+    ------
+    ValueError
+        If there is no such weight.
+    """
     for name, value in (("layer", layer), ("i", i), ("j", j)):
         if not (name == "i" and value is None):
             check_scalar(value, name, Integral)

@@ -107,7 +107,7 @@ class Network:
             row = strides[index + 1]
             a = z = offset
             offset += n_rows * row
-            if activation.keeps_z or (keep_z and activation.addresses(self.dtype)[0]):
+            if activation.keeps_z or (keep_z and activation.value_address(self.dtype)):
                 z = offset
                 offset += n_rows * row
             delta = offset
@@ -115,7 +115,8 @@ class Network:
             table.append(
                 Layer(
                     fan_in, fan_out, rows, width, weights, bias, transposed if index else -1, source,
-                    strides[index], z, a, delta, row, *activation.addresses(self.dtype), int(activation.by_rows),
+                    strides[index], z, a, delta, row, activation.value_address(self.dtype),
+                    activation.slope_address(self.dtype), int(activation.by_rows),
                 )
             )  # fmt: skip
             source = a

@@ -9,30 +9,38 @@ A. J. Maren, "Backpropagation", ch. 6 of *Statistical Mechanics, Neural Networks
 (draft, 2020): Figs. 6.1, 6.2, 6.3.
 """
 
+import warnings
+
 import numpy as np
 from sklearn.base import clone
 from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import unique_labels
 from sklearn.utils.validation import check_is_fitted
 
 from fastbp.activations import get_activation
-from fastbp.inspection import gradient_flow, loss_and_gradient, loss_plane, loss_slice
+from fastbp.inspection import find_weight, gradient_flow, loss_plane, loss_slice, mean_loss
 
 # Two colours that differ in print too, and for readers who do not see red and green apart; with two kinds of line.
 _COLORS = ("#1f4e9c", "#d9730d")
 
 
-def _new_axes(ax, n=1, **kwargs):
-    """Return n axes: those given, or new ones."""
+def _check_axes(ax, n=1):
+    """Check, before anything is computed, that n axes were given, if any, and that there is matplotlib."""
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
         raise ImportError("Displays need matplotlib: pip install 'fastbp[plots]'.") from error
+    if ax is not None and np.size(ax) != n:
+        raise ValueError(f"ax must be {n} axes, got {np.size(ax)}.")
+    return plt
+
+
+def _new_axes(ax, n=1, **kwargs):
+    """Return n axes: those given, or new ones."""
+    plt = _check_axes(ax, n)
     if ax is None:
         _, ax = plt.subplots(1, n, layout="constrained", **kwargs)
-    axes = np.ravel(ax)
-    if len(axes) != n:
-        raise ValueError(f"ax must be {n} axes, got {len(axes)}.")
-    return axes
+    return np.ravel(ax)
 
 
 class _Display:
@@ -51,9 +59,10 @@ class LossCurveDisplay(_Display):
     Parameters
     ----------
     loss : array-like of shape (n_epochs,)
-        Mean loss on the training data.
+        Mean loss on the training data: the `loss_curve_` of an estimator, with the L2 term; or, where training was
+        watched, after each epoch and without it.
     validation_loss : array-like of shape (n_epochs,), default=None
-        Mean loss on the validation data.
+        Mean loss on the validation data, without the L2 term.
     accuracy, validation_accuracy : array-like of shape (n_epochs,), default=None
         Shares of samples that are classified right.
 
@@ -97,17 +106,24 @@ class LossCurveDisplay(_Display):
                 raise ValueError("y, X_val and y_val go with X: validation curves need training to be watched.")
             check_is_fitted(estimator)
             return cls(loss=list(estimator.loss_curve_)).plot(ax)
+        if (X_val is None) != (y_val is None):
+            raise ValueError("X_val and y_val go together.")
+        _check_axes(ax, 2)
         # A generator: with a number each call of partial_fit would shuffle alike.
         watched = clone(estimator).set_params(random_state=check_random_state(estimator.random_state))
-        classes = np.unique(y) if np.ndim(y) == 1 else None
         curves = {"loss": [], "accuracy": []}
         if X_val is not None:
             curves |= {"validation_loss": [], "validation_accuracy": []}
         for _ in range(watched.max_iter):
-            watched.partial_fit(X, y, classes=classes)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", message="Training interrupted by user")
+                try:
+                    watched.partial_fit(X, y, classes=unique_labels(y))
+                except UserWarning:  # Ctrl-C: draw what there is
+                    break
             for prefix, inputs, labels in (("", X, y), ("validation_", X_val, y_val)):
                 if inputs is not None:
-                    curves[f"{prefix}loss"].append(loss_and_gradient(watched, inputs, labels)[0])
+                    curves[f"{prefix}loss"].append(mean_loss(watched, inputs, labels))
                     curves[f"{prefix}accuracy"].append(watched.score(inputs, labels))
         return cls(**curves).plot(ax)
 
@@ -134,7 +150,8 @@ class LossCurveDisplay(_Display):
                 axis.plot(epochs, validation, "--", color=_COLORS[1], label="validation")
                 axis.legend()
             axis.set(xlabel="Epoch", ylabel=name)
-            axis.xaxis.get_major_locator().set_params(integer=True)
+            if ax is None:
+                axis.xaxis.get_major_locator().set_params(integer=True)
         return self._keep(axes)
 
 
@@ -193,7 +210,7 @@ class ActivationDisplay(_Display):
         estimator : BackpropClassifier
             Fitted or initialized.
         layer : int, default=0
-            Which layer after the inputs; -1 for the outputs.
+            Which layer after the inputs; -1 for the outputs, if they are not a softmax.
         z : pair of float, default=(-6.0, 6.0)
             From where to where.
         ax : Axes, default=None
@@ -204,7 +221,10 @@ class ActivationDisplay(_Display):
         ActivationDisplay
         """
         check_is_fitted(estimator)
-        return cls.from_activation(estimator._activations[layer], z=z, ax=ax)
+        activation = estimator._activations[layer]
+        if activation.by_rows:
+            raise ValueError(f"layer={layer} is a softmax, no function of one number: take a hidden layer.")
+        return cls.from_activation(activation, z=z, ax=ax)
 
     def plot(self, ax=None):
         """Draw.
@@ -278,9 +298,10 @@ class LossSliceDisplay(_Display):
         LossSliceDisplay
         """
         check_is_fitted(estimator)
+        _check_axes(ax)
         if values is None:
-            middle = loss_slice(estimator, X, y, layer, i, j, []).weight
-            values = np.linspace(middle - 5, middle + 5, 81)
+            array, place = find_weight(estimator.coefs_, estimator.intercepts_, layer, i, j)
+            values = np.linspace(array[place] - 5, array[place] + 5, 81)
         result = loss_slice(estimator, X, y, layer, i, j, values)
         label = _name(estimator, layer, i, j)
         return cls(**result, label=label).plot(ax)
@@ -340,7 +361,7 @@ class LossSurfaceDisplay(_Display):
 
     @classmethod
     def from_estimator(
-        cls, estimator, X, y, *, weights=None, reach=1.5, n_points=31, n_steps=60, rate=0.5, random_state=0, ax=None
+        cls, estimator, X, y, *, weights=None, reach=1.5, n_points=31, n_steps=60, rate=None, random_state=0, ax=None
     ):
         """Compute and draw the loss around the parameters of an estimator, along two weights or two directions.
 
@@ -361,8 +382,8 @@ class LossSurfaceDisplay(_Display):
             Points along each axis.
         n_steps : int, default=60
             Steps of gradient descent within the plane, from a corner.
-        rate : float, default=0.5
-            Learning rate of these steps.
+        rate : float, default=None
+            Learning rate of these steps; None for one with which the first step is a twentieth of the picture.
         random_state : int, RandomState instance or None, default=0
             For the random directions.
         ax : Axes, default=None
@@ -377,6 +398,7 @@ class LossSurfaceDisplay(_Display):
         Li et al., "Visualizing the loss landscape of neural nets", NeurIPS 2018.
         """
         check_is_fitted(estimator)
+        _check_axes(ax)
         steps = np.linspace(-reach, reach, n_points)
         first = second = steps
         if weights is None:
@@ -386,6 +408,10 @@ class LossSurfaceDisplay(_Display):
         else:
             directions, present = zip(*(_along(estimator, *weight) for weight in weights), strict=True)
             labels = tuple(_name(estimator, *weight) for weight in weights)
+        if rate is None:
+            corner = steps[:1]
+            begin, end = loss_plane(estimator, X, y, directions, corner, corner, n_steps=1, rate=1.0).path
+            rate = reach / 10 / max(float(np.linalg.norm(end - begin)), 1e-12)
         plane = loss_plane(estimator, X, y, directions, first, second, n_steps=n_steps, rate=rate)
         path = plane.path
         if weights is not None:
@@ -460,6 +486,7 @@ class GradientFlowDisplay(_Display):
         -------
         GradientFlowDisplay
         """
+        _check_axes(ax, 2)
         flow = gradient_flow(estimator, X, y)
         return cls(delta=flow.delta, saturated=flow.saturated).plot(ax)
 
@@ -482,7 +509,7 @@ class GradientFlowDisplay(_Display):
             axes[0].set_yscale("log")
         axes[0].set(xlabel="Layer", ylabel="Mean |delta|", title="What comes back")
         bars = axes[1].bar(layers, np.nan_to_num(self.saturated), color=_COLORS[1], width=0.7)
-        axes[1].bar_label(bars, ["softmax" if np.isnan(share) else f"{share:.0%}" for share in self.saturated])
+        axes[1].bar_label(bars, ["cancels" if np.isnan(share) else f"{share:.0%}" for share in self.saturated])
         axes[1].set(xlabel="Layer", ylabel="Share of saturated units", ylim=(0, 1.08), title="Where it is lost")
         for axis in axes:
             axis.set(xticks=layers, xlim=(0.4, len(layers) + 0.6))
@@ -596,5 +623,7 @@ def _along(estimator, layer, i, j):
     """Return the direction along one weight, and its present value."""
     coefs = [np.zeros(coef.shape) for coef in estimator.coefs_]
     intercepts = [np.zeros(intercept.shape) for intercept in estimator.intercepts_]
-    coefs[layer][i, j] = 1
-    return (coefs, intercepts), float(estimator.coefs_[layer][i, j])
+    array, place = find_weight(coefs, intercepts, layer, i, j)
+    array[place] = 1
+    present, _ = find_weight(estimator.coefs_, estimator.intercepts_, layer, i, j)
+    return (coefs, intercepts), float(present[place])

@@ -45,7 +45,7 @@ class Predictor:
                 coef.ctypes.data,
                 intercept.ctypes.data,
                 *coef.shape,
-                activation.addresses(self.dtype)[0],
+                activation.value_address(self.dtype),
                 activation.by_rows,
             )
             for coef, intercept, activation in zip(coefs, intercepts, activations, strict=True)

@@ -11,9 +11,11 @@ import numpy as np
 import scipy
 import sklearn
 
+from fastbp.activations import ACTIVATIONS, Softmax
 from fastbp.classifier import BackpropClassifier
 from fastbp.kernels import intrinsics
 from fastbp.kernels.backprop import train
+from fastbp.kernels.matmul import sparse_kernels
 
 # Which types of input are compiled for which type of network: those of float32 and float64 data, and images.
 _VARIANTS = (("float32", "float32"), ("float64", "float64"), ("uint8", "float32"))
@@ -47,6 +49,9 @@ def warmup(report=None):
             clf = BackpropClassifier(max_iter=1, dtype=dtype).fit(X, y)
         clf.predict(X)
         clf.predict(X[:1])
+        sparse_kernels(dtype)
+        for activation in (*ACTIVATIONS.values(), Softmax()):
+            activation.value_address(dtype), activation.slope_address(dtype)
         if report is not None:
             report(f"{source} input, {dtype} network: {time.perf_counter() - before:.1f} s")
     return time.perf_counter() - begin

@@ -235,6 +235,12 @@ class Session:
         float
             Mean loss of the samples, each batch before its own update.
         """
+        first, last = self.layers[0], self.layers[-1]
+        if data.x.shape[1] != first.fan_in or data.y.shape[1] != last.fan_out:
+            raise ValueError(
+                f"Samples of {data.x.shape[1]} inputs and {data.y.shape[1]} targets do not fit a network from "
+                f"{first.fan_in} to {last.fan_out} units."
+            )
         batch_size = self.settings.batch_size
         n = data.order.size
         n_batches = -(-n // batch_size)

@@ -627,7 +627,7 @@ def _predict_few(problem, X, guards=Guards):
     coefs = [guards.array(W) for W in problem.coefs]
     intercepts = [guards.array(b) for b in problem.intercepts]
     layers = [
-        (W.ctypes.data, b.ctypes.data, *W.shape, activation.addresses(problem.dtype)[0], activation.by_rows)
+        (W.ctypes.data, b.ctypes.data, *W.shape, activation.value_address(problem.dtype), activation.by_rows)
         for W, b, activation in zip(coefs, intercepts, problem.activations, strict=True)
     ]
     space = guards.array(np.full((2, network.widest), np.nan, problem.dtype))

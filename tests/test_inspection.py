@@ -8,7 +8,15 @@ from sklearn.exceptions import NotFittedError
 
 from fastbp import BackpropClassifier
 from fastbp.activations import ACTIVATIONS, Logistic, Threshold
-from fastbp.inspection import flatten, gradient_flow, gradient_terms, loss_and_gradient, loss_plane, loss_slice
+from fastbp.inspection import (
+    flatten,
+    gradient_flow,
+    gradient_terms,
+    loss_and_gradient,
+    loss_plane,
+    loss_slice,
+    mean_loss,
+)
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(40, 5))
@@ -76,8 +84,6 @@ def test_gradient_of_many_samples():
     clf, _ = make(hidden=(300, 200), kind="two", activation="relu")
     many = np.random.default_rng(1).normal(size=(20_000, 5))
     labels = (many[:, 0] > 0).astype(int)
-    value, gradient = loss_and_gradient(clf, many, labels)
-    parts = [loss_and_gradient(clf, many[part], labels[part]) for part in (slice(0, 10_000), slice(10_000, None))]
     clf.alpha = 0.0
     value, gradient = loss_and_gradient(clf, many, labels)
     parts = [loss_and_gradient(clf, many[part], labels[part]) for part in (slice(0, 10_000), slice(10_000, None))]
@@ -269,6 +275,45 @@ def test_data_is_checked():
         loss_and_gradient(clf, np.full_like(X, np.nan), y)
 
 
+def test_weights_that_do_not_fit_together():
+    clf, y = make(kind="two")
+    wrong = [np.zeros((3, 7)), *clf.coefs_[1:]]
+    clf.coefs_ = wrong
+    for function in (loss_and_gradient, gradient_terms, gradient_flow):
+        with pytest.raises(ValueError, match=r"coefs_\[0\] must have the shape \(5, n_units\)"):
+            function(clf, X, y)
+    clf, y = make(kind="two")
+    clf.coefs_[-1], clf.intercepts_[-1] = np.zeros((4, 3)), np.zeros(3)
+    with pytest.raises(ValueError, match=r"coefs_\[-1\] has 3 units for 1 outputs"):
+        loss_and_gradient(clf, X, y)
+    clf, y = make()
+    directions = [([np.zeros(3)] * 3, clf.intercepts_), (clf.coefs_, clf.intercepts_)]
+    with pytest.raises(ValueError, match="the same shape for each of the parameters"):
+        loss_plane(clf, X, y, directions, [0], [0])
+
+
+def test_unknown_labels():
+    clf, _ = make()
+    with pytest.raises(ValueError, match="classes not in"):
+        loss_and_gradient(clf, X, np.full(40, 3))
+    several, _ = make(kind="several")
+    with pytest.raises(ValueError, match="classes not in"):
+        loss_and_gradient(several, X, LABELS["two"])
+
+
+def test_terms_are_the_users_own():
+    clf, y = make()
+    before = X.copy()
+    first = gradient_terms(clf, X, y)[0]
+    first.d_node_input_d_weight *= 2
+    assert (before == X).all()
+
+
+def test_mean_loss_has_no_penalty():
+    clf, y = make()
+    assert mean_loss(clf, X, y) == loss_and_gradient(clf.set_params(alpha=0.0), X, y)[0]
+
+
 # --- initialize ---
 
 
@@ -286,6 +331,14 @@ def test_initialize_is_where_fit_begins():
     # One goes on from there.
     clf.partial_fit(X, y)
     assert clf.t_ == 40 and not hasattr(clf, "feature_names_in_")
+
+
+def test_initialize_takes_the_names_of_the_first_training():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(X, columns=list("abcde"))
+    clf = BackpropClassifier((7,), random_state=0).initialize(5, [0, 1, 2]).partial_fit(frame, LABELS["three"])
+    assert list(clf.feature_names_in_) == list("abcde")
+    clf.partial_fit(frame, LABELS["three"]).predict(frame)
 
 
 def test_initialize_again_forgets():

@@ -8,7 +8,7 @@ from sklearn.exceptions import NotFittedError
 
 from fastbp import BackpropClassifier, plots
 from fastbp.activations import Logistic
-from fastbp.inspection import gradient_flow, loss_and_gradient, loss_slice
+from fastbp.inspection import gradient_flow, loss_and_gradient, loss_slice, mean_loss
 
 matplotlib = pytest.importorskip("matplotlib", reason="the extra 'plots' is not installed")
 matplotlib.use("Agg")
@@ -58,8 +58,8 @@ def test_loss_curve_of_training_that_is_watched():
     for epoch in range(4):
         same.partial_fit(X[:200], y[:200], classes=range(10))
         expected = {
-            (0, "training"): loss_and_gradient(same, X[:200], y[:200])[0],
-            (0, "validation"): loss_and_gradient(same, X[200:], y[200:])[0],
+            (0, "training"): mean_loss(same, X[:200], y[:200]),
+            (0, "validation"): mean_loss(same, X[200:], y[200:]),
             (1, "training"): same.score(X[:200], y[:200]),
             (1, "validation"): same.score(X[200:], y[200:]),
         }
@@ -67,6 +67,22 @@ def test_loss_curve_of_training_that_is_watched():
             np.testing.assert_array_equal(lines(display.axes_[axis])[label][epoch], [epoch + 1, value])
     assert [axis.get_ylabel() for axis in display.axes_] == ["Loss", "Accuracy"]
     assert all(axis.get_legend() is not None for axis in display.axes_)
+
+
+def test_loss_curve_of_several_labels():
+    labels = np.c_[y % 2, y > 4].astype(int)
+    model = BackpropClassifier((5,), max_iter=2, random_state=0)
+    display = plots.LossCurveDisplay.from_estimator(model, X, labels)
+    assert len(display.loss) == len(display.accuracy) == 2
+
+
+def test_nothing_is_computed_for_axes_that_do_not_fit(monkeypatch):
+    monkeypatch.setattr(BackpropClassifier, "partial_fit", None)
+    _, ax = plt.subplots()
+    with pytest.raises(ValueError, match="ax must be 2 axes, got 1"):
+        plots.LossCurveDisplay.from_estimator(BackpropClassifier(), X, y, ax=ax)
+    with pytest.raises(ValueError, match="go together"):
+        plots.LossCurveDisplay.from_estimator(BackpropClassifier(), X, y, X_val=X)
 
 
 def test_validation_data_goes_with_training_data(clf):
@@ -89,6 +105,8 @@ def test_activation_of_a_layer(clf):
     assert plots.ActivationDisplay.from_activation("gelu").ax_.get_title() == "Gelu()"
     with pytest.raises(ValueError, match="is unknown"):
         plots.ActivationDisplay.from_activation("swish")
+    with pytest.raises(ValueError, match="layer=-1 is a softmax"):
+        plots.ActivationDisplay.from_estimator(clf, layer=-1)
 
 
 @pytest.mark.parametrize(("i", "label"), [(2, "coefs_[2][2, 1]"), (None, "intercepts_[2][1]")])
@@ -119,6 +137,18 @@ def test_loss_surface_of_two_weights(clf):
     assert (display.ax_.get_xlabel(), display.ax_.get_ylabel()) == ("coefs_[2][0, 0]", "coefs_[2][1, 0]")
 
 
+def test_loss_surface_of_biases(clf):
+    display = plots.LossSurfaceDisplay.from_estimator(
+        clf, X, y, weights=[(0, None, 3), (-1, None, 1)], n_points=3, n_steps=1
+    )
+    np.testing.assert_array_equal(display.first, clf.intercepts_[0][3] + np.array([-1.5, 0, 1.5]))
+    np.testing.assert_array_equal(display.second, clf.intercepts_[2][1] + np.array([-1.5, 0, 1.5]))
+    found = loss_slice(clf, X, y, 0, None, 3, display.first).losses
+    np.testing.assert_allclose(display.losses[1], found, rtol=1e-12)
+    with pytest.raises(ValueError, match="is not there"):
+        plots.LossSurfaceDisplay.from_estimator(clf, X, y, weights=[(0, None, 99), (0, 0, 0)])
+
+
 def test_loss_surface_of_two_directions(clf):
     display = drawn(plots.LossSurfaceDisplay.from_estimator(clf, X, y, n_points=3, n_steps=2))
     assert display.losses[1, 1] == loss_and_gradient(clf, X, y)[0]
@@ -133,7 +163,7 @@ def test_gradient_flow(clf):
     heights = [[bar.get_height() for bar in axis.patches] for axis in display.axes_]
     np.testing.assert_array_equal(heights[0], flow.delta)
     np.testing.assert_array_equal(heights[1], [*flow.saturated[:2], 0])
-    assert [text.get_text() for text in display.axes_[1].texts][-1] == "softmax"
+    assert [text.get_text() for text in display.axes_[1].texts][-1] == "cancels"
     assert display.ax_.get_yscale() == "log"
 
 

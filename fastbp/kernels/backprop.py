@@ -191,7 +191,10 @@ def is_streamed(net, samples, n_rows):
 
 @inlined
 def _list_lines(samples, begin, end, room):
-    """List up to `room` cache lines of the inputs of samples [begin, end) of the order; return how many."""
+    """List up to `room` cache lines of the inputs of samples [begin, end) of the order; return how many.
+
+    Where a sample does not begin with a line its last one may be missing: all are only asked for.
+    """
     bytes_each = samples.n_inputs * itemsize(samples.x)
     count = np.int64(0)  # not the literal 0, for which what takes it would be compiled once more
     for i in range(begin, end):
@@ -218,7 +221,7 @@ def take_and_multiply(net, samples, position, first, last, following):
     first, last : int64
         Rows of this thread.
     following : int64
-        Where in the order this thread will go on.
+        Where in the order this thread will go on, most likely.
     """
     layer = get_layer(net, 0)
     width = lane_count(net.space)

@@ -55,7 +55,7 @@ def _overload_tanh(x):
 
 
 def expm1(x):
-    """Return e**x - 1 of a vector, exact near 0 too; -1 and inf beyond the range of the type, NaN for NaN."""
+    """Return e**x - 1 of a vector, accurate near 0 too; -1 and inf beyond the range of the type, NaN for NaN."""
 
 
 @overload(expm1, inline="always")

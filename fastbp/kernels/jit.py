@@ -64,7 +64,10 @@ def address_of(function, kinds):
     """
     function.compile(kinds)
     compiled = function.overloads[kinds]
-    return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+    address = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+    if not address:  # which kernels would take for nothing to do
+        raise RuntimeError(f"Numba has no machine code for {compiled.fndesc.qualname}.")
+    return address
 
 
 @cache

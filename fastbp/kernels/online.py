@@ -2,7 +2,7 @@
 
 Both papers begin with this mode of learning. For a network like 8-16-3 the arithmetic of one sample is some
 hundred instructions, fewer than the general kernel needs to find its way. Formulas and arrays are those of `backprop`,
-and the results are the same to the last bit.
+and so are the parameters, to the last bit; only the squares in the L2 term of the loss are added up in another order.
 """
 
 import numpy as np
