@@ -111,7 +111,7 @@ class LossCurveDisplay(_Display):
         _check_axes(ax, 2)
         # A generator: with a number each call of partial_fit would shuffle alike.
         watched = clone(estimator).set_params(random_state=check_random_state(estimator.random_state))
-        curves = {"loss": [], "accuracy": []}
+        curves: dict[str, list[float]] = {"loss": [], "accuracy": []}
         if X_val is not None:
             curves |= {"validation_loss": [], "validation_accuracy": []}
         for _ in range(watched.max_iter):
@@ -195,7 +195,8 @@ class ActivationDisplay(_Display):
         ActivationDisplay
         """
         activation = get_activation(activation)
-        points = np.linspace(*z, 1201)
+        left, right = z
+        points = np.linspace(left, right, 1201)
         display = cls(
             activation=activation, z=points, value=activation(points), derivative=activation.derivative(points)
         )
@@ -406,7 +407,8 @@ class LossSurfaceDisplay(_Display):
             directions = [_random_direction(estimator, generator) for _ in range(2)]
             labels = ("First random direction", "Second random direction")
         else:
-            directions, present = zip(*(_along(estimator, *weight) for weight in weights), strict=True)
+            lines = [_along(estimator, *weight) for weight in weights]
+            directions, present = [direction for direction, _ in lines], [value for _, value in lines]
             labels = tuple(_name(estimator, *weight) for weight in weights)
         if rate is None:
             corner = steps[:1]
