@@ -512,7 +512,7 @@ class GradientFlowDisplay(_Display):
         axes[0].set(xlabel="Layer", ylabel="Mean |delta|", title="What comes back")
         bars = axes[1].bar(layers, np.nan_to_num(self.saturated), color=_COLORS[1], width=0.7)
         axes[1].bar_label(bars, ["cancels" if np.isnan(share) else f"{share:.0%}" for share in self.saturated])
-        axes[1].set(xlabel="Layer", ylabel="Share of saturated units", ylim=(0, 1.08), title="Where it is lost")
+        axes[1].set(xlabel="Layer", ylabel="Share of saturated units", ylim=(0, 1.08), title="Saturation")
         for axis in axes:
             axis.set(xticks=layers, xlim=(0.4, len(layers) + 0.6))
         return self._keep(axes)
