@@ -35,14 +35,18 @@ def demo(epochs=40, hidden=100, batch_size=32):
         begin = time.perf_counter()
         BackpropClassifier(max_iter=1, **options).fit(X, y)
         print(f"Compiled code ready after {time.perf_counter() - begin:.1f} s (done once, then kept on disk).")
-        clf = BackpropClassifier(max_iter=epochs, verbose=True, **options)
-        begin = time.perf_counter()
-        clf.fit(X, y)
-        seconds = time.perf_counter() - begin
+        times = []
+        for turn in range(3):  # the best of three, as other programs may have the cores for a moment
+            clf = BackpropClassifier(max_iter=epochs, verbose=turn == 0, **options)
+            begin = time.perf_counter()
+            clf.fit(X, y)
+            times.append(time.perf_counter() - begin)
+    seconds = min(times)
     rate = epochs * len(X) / seconds
     print(f"\nfastbp       test accuracy {clf.score(X_test, y_test):.4f}   {_speed(seconds, rate)}")
 
-    accuracy, plain_seconds = _train_plain(X, y, X_test, y_test, epochs, hidden, batch_size)
+    turns = [_train_plain(X, y, X_test, y_test, epochs, hidden, batch_size) for _ in range(3)]
+    accuracy, plain_seconds = turns[0][0], min(taken for _, taken in turns)
     print(f"plain NumPy  test accuracy {accuracy:.4f}   {_speed(plain_seconds, epochs * len(X) / plain_seconds)}")
     print(f"\nThe same training is {plain_seconds / seconds:.1f} times as fast as in plain NumPy.")
 

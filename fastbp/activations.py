@@ -32,6 +32,11 @@ from fastbp.kernels.intrinsics import call_at, lane_count, lanes, pointer
 from fastbp.kernels.jit import address_of, cached_jit, called_by_address, inlined
 from fastbp.kernels.simd import first_lanes, fma, largest, load, select, splat, store, total
 
+__all__ = [
+    "ACTIVATIONS", "Activation", "Elu", "Gaussian", "Gelu", "Identity", "LeakyRelu", "Logistic", "PiecewiseLinear",
+    "Relu", "Selu", "Silu", "Softmax", "Tanh", "Threshold", "get_activation",
+]  # fmt: skip
+
 
 @called_by_address
 def _logistic(c0, c1, z, a, n):

@@ -1,8 +1,9 @@
 """Readers of real data sets for examples, tests and benchmarks.
 
 No data comes with the package. A reader looks into ``data_home`` if it is given, else into the folder that
-the environment variable ``FASTBP_DATA`` names, else into ``datasets/`` of the source checkout, whose README
-lists every set with its source, licence and format. Values are as in the files: nothing is scaled.
+the environment variable ``FASTBP_DATA`` names, else into ``datasets/`` of the source checkout; if the package is
+installed elsewhere, of the folder that one works in. The README there lists every set with its source, licence and
+format. Values are as in the files: nothing is scaled.
 """
 
 from __future__ import annotations
@@ -45,8 +46,10 @@ def _damaged(path: Path, found: str, expected: str, line: int | None = None) -> 
 
 
 def _folder(data_home: _Path | None) -> Path:
-    home = data_home or os.environ.get("FASTBP_DATA") or Path(__file__).resolve().parent.parent / "datasets"
-    return Path(home).expanduser()
+    checkout = Path(__file__).resolve().parent.parent
+    if not (checkout / "pyproject.toml").is_file():  # installed, and perhaps called from a checkout
+        checkout = Path.cwd()
+    return Path(data_home or os.environ.get("FASTBP_DATA") or checkout / "datasets").expanduser()
 
 
 def load_idx(path: _Path) -> np.ndarray:

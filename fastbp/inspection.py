@@ -18,8 +18,11 @@ from sklearn.utils.validation import check_is_fitted
 
 from fastbp import training
 from fastbp.activations import Identity
+from fastbp.estimator import BaseBackprop
 from fastbp.kernels.backprop import Data
 from fastbp.prediction import Predictor, check_shapes
+
+__all__ = ["flatten", "gradient_flow", "gradient_terms", "loss_and_gradient", "loss_plane", "loss_slice", "mean_loss"]
 
 # A unit counts as saturated where its derivative is below this share of its activation's steepest.
 SATURATED = 0.05
@@ -72,9 +75,25 @@ class _Step:
         return rows[:, : place.fan_out].copy()
 
 
+def check_network(clf):
+    """Check that this is one of our estimators, and fitted.
+
+    Raises
+    ------
+    TypeError
+        For any other, as a pipeline.
+    """
+    if not isinstance(clf, BaseBackprop):
+        raise TypeError(
+            f"A BackpropClassifier is needed, got {type(clf).__name__}. Of a pipeline pass its last step, pipe[-1], "
+            "and pipe[:-1].transform(X)."
+        )
+    check_is_fitted(clf)
+
+
 def _data(clf, X, y, sample_weight=None):
     """Check an estimator, whose weights its user may have edited, and data for it."""
-    check_is_fitted(clf)
+    check_network(clf)
     units = check_shapes(clf.coefs_, clf.intercepts_, clf.n_features_in_, clf._activations)
     X, Y, weight = clf._encode(X, y, sample_weight)
     if units[-1] != Y.shape[1]:

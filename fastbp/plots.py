@@ -15,10 +15,14 @@ import numpy as np
 from sklearn.base import clone
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import unique_labels
-from sklearn.utils.validation import check_is_fitted
 
 from fastbp.activations import get_activation
-from fastbp.inspection import find_weight, gradient_flow, loss_plane, loss_slice, mean_loss
+from fastbp.inspection import check_network, find_weight, gradient_flow, loss_plane, loss_slice, mean_loss
+
+__all__ = [
+    "ActivationDisplay", "GradientFlowDisplay", "LossCurveDisplay", "LossSliceDisplay", "LossSurfaceDisplay",
+    "WeightImageDisplay",
+]  # fmt: skip
 
 # Two colours that differ in print too, and for readers who do not see red and green apart; with two kinds of line.
 _COLORS = ("#1f4e9c", "#d9730d")
@@ -104,7 +108,7 @@ class LossCurveDisplay(_Display):
         if X is None:
             if X_val is not None or y is not None:
                 raise ValueError("y, X_val and y_val go with X: validation curves need training to be watched.")
-            check_is_fitted(estimator)
+            check_network(estimator)
             return cls(loss=list(estimator.loss_curve_)).plot(ax)
         if (X_val is None) != (y_val is None):
             raise ValueError("X_val and y_val go together.")
@@ -221,7 +225,7 @@ class ActivationDisplay(_Display):
         -------
         ActivationDisplay
         """
-        check_is_fitted(estimator)
+        check_network(estimator)
         activation = estimator._activations[layer]
         if activation.by_rows:
             raise ValueError(f"layer={layer} is a softmax, no function of one number: take a hidden layer.")
@@ -243,7 +247,9 @@ class ActivationDisplay(_Display):
         axis.axhline(0, color="0.8", linewidth=0.8, zorder=0)
         axis.axvline(0, color="0.8", linewidth=0.8, zorder=0)
         axis.plot(self.z, self.value, color=_COLORS[0], label="f(z)")
-        axis.plot(self.z, self.derivative, "--", color=_COLORS[1], label="f '(z)")
+        surrogate = getattr(self.activation, "surrogate", None)
+        label = f"f '(z) of its surrogate, {surrogate}" if surrogate else "f '(z)"
+        axis.plot(self.z, self.derivative, "--", color=_COLORS[1], label=label)
         axis.set(xlabel="z, what the unit receives", title=repr(self.activation))
         axis.legend()
         return self._keep(axes)
@@ -298,7 +304,7 @@ class LossSliceDisplay(_Display):
         -------
         LossSliceDisplay
         """
-        check_is_fitted(estimator)
+        check_network(estimator)
         _check_axes(ax)
         if values is None:
             array, place = find_weight(estimator.coefs_, estimator.intercepts_, layer, i, j)
@@ -398,7 +404,7 @@ class LossSurfaceDisplay(_Display):
         ----------
         Li et al., "Visualizing the loss landscape of neural nets", NeurIPS 2018.
         """
-        check_is_fitted(estimator)
+        check_network(estimator)
         _check_axes(ax)
         steps = np.linspace(-reach, reach, n_points)
         first = second = steps
@@ -440,6 +446,7 @@ class LossSurfaceDisplay(_Display):
         axis.figure.colorbar(filled, ax=axis, label="Loss")
         axis.plot(*self.path.T, ".-", color=_COLORS[1], markersize=4, linewidth=1.2, label="gradient descent")
         axis.plot(*self.path[0], "o", color=_COLORS[1], markeredgecolor="black", clip_on=False, label="its beginning")
+        axis.plot(np.mean(self.first), np.mean(self.second), "kx", label="the network")
         # The path may leave the plane's part that was computed; the picture does not follow it.
         axis.set(
             xlabel=self.labels[0], ylabel=self.labels[1], xlim=(self.first[0], self.first[-1]),
@@ -511,8 +518,10 @@ class GradientFlowDisplay(_Display):
             axes[0].set_yscale("log")
         axes[0].set(xlabel="Layer", ylabel="Mean |delta|", title="What comes back")
         bars = axes[1].bar(layers, np.nan_to_num(self.saturated), color=_COLORS[1], width=0.7)
-        axes[1].bar_label(bars, ["cancels" if np.isnan(share) else f"{share:.0%}" for share in self.saturated])
-        axes[1].set(xlabel="Layer", ylabel="Share of saturated units", ylim=(0, 1.08), title="Saturation")
+        axes[1].bar_label(
+            bars, ["log loss:\nno factor" if np.isnan(share) else f"{share:.0%}" for share in self.saturated]
+        )
+        axes[1].set(xlabel="Layer", ylabel="Share of saturated units", ylim=(0, 1.1), title="Saturation")
         for axis in axes:
             axis.set(xticks=layers, xlim=(0.4, len(layers) + 0.6))
         return self._keep(axes)
@@ -561,7 +570,7 @@ class WeightImageDisplay(_Display):
         ValueError
             If the inputs do not fill images of that shape.
         """
-        check_is_fitted(estimator)
+        check_network(estimator)
         weights = estimator.coefs_[0]
         side = round(np.sqrt(len(weights)))
         height, width = shape or (side, side)

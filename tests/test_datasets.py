@@ -227,9 +227,18 @@ def test_data_folder_default_is_the_checkout(tmp_path, monkeypatch, value):
     if value is not None:
         monkeypatch.setenv("FASTBP_DATA", value)
     module = write(tmp_path / "checkout" / "fastbp" / "datasets.py", "")
+    write(tmp_path / "checkout" / "pyproject.toml", "")
     monkeypatch.setattr(datasets, "__file__", str(module))
     write_mnist(tmp_path / "checkout" / "datasets" / "mnist", 4)
     assert load_mnist()[1][0] == 4
+
+
+def test_data_folder_of_an_installed_package(tmp_path, monkeypatch):
+    module = write(tmp_path / "site-packages" / "fastbp" / "datasets.py", "")
+    monkeypatch.setattr(datasets, "__file__", str(module))
+    monkeypatch.chdir(tmp_path)
+    write_mnist(tmp_path / "datasets" / "mnist", 5)
+    assert load_mnist()[1][0] == 5
 
 
 @pytest.mark.parametrize(("has_pandas", "parser"), [(True, "pandas"), (False, "liac-arff")])

@@ -21,10 +21,9 @@ LAYERS = [
     {"kernels.prediction", "kernels.online"},
     {"training"},
     {"prediction"},
-    {"inspection"},
-    {"plots"},
     {"estimator"},
-    {"classifier"},
+    {"classifier", "inspection"},
+    {"plots"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 

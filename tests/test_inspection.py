@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import reference
 from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from fastbp import BackpropClassifier
 from fastbp.activations import ACTIVATIONS, Logistic, Threshold
@@ -265,6 +267,13 @@ def test_weights_that_are_not_there():
 def test_not_fitted(function):
     with pytest.raises(NotFittedError):
         function(BackpropClassifier(), X, LABELS["two"])
+
+
+def test_pipelines_are_refused():
+    pipe = make_pipeline(StandardScaler(), make()[0])
+    for function in (loss_and_gradient, gradient_terms, gradient_flow):
+        with pytest.raises(TypeError, match=r"got Pipeline.*pipe\[-1\]"):
+            function(pipe, X, LABELS["three"])
 
 
 def test_data_is_checked():

@@ -163,7 +163,7 @@ def test_gradient_flow(clf):
     heights = [[bar.get_height() for bar in axis.patches] for axis in display.axes_]
     np.testing.assert_array_equal(heights[0], flow.delta)
     np.testing.assert_array_equal(heights[1], [*flow.saturated[:2], 0])
-    assert [text.get_text() for text in display.axes_[1].texts][-1] == "cancels"
+    assert [text.get_text() for text in display.axes_[1].texts][-1] == "log loss:\nno factor"
     assert display.ax_.get_yscale() == "log"
 
 

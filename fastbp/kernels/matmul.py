@@ -43,15 +43,21 @@ NONE, ONE = np.int64(0), np.int64(1)
 
 
 @inlined
-def tile_heights(m):
+def cut_in_tiles(m):
     """Cut m rows into as few tiles as can be, of nearly equal height.
 
     13 are 5 + 4 + 4, not 6 + 6 + 1, as a tile of one row keeps the multipliers half idle. Returned are the
-    height of the lower ones, and how many have one row more.
+    number of tiles, the height of the lower ones, and how many have one row more.
     """
     tiles = (m + MR - 1) // MR
     low = m // tiles
-    return low, m - low * tiles
+    return tiles, low, m - low * tiles
+
+
+@inlined
+def tile_begin(tile, low, higher):
+    """Return the first row of a tile."""
+    return tile * low + min(tile, higher)
 
 
 @jit
@@ -63,17 +69,13 @@ def multiply_panel(m, nv, k, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
     if m <= MR:
         micro_kernel(m, nv, k, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
         return
-    low, higher = tile_heights(m)
-    i, rows = 0, low + 1
-    while i < m:
-        if higher == 0:
-            rows = low
-        higher -= 1
+    tiles, low, higher = cut_in_tiles(m)
+    for tile in range(tiles):
+        i = tile_begin(tile, low, higher)
         micro_kernel(
-            rows, nv, k, shift(a, i * a_row), a_row, a_col, b, b_row, shift(d, i * d_row), d_row,
-            shift(c, i * c_row), c_row,
+            tile_begin(tile + 1, low, higher) - i, nv, k, shift(a, i * a_row), a_row, a_col, b, b_row,
+            shift(d, i * d_row), d_row, shift(c, i * c_row), c_row,
         )  # fmt: skip
-        i += rows
 
 
 @jit
@@ -204,10 +206,10 @@ def matmul_sparse(m, n, k, a, a_row, marks, n_rows, first, panels, panel_rows, d
     for i in range(m):
         mark_row(shift(a, i * a_row), k, marks, n_rows, first + i)
     width = lane_count(c)
-    tiles = (m + MR - 1) // MR
+    tiles, low, higher = cut_in_tiles(m)
     for tile in range(tiles):
-        i = m * tile // tiles
-        rows = m * (tile + 1) // tiles - i
+        i = tile_begin(tile, low, higher)
+        rows = tile_begin(tile + 1, low, higher) - i
         count = list_columns(marks, n_rows, k, first + i, rows, listed)
         for j in range(0, n, NV * width):
             nv = min(NV, (n - j + width - 1) // width)
@@ -228,23 +230,22 @@ def list_block(marks, m, count, out, room):
     out, room : pointer to int32, int64
         The lengths of the lists go to the first MARKED numbers, the lists behind them, `room` apart.
     """
-    tiles = (count + MR - 1) // MR
+    tiles, low, higher = cut_in_tiles(count)
     lengths = view(out, tiles)
     for tile in range(tiles):
-        i = count * tile // tiles
-        bits = (1 << (count * (tile + 1) // tiles)) - (1 << i)
+        bits = (1 << tile_begin(tile + 1, low, higher)) - (1 << tile_begin(tile, low, higher))
         lengths[tile] = list_rows(marks, bits, m, shift(out, MARKED + tile * room))
 
 
 @called_by_address
 def multiply_block(count, nv, a, a_row, b, b_row, d, d_row, c, c_row, listed, room):
     """Compute one panel of C = D + A^T B for a block of `count` columns of A, with the lists of `list_block`."""
-    tiles = (count + MR - 1) // MR
+    tiles, low, higher = cut_in_tiles(count)
     lengths = view(listed, tiles)
     for tile in range(tiles):
-        i = count * tile // tiles
+        i = tile_begin(tile, low, higher)
         multiply_listed(
-            count * (tile + 1) // tiles - i, nv, np.int64(lengths[tile]), shift(listed, MARKED + tile * room),
+            tile_begin(tile + 1, low, higher) - i, nv, np.int64(lengths[tile]), shift(listed, MARKED + tile * room),
             shift(a, i), ONE, a_row, b, b_row, shift(d, i * d_row), d_row, shift(c, i * c_row), c_row,
         )  # fmt: skip
 

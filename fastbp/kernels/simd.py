@@ -263,48 +263,28 @@ def with_sign_of(typingctx, x, y):
     return x(x, y), codegen
 
 
-@intrinsic
-def to_whole(typingctx, x):
-    """Convert floats that are whole numbers to integers of as many bits."""
-    result = Vector({types.float32: types.int32, types.float64: types.int64}[x.dtype])
-
-    def codegen(context, builder, sig, args):
-        return builder.fptosi(args[0], context.get_value_type(result))
-
-    return result(x), codegen
+_WHOLE = {types.float32: types.int32, types.float64: types.int64}
+_REAL = {whole: real for real, whole in _WHOLE.items()}
 
 
-@intrinsic
-def from_whole(typingctx, x):
-    """Convert integers to floats of as many bits."""
-    result = Vector({types.int32: types.float32, types.int64: types.float64}[x.dtype])
+def _conversion(kinds, build, description):
+    @intrinsic
+    def function(typingctx, x):
+        result = Vector(kinds[x.dtype])
 
-    def codegen(context, builder, sig, args):
-        return builder.sitofp(args[0], context.get_value_type(result))
+        def codegen(context, builder, sig, args):
+            return getattr(builder, build)(args[0], context.get_value_type(result))
 
-    return result(x), codegen
+        return result(x), codegen
 
-
-@intrinsic
-def bits_as_float(typingctx, x):
-    """Read the bits of integers as floats."""
-    result = Vector({types.int32: types.float32, types.int64: types.float64}[x.dtype])
-
-    def codegen(context, builder, sig, args):
-        return builder.bitcast(args[0], context.get_value_type(result))
-
-    return result(x), codegen
+    function.__doc__ = description
+    return function
 
 
-@intrinsic
-def float_as_bits(typingctx, x):
-    """Read the bits of floats as integers."""
-    result = Vector({types.float32: types.int32, types.float64: types.int64}[x.dtype])
-
-    def codegen(context, builder, sig, args):
-        return builder.bitcast(args[0], context.get_value_type(result))
-
-    return result(x), codegen
+to_whole = _conversion(_WHOLE, "fptosi", "Convert floats that are whole numbers to integers of as many bits.")
+from_whole = _conversion(_REAL, "sitofp", "Convert integers to floats of as many bits.")
+bits_as_float = _conversion(_REAL, "bitcast", "Read the bits of integers as floats.")
+float_as_bits = _conversion(_WHOLE, "bitcast", "Read the bits of floats as integers.")
 
 
 def _halving(combine, description):
