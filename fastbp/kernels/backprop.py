@@ -42,12 +42,11 @@ from fastbp.kernels.jit import cached_jit, inlined
 from fastbp.kernels.matmul import (
     NONE,
     ONE,
-    cut_in_tiles,
     matmul_nn,
     multiply_ahead,
     multiply_panel,
     pack_transposed,
-    tile_begin,
+    tile_heights,
 )
 from fastbp.kernels.simd import load_converted, store
 from fastbp.kernels.threads import join_team, share, wait_for_team
@@ -230,16 +229,19 @@ def take_and_multiply(net, samples, position, first, last, following):
     source = shift(net.space, layer.source)
     weights, bias = shift(net.params, layer.weights), shift(net.params, layer.bias)
     nv = min(NV, layer.padded // width)
-    tiles, low, higher = cut_in_tiles(last - first)
-    for tile in range(tiles):
-        i, end = first + tile_begin(tile, low, higher), first + tile_begin(tile + 1, low, higher)
-        take(net, layer, samples, position, i, end)
-        upcoming = position + end if end < last else following
+    low, higher = tile_heights(last - first)
+    i = first
+    while i < last:
+        rows = low + 1 if higher > 0 else low
+        higher -= 1
+        take(net, layer, samples, position, i, i + rows)
+        upcoming = position + i + rows if i + rows < last else following
         n_ahead = _list_lines(samples, upcoming, upcoming + MR, k)
         multiply_ahead(
-            end - i, nv, k, samples.ahead, n_ahead, shift(source, i * row), row, ONE, weights, nv * width, bias, NONE,
+            rows, nv, k, samples.ahead, n_ahead, shift(source, i * row), row, ONE, weights, nv * width, bias, NONE,
             shift(net.space, layer.z + i * layer.row), layer.row,
         )  # fmt: skip
+        i += rows
     done = nv * width
     if done < layer.padded:
         matmul_nn(

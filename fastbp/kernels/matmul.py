@@ -43,21 +43,15 @@ NONE, ONE = np.int64(0), np.int64(1)
 
 
 @inlined
-def cut_in_tiles(m):
+def tile_heights(m):
     """Cut m rows into as few tiles as can be, of nearly equal height.
 
     13 are 5 + 4 + 4, not 6 + 6 + 1, as a tile of one row keeps the multipliers half idle. Returned are the
-    number of tiles, the height of the lower ones, and how many have one row more.
+    height of the lower ones, and how many have one row more.
     """
     tiles = (m + MR - 1) // MR
     low = m // tiles
-    return tiles, low, m - low * tiles
-
-
-@inlined
-def tile_begin(tile, low, higher):
-    """Return the first row of a tile."""
-    return tile * low + min(tile, higher)
+    return low, m - low * tiles
 
 
 @jit
@@ -69,13 +63,17 @@ def multiply_panel(m, nv, k, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
     if m <= MR:
         micro_kernel(m, nv, k, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
         return
-    tiles, low, higher = cut_in_tiles(m)
-    for tile in range(tiles):
-        i = tile_begin(tile, low, higher)
+    low, higher = tile_heights(m)
+    i, rows = 0, low + 1
+    while i < m:
+        if higher == 0:
+            rows = low
+        higher -= 1
         micro_kernel(
-            tile_begin(tile + 1, low, higher) - i, nv, k, shift(a, i * a_row), a_row, a_col, b, b_row,
-            shift(d, i * d_row), d_row, shift(c, i * c_row), c_row,
+            rows, nv, k, shift(a, i * a_row), a_row, a_col, b, b_row, shift(d, i * d_row), d_row,
+            shift(c, i * c_row), c_row,
         )  # fmt: skip
+        i += rows
 
 
 @jit
@@ -206,10 +204,10 @@ def matmul_sparse(m, n, k, a, a_row, marks, n_rows, first, panels, panel_rows, d
     for i in range(m):
         mark_row(shift(a, i * a_row), k, marks, n_rows, first + i)
     width = lane_count(c)
-    tiles, low, higher = cut_in_tiles(m)
+    tiles = (m + MR - 1) // MR
     for tile in range(tiles):
-        i = tile_begin(tile, low, higher)
-        rows = tile_begin(tile + 1, low, higher) - i
+        i = m * tile // tiles
+        rows = m * (tile + 1) // tiles - i
         count = list_columns(marks, n_rows, k, first + i, rows, listed)
         for j in range(0, n, NV * width):
             nv = min(NV, (n - j + width - 1) // width)
@@ -230,22 +228,23 @@ def list_block(marks, m, count, out, room):
     out, room : pointer to int32, int64
         The lengths of the lists go to the first MARKED numbers, the lists behind them, `room` apart.
     """
-    tiles, low, higher = cut_in_tiles(count)
+    tiles = (count + MR - 1) // MR
     lengths = view(out, tiles)
     for tile in range(tiles):
-        bits = (1 << tile_begin(tile + 1, low, higher)) - (1 << tile_begin(tile, low, higher))
+        i = count * tile // tiles
+        bits = (1 << (count * (tile + 1) // tiles)) - (1 << i)
         lengths[tile] = list_rows(marks, bits, m, shift(out, MARKED + tile * room))
 
 
 @called_by_address
 def multiply_block(count, nv, a, a_row, b, b_row, d, d_row, c, c_row, listed, room):
     """Compute one panel of C = D + A^T B for a block of `count` columns of A, with the lists of `list_block`."""
-    tiles, low, higher = cut_in_tiles(count)
+    tiles = (count + MR - 1) // MR
     lengths = view(listed, tiles)
     for tile in range(tiles):
-        i = tile_begin(tile, low, higher)
+        i = count * tile // tiles
         multiply_listed(
-            tile_begin(tile + 1, low, higher) - i, nv, np.int64(lengths[tile]), shift(listed, MARKED + tile * room),
+            count * (tile + 1) // tiles - i, nv, np.int64(lengths[tile]), shift(listed, MARKED + tile * room),
             shift(a, i), ONE, a_row, b, b_row, shift(d, i * d_row), d_row, shift(c, i * c_row), c_row,
         )  # fmt: skip
 
