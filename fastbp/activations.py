@@ -318,8 +318,8 @@ class Activation:
         z = _as_floats(z)
         if self.by_rows and z.size:
             rows = z.reshape(-1, z.shape[-1] if z.ndim else 1)
-            return np.concatenate([_apply(self, row)[0] for row in rows]).reshape(z.shape)
-        return _apply(self, z)[0]
+            return np.concatenate([_apply(self, row) for row in rows]).reshape(z.shape)
+        return _apply(self, z)
 
     def derivative(self, z):
         """Return f'(z); what training uses, for a `Threshold` that is the derivative of its surrogate.
@@ -341,7 +341,7 @@ class Activation:
         """
         if self.by_rows:
             raise TypeError(f"{self!r} has a matrix of derivatives, not one for each unit.")
-        return _apply(self, _as_floats(z))[1]
+        return _apply(self, _as_floats(z), derivative=True)
 
 
 def _as_floats(z):
@@ -349,16 +349,16 @@ def _as_floats(z):
     return z if z.dtype in (np.float32, np.float64) else z.astype(np.float64)
 
 
-def _apply(activation, z):
-    """Return f(z), and f'(z) if there is one for each unit, in the shape of z."""
+def _apply(activation, z, *, derivative=False):
+    """Return f(z), or f'(z) if there is one for each unit, in the shape of z."""
     n, width = z.size, lanes(z.itemsize)
     rows = np.zeros((3, -(-max(n, 1) // width) * width), z.dtype)
     rows[0, :n] = z.ravel()
     rows[1] = rows[0]
     rows[2] = 1
-    addresses = activation.value_address(z.dtype), activation.slope_address(z.dtype)
+    addresses = activation.value_address(z.dtype), activation.slope_address(z.dtype) if derivative else 0
     apply_kernels(*addresses, *map(float, activation.coefficients), rows, n if activation.by_rows else -1)
-    return rows[1, :n].reshape(z.shape), rows[2, :n].reshape(z.shape)
+    return rows[2 if derivative else 1, :n].reshape(z.shape)
 
 
 @cached_jit

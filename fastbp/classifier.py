@@ -7,10 +7,10 @@ from sklearn.base import ClassifierMixin, _fit_context
 from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import check_scalar
 from sklearn.utils.multiclass import _check_partial_fit_first_call, type_of_target, unique_labels
-from sklearn.utils.validation import _check_feature_names, _check_sample_weight, check_is_fitted, column_or_1d
+from sklearn.utils.validation import _check_feature_names, check_is_fitted, column_or_1d
 
 from fastbp.activations import Logistic, Softmax, get_activation
-from fastbp.estimator import BaseBackprop
+from fastbp.estimator import BaseBackprop, targets_and_weights
 
 
 class BackpropClassifier(ClassifierMixin, BaseBackprop):
@@ -329,11 +329,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         X, y, dtype = self._check_X(X, y, reset=False)
         y = _check_labels(y)
         self._check_known(y)
-        Y = np.ascontiguousarray(self._binarizer.transform(y), dtype=dtype)
-        weight = np.empty(0, dtype)
-        if sample_weight is not None:
-            weight = _check_sample_weight(sample_weight, X, dtype=dtype, ensure_non_negative=True)
-        return X, Y, weight
+        return X, *targets_and_weights(X, self._binarizer.transform(y), sample_weight, dtype)
 
     def predict(self, X):
         """Predict the class of each sample.

@@ -115,14 +115,9 @@ class BaseBackprop(BaseEstimator):
         one_epoch : bool
             Whether this is `partial_fit`: one epoch, with the optimizer's memory of the last call.
         """
-        Y = np.ascontiguousarray(Y, dtype=dtype)
-        weight = np.empty(0, dtype)
-        if sample_weight is not None:
-            weight = _check_sample_weight(sample_weight, X, dtype=dtype, ensure_non_negative=True)
+        Y, weight = targets_and_weights(X, Y, sample_weight, dtype)
         n_samples = X.shape[0]
-        hidden = _hidden_units(self.hidden_layer_sizes)
-        units = [X.shape[1], *hidden, Y.shape[1]]
-        activations = [*self._hidden_activations(len(hidden)), self._output_activation(Y.shape[1])]
+        units, activations = self._layout(X.shape[1], Y.shape[1])
         check_can_learn(activations)
         random_state = check_random_state(self.random_state)
         if first:
@@ -149,6 +144,12 @@ class BaseBackprop(BaseEstimator):
             )
         self._set_fitted(network, coefs, intercepts, session.memory, progress)
 
+    def _layout(self, n_features, n_outputs):
+        """Return the units of all layers, and the activations of those after the inputs."""
+        hidden = _hidden_units(self.hidden_layer_sizes)
+        activations = [*self._hidden_activations(len(hidden)), self._output_activation(n_outputs)]
+        return [n_features, *hidden, n_outputs], activations
+
     def _draw_parameters(self, units, activations, random_state, dtype):
         # As in scikit-learn the output layer goes by the hidden ones, and by the parameter if there are none.
         factors = [act.init_factor for act in activations[:-1]]
@@ -158,9 +159,7 @@ class BaseBackprop(BaseEstimator):
     def _initialize_network(self, n_features, n_outputs):
         """Set random weights, and the fitted attributes as they are before the first step."""
         dtype = np.dtype(np.float32 if self.dtype == "auto" else self.dtype)
-        hidden = _hidden_units(self.hidden_layer_sizes)
-        units = [n_features, *hidden, n_outputs]
-        activations = [*self._hidden_activations(len(hidden)), self._output_activation(n_outputs)]
+        units, activations = self._layout(n_features, n_outputs)
         coefs, intercepts = self._draw_parameters(units, activations, check_random_state(self.random_state), dtype)
         network = training.make_network(units, activations, dtype)
         memory = training.Memory.empty(network, self.solver, self.learning_rate_init)
@@ -250,6 +249,14 @@ class BaseBackprop(BaseEstimator):
             for name in self.__dict__.keys() - before.keys():
                 del self.__dict__[name]
             raise
+
+
+def targets_and_weights(X, Y, sample_weight, dtype):
+    """Return targets and weights of samples as the kernels take them; no weights where all count the same."""
+    weight = np.empty(0, dtype)
+    if sample_weight is not None:
+        weight = _check_sample_weight(sample_weight, X, dtype=dtype, ensure_non_negative=True)
+    return np.ascontiguousarray(Y, dtype=dtype), weight
 
 
 def _hidden_units(hidden_layer_sizes):

@@ -243,10 +243,11 @@ def gradient_terms(clf, X, y):
     activations, n_layers = clf._activations, len(clf.coefs_)
     step = _Step(clf, clf.coefs_, clf.intercepts_, data, alpha=clf.alpha, keep=True)
     inputs = [np.array(data.x, clf.coefs_[0].dtype), *(step.values(k, "a") for k in range(n_layers))]
-    carried = [_carry_back(clf, k, step.values(k, "delta")) for k in range(n_layers)]
+    deltas = [step.values(k, "delta") for k in range(n_layers)]
+    carried = [_carry_back(clf, k, delta) for k, delta in enumerate(deltas)]
     terms = []
     for k, activation in enumerate(activations):
-        z, a, delta = (step.values(k, what) for what in ("z", "a", "delta"))
+        z, a = step.values(k, "z"), step.values(k, "a")
         term = Bunch(node_input=z, activation=a)
         is_output = k == n_layers - 1
         if not is_output:
@@ -259,7 +260,7 @@ def gradient_terms(clf, X, y):
                 d_activation_d_node_input=activation.derivative(z),
             )  # fmt: skip
         term.update(
-            delta=delta, d_node_input_d_weight=inputs[k], gradient=step.coef_grads[k],
+            delta=deltas[k], d_node_input_d_weight=inputs[k], gradient=step.coef_grads[k],
             intercept_gradient=step.intercept_grads[k], d_loss_d_input=carried[k],
         )  # fmt: skip
         terms.append(term)

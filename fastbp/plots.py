@@ -118,11 +118,12 @@ class LossCurveDisplay(_Display):
         curves: dict[str, list[float]] = {"loss": [], "accuracy": []}
         if X_val is not None:
             curves |= {"validation_loss": [], "validation_accuracy": []}
+        classes = unique_labels(y)
         for _ in range(watched.max_iter):
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", message="Training interrupted by user")
                 try:
-                    watched.partial_fit(X, y, classes=unique_labels(y))
+                    watched.partial_fit(X, y, classes=classes)
                 except UserWarning:  # Ctrl-C: draw what there is
                     break
             for prefix, inputs, labels in (("", X, y), ("validation_", X_val, y_val)):

@@ -190,6 +190,12 @@ def multiply_listed(rows, nv, k, listed, a, a_row, a_col, b, b_row, d, d_row, c,
     micro_kernel_listed(rows, nv, k, listed, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
 
 
+@inlined
+def _cut(m, tile, tiles):
+    """Return where a tile begins, if m rows are cut into so many of nearly equal height."""
+    return m * tile // tiles
+
+
 @called_by_address
 def matmul_sparse(m, n, k, a, a_row, marks, n_rows, first, panels, panel_rows, d, c, c_row, listed):
     """Compute what `matmul_nn` does, without the columns of A that are zero in all rows of a tile; set A's marks.
@@ -206,8 +212,8 @@ def matmul_sparse(m, n, k, a, a_row, marks, n_rows, first, panels, panel_rows, d
     width = lane_count(c)
     tiles = (m + MR - 1) // MR
     for tile in range(tiles):
-        i = m * tile // tiles
-        rows = m * (tile + 1) // tiles - i
+        i = _cut(m, tile, tiles)
+        rows = _cut(m, tile + 1, tiles) - i
         count = list_columns(marks, n_rows, k, first + i, rows, listed)
         for j in range(0, n, NV * width):
             nv = min(NV, (n - j + width - 1) // width)
@@ -231,8 +237,7 @@ def list_block(marks, m, count, out, room):
     tiles = (count + MR - 1) // MR
     lengths = view(out, tiles)
     for tile in range(tiles):
-        i = count * tile // tiles
-        bits = (1 << (count * (tile + 1) // tiles)) - (1 << i)
+        bits = (1 << _cut(count, tile + 1, tiles)) - (1 << _cut(count, tile, tiles))
         lengths[tile] = list_rows(marks, bits, m, shift(out, MARKED + tile * room))
 
 
@@ -242,9 +247,9 @@ def multiply_block(count, nv, a, a_row, b, b_row, d, d_row, c, c_row, listed, ro
     tiles = (count + MR - 1) // MR
     lengths = view(listed, tiles)
     for tile in range(tiles):
-        i = count * tile // tiles
+        i = _cut(count, tile, tiles)
         multiply_listed(
-            count * (tile + 1) // tiles - i, nv, np.int64(lengths[tile]), shift(listed, MARKED + tile * room),
+            _cut(count, tile + 1, tiles) - i, nv, np.int64(lengths[tile]), shift(listed, MARKED + tile * room),
             shift(a, i), ONE, a_row, b, b_row, shift(d, i * d_row), d_row, shift(c, i * c_row), c_row,
         )  # fmt: skip
 
