@@ -284,7 +284,7 @@ def forward(net, first, last, multiplied):
 
 
 @inlined
-def _output_delta(net, loss, samples, position, first, last, row_loss, eps):
+def output_delta(net, loss, samples, position, first, last, row_loss, eps):
     """Set row losses and delta^L; with sample weights both are multiplied by them."""
     index = net.n_layers - 1
     layer = get_layer(net, index)
@@ -425,7 +425,7 @@ def transpose_layer(net, transposed, layer):
 
 
 @inlined
-def _divisor(samples, start, stop):
+def batch_weight(samples, start, stop):
     """Return the number of samples in a batch, or the sum of their weights."""
     if not samples.weighted:
         return np.float64(stop - start)
@@ -433,6 +433,27 @@ def _divisor(samples, start, stop):
     for i in range(start, stop):
         total += get(samples.weight, get(samples.order, i))
     return total
+
+
+@inlined
+def point_at(data, state, plan, scratch, rank, wanted):
+    """Return the network, the rest of its memory and the samples as pointers, with the parts of one thread."""
+    net = Net(
+        state.table.shape[0], pointer(state.table, 0), pointer(state.coefficients, 0), pointer(state.params, 0),
+        pointer(state.space, 0), state.sparse_kernels.size > 0, pointer(state.sparse_kernels, 0),
+        pointer(state.marks, 0), plan.chunk, pointer(state.listed, rank * (state.listed.size // wanted)),
+    )  # fmt: skip
+    training = Training(
+        pointer(state.transposed, 0), pointer(state.first, 0), pointer(state.second, 0), pointer(state.grads, 0),
+        pointer(state.row_loss, 0), pointer(state.squares, 0), pointer(plan.settings, 0),
+        pointer(scratch, rank * (scratch.size // wanted)),
+    )  # fmt: skip
+    samples = Samples(
+        pointer(data.x, 0), data.x.shape[1], pointer(data.y, 0), data.y.shape[1], pointer(data.weight, 0),
+        data.weight.size > 0, pointer(data.order, 0), data.order.size,
+        pointer(state.ahead, rank * (state.ahead.size // wanted)),
+    )  # fmt: skip
+    return net, training, samples
 
 
 @cached_jit
@@ -460,21 +481,7 @@ def train(data, state, plan, losses, scratch, team, wanted):
     if rank < 0:
         return
     mode = flush_subnormals()
-    net = Net(
-        state.table.shape[0], pointer(state.table, 0), pointer(state.coefficients, 0), pointer(state.params, 0),
-        pointer(state.space, 0), state.sparse_kernels.size > 0, pointer(state.sparse_kernels, 0),
-        pointer(state.marks, 0), plan.chunk, pointer(state.listed, rank * (state.listed.size // wanted)),
-    )  # fmt: skip
-    training = Training(
-        pointer(state.transposed, 0), pointer(state.first, 0), pointer(state.second, 0), pointer(state.grads, 0),
-        pointer(state.row_loss, 0), pointer(state.squares, 0), pointer(plan.settings, 0),
-        pointer(scratch, rank * (scratch.size // wanted)),
-    )  # fmt: skip
-    samples = Samples(
-        pointer(data.x, 0), data.x.shape[1], pointer(data.y, 0), data.y.shape[1], pointer(data.weight, 0),
-        data.weight.size > 0, pointer(data.order, 0), data.order.size,
-        pointer(state.ahead, rank * (state.ahead.size // wanted)),
-    )  # fmt: skip
+    net, training, samples = point_at(data, state, plan, scratch, rank, wanted)
     n_seen = samples.n_seen
     streamed = is_streamed(net, samples, plan.batch_size)
     n_squares = state.squares.size
@@ -492,7 +499,7 @@ def train(data, state, plan, losses, scratch, team, wanted):
     for batch in range(first_batch, plan.last_batch):
         start = batch * batch_size
         stop = min(start + batch_size, n_seen)
-        divisor = _divisor(samples, start, stop)
+        divisor = batch_weight(samples, start, stop)
         if divisor == 0:  # all samples of the batch have the weight 0: nothing to learn from
             put(results, batch, 0.0)
             continue
@@ -507,7 +514,7 @@ def train(data, state, plan, losses, scratch, team, wanted):
                     take(net, get_layer(net, 0), samples, position, first, last)
                     _ask_for(samples, position + m + first, position + m + last)
                 forward(net, first, last, streamed)
-                _output_delta(net, loss, samples, position, first, last, training.row_loss, eps)
+                output_delta(net, loss, samples, position, first, last, training.row_loss, eps)
                 _backward(net, training.transposed, first, last)
             wait_for_team(team, n_threads)
             if rank == 0:

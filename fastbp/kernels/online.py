@@ -7,7 +7,7 @@ and so are the parameters, to the last bit; only the squares in the L2 term of t
 
 import numpy as np
 
-from fastbp.kernels.backprop import Net, Training, get_layer, step, take_sample, transpose_layer
+from fastbp.kernels.backprop import batch_weight, get_layer, output_delta, point_at, step, take, transpose_layer
 from fastbp.kernels.intrinsics import (
     call_at,
     flush_subnormals,
@@ -22,7 +22,6 @@ from fastbp.kernels.intrinsics import (
 )
 from fastbp.kernels.jit import cached_jit, inlined
 from fastbp.kernels.simd import fma, load, store
-from fastbp.losses import SQUARED_ERROR, loss_and_residual
 
 # Samples between the one that is asked for and the one that is in work.
 AHEAD = 32
@@ -86,48 +85,26 @@ def train_online(data, state, plan, losses, scratch, team, wanted):
     The network is one for which `is_small` is true, and `state.grads` has room for all parameters.
     """
     mode = flush_subnormals()
-    net = Net(
-        state.table.shape[0], pointer(state.table, 0), pointer(state.coefficients, 0), pointer(state.params, 0),
-        pointer(state.space, 0), False, pointer(state.sparse_kernels, 0), pointer(state.marks, 0), 0,
-        pointer(state.listed, 0),
-    )  # fmt: skip
-    transposed, grads = pointer(state.transposed, 0), pointer(state.grads, 0)
-    training = Training(
-        transposed, pointer(state.first, 0), pointer(state.second, 0), grads, pointer(state.row_loss, 0),
-        pointer(state.squares, 0), pointer(plan.settings, 0), pointer(scratch, 0),
-    )  # fmt: skip
-    x, y, weight, order = pointer(data.x, 0), pointer(data.y, 0), pointer(data.weight, 0), pointer(data.order, 0)
-    n_inputs, n_outputs = data.x.shape[1], data.y.shape[1]
-    weighted = data.weight.size > 0
+    net, training, samples = point_at(data, state, plan, scratch, 0, 1)
+    transposed, grads = training.transposed, training.grads
     eps = np.float64(np.finfo(state.space.dtype).eps)
     sizes, results = pointer(plan.sizes, 0), pointer(losses, 0)
     n_params = state.params.size
-    top = net.n_layers - 1
-    outputs = get_layer(net, top)
-    c0, c1 = get(net.coefficients, 2 * top), get(net.coefficients, 2 * top + 1)
-    source = shift(net.space, get_layer(net, 0).source)
-    z, a, delta = shift(net.space, outputs.z), shift(net.space, outputs.a), shift(net.space, outputs.delta)
+    inputs = get_layer(net, 0)
     for index in range(1, net.n_layers):
         transpose_layer(net, transposed, get_layer(net, index))
     for batch in range(plan.first_batch, plan.last_batch):
-        ahead = get(order, min(batch + AHEAD, data.order.size - 1))
-        prefetch(x, ahead * n_inputs)
-        prefetch(y, ahead * n_outputs)
-        sample = get(order, batch)
-        take_sample(shift(x, sample * n_inputs), n_inputs, source)
+        ahead = get(samples.order, min(batch + AHEAD, samples.n_seen - 1))
+        prefetch(samples.x, ahead * samples.n_inputs)
+        prefetch(samples.y, ahead * samples.n_outputs)
+        divisor = batch_weight(samples, batch, batch + 1)
+        if divisor == 0:
+            put(results, batch, 0.0)
+            continue
+        take(net, inputs, samples, batch, 0, 1)
         _forward(net)
-        value = loss_and_residual(plan.loss, outputs.by_rows, n_outputs, shift(y, sample * n_outputs), a, delta, eps)
-        if plan.loss == SQUARED_ERROR and outputs.slope != 0:
-            call_at(outputs.slope, (c0, c1, z, a, delta, outputs.padded))
-        divisor = 1.0
-        if weighted:
-            divisor = np.float64(get(weight, sample))
-            if divisor == 0:
-                put(results, batch, 0.0)
-                continue
-            value *= divisor
-            for j in range(n_outputs):
-                put(delta, j, get(delta, j) * get(weight, sample))
+        output_delta(net, plan.loss, samples, batch, 0, 1, training.row_loss, eps)
+        value = get(training.row_loss, 0)
         _backward(net, transposed)
         _gradient(net, grads)
         size = get(sizes, batch - plan.first_batch)
