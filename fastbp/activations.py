@@ -5,7 +5,8 @@ To add one, write its two kernels, its dataclass and its place in `ACTIVATIONS`:
 Conventions: `z` is what a unit receives, `a = f(z)` what it gives on, `delta` what comes back. All are pointers to
 n numbers of a layer's values, padded to whole vectors; `c0` and `c1` are the parameters of the function. A kernel named
 after a function sets a = f(z), where both may be the same place; its `_slope` multiplies delta by f'(z). They are
-compiled for the functions that a network has, and called by their addresses.
+compiled for the functions that a network has, and called by their addresses. A function whose units depend on each
+other, `by_rows`, takes m rows of n numbers, `row` apart.
 
 References
 ----------
@@ -28,7 +29,7 @@ from numba import types
 from numba.np.numpy_support import from_dtype
 
 from fastbp.kernels.elementary import erf, exp, expm1, tanh
-from fastbp.kernels.intrinsics import call_at, lane_count, lanes, pointer
+from fastbp.kernels.intrinsics import call_at, lane_count, lanes, pointer, shift
 from fastbp.kernels.jit import address_of, cached_jit, called_by_address, inlined
 from fastbp.kernels.simd import first_lanes, fma, largest, load, select, splat, store, total
 
@@ -207,8 +208,22 @@ def _silu_slope(c0, c1, z, a, delta, n):
 
 
 @called_by_address
-def _softmax(c0, c1, z, a, n):
-    """Set one row of n outputs; what pads it to whole vectors becomes 0."""
+def _softmax(c0, c1, z, a, n, row, m):
+    """Set m rows of n outputs, `row` apart; what pads them to whole vectors becomes 0."""
+    if n <= lane_count(z):
+        # Most outputs fit in one vector. Rows do not wait for each other then: several are in work at once.
+        inside = first_lanes(splat(z, 0.0), n)
+        for i in range(0, m * row, row):
+            x = select(inside, load(z, i), -np.inf)
+            x = select(inside, exp(x - largest(x)), 0.0)
+            store(a, i, x / total(x))
+    else:
+        for i in range(0, m * row, row):
+            _softmax_of_many(shift(z, i), shift(a, i), n)
+
+
+@inlined
+def _softmax_of_many(z, a, n):
     step = lane_count(z)
     top = splat(z, -np.inf)
     for j in range(0, n, step):
@@ -270,7 +285,7 @@ class Activation:
     keeps_z : bool
         Whether the derivative needs z; if not, `a` is written over it.
     by_rows : bool
-        Whether the value is computed for one sample's units at a time, as they depend on each other.
+        Whether the units of a sample depend on each other, so that the kernel has to know the rows.
     """
 
     name: ClassVar[str] = ""
@@ -293,11 +308,11 @@ class Activation:
 
     def value_address(self, dtype):
         """Return where the kernel of the value is, compiled now if need be; 0 if there is none."""
-        return _address(type(self)._value, 2, np.dtype(dtype))
+        return _address(type(self)._value, 2, 3 if self.by_rows else 1, np.dtype(dtype))
 
     def slope_address(self, dtype):
         """Return where the kernel of the derivative is, compiled now if need be; 0 if there is none."""
-        return _address(self._slope_kernel(), 3, np.dtype(dtype))
+        return _address(self._slope_kernel(), 3, 1, np.dtype(dtype))
 
     def _slope_kernel(self):
         return type(self)._slope
@@ -365,18 +380,20 @@ def _apply(activation, z, *, derivative=False):
 def apply_kernels(value, slope, c0, c1, rows, n):
     """Set the rows z, a and delta of an array to z, f(z), delta f'(z), for n numbers, or all if n is negative."""
     z, a, delta = pointer(rows, 0), pointer(rows, rows.shape[1]), pointer(rows, 2 * rows.shape[1])
-    if value != 0:
-        call_at(value, (c0, c1, z, a, rows.shape[1] if n < 0 else n))
+    if value != 0 and n < 0:
+        call_at(value, (c0, c1, z, a, rows.shape[1]))
+    elif value != 0:
+        call_at(value, (c0, c1, z, a, n, rows.shape[1], np.int64(1)))
     if slope != 0:
         call_at(slope, (c0, c1, z, a, delta, rows.shape[1]))
 
 
 @cache
-def _address(kernel, n_pointers, dtype):
+def _address(kernel, n_pointers, n_counts, dtype):
     if kernel is None:
         return 0
     values = types.CPointer(from_dtype(dtype))
-    return address_of(kernel, (types.float64, types.float64, *[values] * n_pointers, types.int64))
+    return address_of(kernel, (types.float64, types.float64, *[values] * n_pointers, *[types.int64] * n_counts))
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ import numpy as np
 
 from fastbp.kernels.elementary import log
 from fastbp.kernels.intrinsics import lane_count
-from fastbp.kernels.jit import jit
+from fastbp.kernels.jit import inlined
 from fastbp.kernels.simd import first_lanes, load, load_first, select, splat, store, total
 
 LOSSES = {"log_loss": 0, "squared_error": 1}
 LOG_LOSS, SQUARED_ERROR = range(2)
 
 
-@jit
+@inlined
 def loss_and_residual(code, multiclass, n, y, a, residual, eps):
     """Compare one row of outputs with its targets.
 

@@ -35,7 +35,7 @@ class Layer(NamedTuple):
     row: int  # row stride of z, a and delta
     value: int  # addresses of the activation's kernels, 0 for none
     slope: int
-    by_rows: int  # whether `value` takes one row at a time
+    by_rows: int  # whether `value` has to know the rows
 
 
 class Network:

@@ -43,6 +43,11 @@ def run_value(address, c0, c1, z, a, at, n):
 
 
 @njit
+def run_rows(address, a, at, n, row, m):
+    call_at(address, (0.0, 0.0, pointer(a, at), pointer(a, at), n, row, m))
+
+
+@njit
 def run_slope(address, c0, c1, z, a, delta):
     call_at(address, (c0, c1, pointer(z, 0), pointer(a, 0), pointer(delta, 0), z.size))
 
@@ -82,15 +87,16 @@ def derivative(activation, z, a):
 
 
 def softmax_of(z):
-    """The softmax of a row in the middle of a buffer, whose padding must become zero."""
-    width = lanes(z.itemsize)
-    behind = -z.size % width
-    buffer = np.full(width + z.size + behind + width, CANARY, z.dtype)
-    buffer[width : width + z.size] = z
-    run_value(Softmax().value_address(z.dtype), 0.0, 0.0, buffer, buffer, width, z.size)
-    assert (buffer[:width] == CANARY).all() and (buffer[-width:] == CANARY).all()
-    assert np.isnan(z).any() or not buffer[width + z.size : width + z.size + behind].any()
-    return buffer[width : width + z.size]
+    """The softmax of each row of a matrix in the middle of a buffer; what pads a row must become zero."""
+    z = np.atleast_2d(z)
+    (m, n), width = z.shape, lanes(z.itemsize)
+    whole = -(-n // width) * width
+    buffer = np.full((m + 2, whole + width), CANARY, z.dtype)
+    buffer[1:-1, :n] = z
+    run_rows(Softmax().value_address(z.dtype), buffer.ravel(), buffer.shape[1], n, buffer.shape[1], m)
+    assert (buffer[[0, -1]] == CANARY).all() and (buffer[:, whole:] == CANARY).all()
+    assert np.isnan(z).any() or not buffer[1:-1, n:whole].any()
+    return buffer[1:-1, :n]
 
 
 def value_naive(activation, z):
@@ -196,22 +202,24 @@ def test_softmax(dtype):
     rng = np.random.default_rng(0)
     eps = np.finfo(dtype).eps
     for n in range(1, 70):
-        z = (3 * rng.normal(size=n)).astype(dtype)
-        row = softmax_of(z)
-        (expected,) = reference.VALUE["softmax"](z.astype(np.float64)[None])
-        np.testing.assert_allclose(row, expected, rtol=50 * eps)
-        np.testing.assert_allclose(row.sum(dtype=np.float64), 1, rtol=n * eps)
+        z = (3 * rng.normal(size=(1 + n % 5, n))).astype(dtype)
+        a = softmax_of(z)
+        expected = reference.VALUE["softmax"](z.astype(np.float64))
+        np.testing.assert_allclose(a, expected, rtol=50 * eps)
+        np.testing.assert_allclose(a.sum(axis=1, dtype=np.float64), 1, rtol=n * eps)
     for z in ([1e30, -1e30, 1e30], [-1e30, -1e30, -3e38], [80, -80, 80], [-3e38]):
         expected = np.equal(z, max(z)) / np.equal(z, max(z)).sum()
-        np.testing.assert_allclose(softmax_of(np.array(z, dtype)), expected, atol=1e-30)
+        np.testing.assert_allclose(softmax_of(np.array(z, dtype))[0], expected, atol=1e-30)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_nan_comes_through_softmax(dtype):
-    for place in (0, 30, 36):
-        row = np.zeros(37, dtype)
-        row[place] = np.nan
-        assert np.isnan(softmax_of(row)).all()
+@pytest.mark.parametrize("n", [5, 37])
+def test_nan_comes_through_softmax(n, dtype):
+    for place in (0, n - 1):
+        rows = np.zeros((3, n), dtype)
+        rows[1, place] = np.nan
+        a = softmax_of(rows)
+        assert np.isnan(a[1]).all() and np.isfinite(a[[0, 2]]).all()
 
 
 def test_names_are_those_of_the_table():

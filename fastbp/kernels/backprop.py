@@ -38,7 +38,7 @@ from fastbp.kernels.intrinsics import (
     restore_subnormals,
     shift,
 )
-from fastbp.kernels.jit import cached_jit, inlined
+from fastbp.kernels.jit import cached_jit, inlined, jit
 from fastbp.kernels.matmul import (
     NONE,
     ONE,
@@ -60,6 +60,9 @@ from fastbp.optimizers import NO_UPDATE, update
 BLOCK_ROWS = 16
 # Bytes of a cache line, and how many lines of a sample are asked for at once, before it is needed.
 LINE, FEW_LINES = 64, 4
+# Rows between the sample that is in work and the one that is asked for: time enough for it to arrive, and not so much
+# that it is pushed out of the cache again.
+ROWS_AHEAD = 2 * MR
 
 
 class Data(NamedTuple):
@@ -173,35 +176,39 @@ def take(net, layer, samples, position, first, last):
 
 
 @inlined
+def _ask_for_targets(samples, sample):
+    """Ask for the first and the last cache line of the targets of a sample."""
+    prefetch(samples.y, sample * samples.n_outputs)
+    prefetch(samples.y, (sample + 1) * samples.n_outputs - 1)
+
+
+@inlined
 def _ask_for(samples, begin, end):
     """Ask for the targets, and the first lines of the inputs, of samples [begin, end) of the order."""
     line = LINE // itemsize(samples.x)
     for i in range(begin, end):
         sample = get(samples.order, min(i, samples.n_seen - 1))
-        prefetch(samples.y, sample * samples.n_outputs)
+        _ask_for_targets(samples, sample)
         for j in range(0, min(samples.n_inputs, FEW_LINES * line), line):
             prefetch(samples.x, sample * samples.n_inputs + j)
 
 
 @inlined
 def is_streamed(net, samples, n_rows):
-    """Whether samples are long enough to arrive during the first product of those before."""
-    return not net.sparse and n_rows >= MR and samples.n_inputs * itemsize(samples.x) >= FEW_LINES * LINE
+    """Whether there is time for samples to arrive during the first product of those before: a step for each line."""
+    return not net.sparse and n_rows >= MR and samples.n_inputs >= 2 * MR
 
 
 @inlined
 def _list_lines(samples, begin, end, room):
-    """List up to `room` cache lines of the inputs of samples [begin, end) of the order; return how many.
-
-    Where a sample does not begin with a line its last one may be missing: all are only asked for.
-    """
+    """List up to `room` cache lines of the inputs of samples [begin, end) of the order; return how many."""
     bytes_each = samples.n_inputs * itemsize(samples.x)
     count = np.int64(0)  # not the literal 0, for which what takes it would be compiled once more
     for i in range(begin, end):
         sample = get(samples.order, min(i, samples.n_seen - 1))
-        prefetch(samples.y, sample * samples.n_outputs)
+        _ask_for_targets(samples, sample)
         begins = address(samples.x, sample * samples.n_inputs)
-        n_lines = min((bytes_each + LINE - 1) // LINE, room - count)
+        n_lines = min((begins % LINE + bytes_each + LINE - 1) // LINE, room - count)
         for j in range(n_lines):
             put(samples.ahead, count + j, begins + LINE * j)
         count += n_lines
@@ -209,7 +216,7 @@ def _list_lines(samples, begin, end, room):
 
 
 @inlined
-def take_and_multiply(net, samples, position, first, last, following):
+def take_and_multiply(net, samples, position, first, last, stride):
     """Copy inputs to rows [first, last) and compute z^1, while the inputs of the next rows are on their way.
 
     Parameters
@@ -220,8 +227,8 @@ def take_and_multiply(net, samples, position, first, last, following):
         Where in the order row 0 is.
     first, last : int64
         Rows of this thread.
-    following : int64
-        Where in the order this thread will go on, most likely.
+    stride : int64
+        How far in the order it is to the same rows of the next batch.
     """
     layer = get_layer(net, 0)
     width = lane_count(net.space)
@@ -235,8 +242,10 @@ def take_and_multiply(net, samples, position, first, last, following):
         rows = low + 1 if higher > 0 else low
         higher -= 1
         take(net, layer, samples, position, i, i + rows)
-        upcoming = position + i + rows if i + rows < last else following
-        n_ahead = _list_lines(samples, upcoming, upcoming + MR, k)
+        # Rows behind the last one are those of this thread in the batches that follow.
+        batches, row_ahead = divmod(i - first + ROWS_AHEAD, last - first)
+        upcoming = position + first + batches * stride + row_ahead
+        n_ahead = _list_lines(samples, upcoming, upcoming + rows, k)
         multiply_ahead(
             rows, nv, k, samples.ahead, n_ahead, shift(source, i * row), row, ONE, weights, nv * width, bias, NONE,
             shift(net.space, layer.z + i * layer.row), layer.row,
@@ -277,13 +286,12 @@ def forward(net, first, last, multiplied):
             c0, c1 = get(net.coefficients, 2 * index), get(net.coefficients, 2 * index + 1)
             a = shift(net.space, layer.a + first * layer.row)
             if layer.by_rows:
-                for i in range(m):
-                    call_at(layer.value, (c0, c1, shift(z, i * layer.row), shift(a, i * layer.row), layer.fan_out))
+                call_at(layer.value, (c0, c1, z, a, layer.fan_out, layer.row, m))
             else:
                 call_at(layer.value, (c0, c1, z, a, m * layer.row))
 
 
-@inlined
+@jit
 def output_delta(net, loss, samples, position, first, last, row_loss, eps):
     """Set row losses and delta^L; with sample weights both are multiplied by them."""
     index = net.n_layers - 1
@@ -509,7 +517,7 @@ def train(data, state, plan, losses, scratch, team, wanted):
             first, last = share(m, 1, rank, n_threads)
             if first < last:
                 if streamed:
-                    take_and_multiply(net, samples, position, first, last, position + m + first)
+                    take_and_multiply(net, samples, position, first, last, m)
                 else:
                     take(net, get_layer(net, 0), samples, position, first, last)
                     _ask_for(samples, position + m + first, position + m + last)

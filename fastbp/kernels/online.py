@@ -21,6 +21,7 @@ from fastbp.kernels.intrinsics import (
     shift,
 )
 from fastbp.kernels.jit import cached_jit, inlined
+from fastbp.kernels.matmul import ONE
 from fastbp.kernels.simd import fma, load, store
 
 # Samples between the one that is asked for and the one that is in work.
@@ -45,7 +46,10 @@ def _forward(net):
         )  # fmt: skip
         if layer.value != 0:
             c0, c1 = get(net.coefficients, 2 * index), get(net.coefficients, 2 * index + 1)
-            call_at(layer.value, (c0, c1, z, a, layer.fan_out if layer.by_rows else layer.padded))
+            if layer.by_rows:
+                call_at(layer.value, (c0, c1, z, a, layer.fan_out, layer.row, ONE))
+            else:
+                call_at(layer.value, (c0, c1, z, a, layer.padded))
 
 
 @inlined

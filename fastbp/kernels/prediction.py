@@ -26,6 +26,7 @@ from fastbp.kernels.intrinsics import (
     shift,
 )
 from fastbp.kernels.jit import cached_jit, inlined
+from fastbp.kernels.matmul import ONE
 from fastbp.kernels.simd import fma, load, splat, total
 from fastbp.kernels.threads import join_team, next_ticket
 
@@ -90,7 +91,7 @@ def predict(
         m = min(block, n_samples - begin)
         position = begin - first  # where in the order row 0 of the workspace would be
         if streamed:
-            take_and_multiply(net, samples, position, first, first + m, begin + m)
+            take_and_multiply(net, samples, position, first, first + m, m)
         else:
             take(net, inputs, samples, position, first, first + m)
         forward(net, first, first + m, streamed)
@@ -163,8 +164,11 @@ def predict_few(x, layers, coefficients, space, out):
                 n = min(ROW_VECTORS * width, fan_out - j)
                 row_kernel(n, fan_in, source, shift(weights, j), fan_out, shift(biases, j), shift(a, j))
             padded = (fan_out + width - 1) // width * width
-            if value != 0:
-                call_at(value, (get(c, 2 * index), get(c, 2 * index + 1), a, a, fan_out if by_rows else padded))
+            c0, c1 = get(c, 2 * index), get(c, 2 * index + 1)
+            if value != 0 and by_rows:
+                call_at(value, (c0, c1, a, a, fan_out, padded, ONE))
+            elif value != 0:
+                call_at(value, (c0, c1, a, a, padded))
             source, a = a, source
         for j in range(n_outputs):
             put(results, i * n_outputs + j, get(source, j))
