@@ -15,6 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from fastbp.kernels import backprop, matmul, online, threads
 from fastbp.kernels.intrinsics import MARKED, MR, NV, lanes
+from fastbp.kernels.shuffle import shuffle
 from fastbp.losses import LOSSES
 from fastbp.network import Layer, Network, aligned_zeros
 from fastbp.optimizers import SOLVERS, step_sizes
@@ -375,8 +376,7 @@ def fit(session, x, y, weight, settings, progress, random_state, *, one_epoch=Fa
     try:
         for _ in range(settings.max_iter):
             if settings.shuffle:
-                # As sklearn.utils.shuffle, without its checks, which take longer than a small epoch.
-                random_state.shuffle(order)
+                shuffle(order, random_state)  # the order that sklearn.utils.shuffle would give
             loss = session.run(backprop.Data(x, y, weight, order))
             progress.epochs += 1
             progress.samples_seen += n

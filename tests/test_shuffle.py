@@ -1,0 +1,63 @@
+"""The order of an epoch: draw for draw that of NumPy."""
+
+import numpy as np
+import pytest
+
+from fastbp.kernels import shuffle as kernel
+from fastbp.kernels.shuffle import FEW, N_WORDS, shuffle
+
+
+@pytest.fixture
+def whatever_its_length(monkeypatch):
+    monkeypatch.setattr(kernel, "FEW", 0)
+
+
+def assert_same(n, ours, numpys, times=3):
+    for _ in range(times):
+        order, expected = np.arange(n), np.arange(n)
+        shuffle(order, ours)
+        numpys.shuffle(expected)
+        np.testing.assert_array_equal(order, expected)
+    # The generators go on alike.
+    np.testing.assert_array_equal(ours.random_sample(5), numpys.random_sample(5))
+    np.testing.assert_array_equal(ours.normal(size=3), numpys.normal(size=3))
+
+
+# Around powers of two the mask changes, around the number of words the generator is renewed.
+@pytest.mark.parametrize(
+    "n", [0, 1, 2, 3, 4, 5, 31, 32, 33, N_WORDS - 1, N_WORDS, N_WORDS + 1, 4096, 4097, 4098, 70_000]
+)
+@pytest.mark.usefixtures("whatever_its_length")
+def test_is_that_of_numpy(n):
+    for seed in (0, 1, 2):
+        assert_same(n, np.random.RandomState(seed), np.random.RandomState(seed))
+
+
+@pytest.mark.usefixtures("whatever_its_length")
+def test_goes_on_from_any_state():
+    for used in (1, 623, 624, 625):
+        ours, numpys = np.random.RandomState(5), np.random.RandomState(5)
+        for generator in (ours, numpys):
+            generator.randint(0, 2**32, size=used, dtype=np.uint32)
+            generator.normal()  # of a pair; the other is kept
+        assert_same(100, ours, numpys)
+
+
+def test_compiled_only_for_what_is_long(monkeypatch):
+    called = []
+    monkeypatch.setattr(kernel, "shuffle_with", lambda order, *_: called.append(order.size))
+    for n in (FEW - 1, FEW):
+        shuffle(np.arange(n), np.random.RandomState(0))
+    assert called == [FEW]
+
+
+@pytest.mark.usefixtures("whatever_its_length")
+def test_left_to_numpy(monkeypatch):
+    def fail(*_):
+        raise AssertionError("this is not for the kernel")
+
+    monkeypatch.setattr(kernel, "shuffle_with", fail)
+    assert_same(100, *(np.random.RandomState(np.random.PCG64(3)) for _ in range(2)))
+    assert kernel._memory_is_known()
+    monkeypatch.setattr(kernel, "_memory_is_known", lambda: False)
+    assert_same(100, np.random.RandomState(3), np.random.RandomState(3))
