@@ -15,6 +15,7 @@ from numba.core.errors import TypingError
 import fastbp
 from fastbp.kernels import intrinsics
 from fastbp.kernels.intrinsics import (
+    FEW_COLUMNS,
     HAS_FMA,
     MARKED,
     MR,
@@ -42,6 +43,7 @@ from fastbp.kernels.intrinsics import (
     restore_subnormals,
     row_kernel,
     shift,
+    short_row_kernel,
     transpose_tile,
     view,
 )
@@ -240,6 +242,24 @@ def test_row_kernel_has_the_bits_of_the_tile(dtype):
             np.testing.assert_array_equal(out, [CANARY, *expected[:n], *[0] * (written - n), CANARY])
 
 
+@njit
+def run_short_row(n, k, x, w, d, out, out_at):
+    short_row_kernel(n, k, pointer(x, 0), pointer(w, 0), pointer(d, 0), pointer(out, out_at))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_short_row_kernel(dtype):
+    width = lanes(np.dtype(dtype).itemsize)
+    rng = np.random.default_rng(4)
+    for vectors, k in product(range(1, NV + 1), range(1, 23)):
+        n = vectors * width
+        # Sums of whole numbers are exact in any order.
+        x, w, d = (rng.integers(-9, 10, shape).astype(dtype) for shape in (k, (k, n), n))
+        out = np.full(n + 2, CANARY, dtype)
+        run_short_row(n, k, x, w.ravel(), d, out, 1)
+        np.testing.assert_array_equal(out, [CANARY, *(d + x @ w), CANARY])
+
+
 # --- lists of what is not zero ---
 
 
@@ -426,20 +446,21 @@ def test_vectors_of_different_types_do_not_mix():
 
 
 @njit
-def run_transpose(source, at, source_row, out, out_at, out_row):
-    transpose_tile(pointer(source, at), source_row, pointer(out, out_at), out_row)
+def run_transpose(n, source, at, source_row, out, out_at, out_row):
+    transpose_tile(n, pointer(source, at), source_row, pointer(out, out_at), out_row)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_transpose_tile(dtype):
     width = lanes(np.dtype(dtype).itemsize)
     rows = [(width, width), (width + 3, width), (width, width + 5), (4 * width, 3 * width)]
-    for source_row, out_row in rows:
+    for (source_row, out_row), n in product(rows, range(1, width + 3)):
         source = np.arange(1.0, source_row * (width + 1) + 1, dtype=dtype).reshape(width + 1, source_row)
         out = np.full((width + 2, out_row), CANARY, dtype)
-        run_transpose(source.ravel(), 0, source_row, out.ravel(), out_row, out_row)
+        run_transpose(n, source.ravel(), 0, source_row, out.ravel(), out_row, out_row)
         expected = np.full_like(out, CANARY)
-        expected[1:-1, :width] = source[:width, :width].T
+        written = min(FEW_COLUMNS, width) if n <= FEW_COLUMNS else width
+        expected[1 : 1 + written, :width] = source[:width, :written].T
         np.testing.assert_array_equal(out, expected)
 
 

@@ -144,6 +144,7 @@ def test_pack_transposed(dtype):
         whole = pack_naive(matrix.T, columns, dtype)
         # Which rows of the source each number comes from, to see that a part writes only its own.
         origin = pack_naive(np.tile(np.arange(rows), (columns, 1)), columns, dtype)
+        column = pack_naive(np.tile(np.arange(columns)[:, None], (1, rows)), columns, dtype)
         for first, last in {(0, rows), (0, width), (rows // width // 2 * width, rows)}:
             for asked in (n, columns):
                 out = np.full(whole.size + 2 * width, CANARY, dtype)
@@ -151,6 +152,9 @@ def test_pack_transposed(dtype):
                 mine = (origin >= first) & (origin < last)
                 expected[width:-width][mine] = whole[mine]
                 run_pack_transposed(first, last, asked, panels, 0, rows, out, width, columns)
+                behind = np.flatnonzero(mine & (column >= asked)) + width
+                assert np.isin(out[behind], (0, CANARY)).all()
+                out[behind] = 0
                 np.testing.assert_array_equal(out, expected, err_msg=f"{k=} {n=} {first=} {last=}")
 
 

@@ -183,14 +183,15 @@ def _ask_for_targets(samples, sample):
 
 
 @inlined
-def _ask_for(samples, begin, end):
-    """Ask for the targets, and the first lines of the inputs, of samples [begin, end) of the order."""
+def ask_for(samples, begin, end):
+    """Ask for the targets, and the first and last lines of the inputs, of samples [begin, end) of the order."""
     line = LINE // itemsize(samples.x)
     for i in range(begin, end):
         sample = get(samples.order, min(i, samples.n_seen - 1))
         _ask_for_targets(samples, sample)
         for j in range(0, min(samples.n_inputs, FEW_LINES * line), line):
             prefetch(samples.x, sample * samples.n_inputs + j)
+        prefetch(samples.x, (sample + 1) * samples.n_inputs - 1)
 
 
 @inlined
@@ -421,7 +422,7 @@ def _transpose(net, transposed, layer, first, last):
     if layer.transposed >= 0:
         width = lane_count(net.params)
         pack_transposed(
-            first, (last + width - 1) // width * width, layer.padded, shift(net.params, layer.weights), layer.rows,
+            first, (last + width - 1) // width * width, layer.fan_out, shift(net.params, layer.weights), layer.rows,
             shift(transposed, layer.transposed), layer.padded,
         )  # fmt: skip
 
@@ -520,7 +521,7 @@ def train(data, state, plan, losses, scratch, team, wanted):
                     take_and_multiply(net, samples, position, first, last, m)
                 else:
                     take(net, get_layer(net, 0), samples, position, first, last)
-                    _ask_for(samples, position + m + first, position + m + last)
+                    ask_for(samples, position + m + first, position + m + last)
                 forward(net, first, last, streamed)
                 output_delta(net, loss, samples, position, first, last, training.row_loss, eps)
                 _backward(net, training.transposed, first, last)

@@ -430,6 +430,8 @@ def append_marked(typingctx, marks, bits, n, base, out, count):
 
 # Vectors in a row that `row_kernel` computes at once: enough chains of additions to keep the multipliers busy.
 ROW_VECTORS = 8
+# Parts of the sums in `short_row_kernel`: enough to hide the time that one addition takes.
+ROW_PARTS = 4
 
 
 @intrinsic
@@ -451,100 +453,178 @@ def row_kernel(typingctx, n, k, x, w, w_row, d, out):
     d, out : pointer
         n numbers each; `out` has room for whole vectors, and zeros go to what is behind the n.
     """
-    scalar = x.dtype
-    width = lanes(scalar.bitwidth // 8)
 
     def codegen(context, builder, signature, args):
         n, *operands = args
-        vector = ir.VectorType(context.get_data_type(scalar), width)
-        done = builder.append_basic_block("row.done")
-        last = builder.sdiv(builder.sub(n, _INT64(1)), _INT64(width))
-        choice = builder.switch(last, done)
-        for vectors in range(1, ROW_VECTORS + 1):
-            block = builder.append_basic_block(f"row.{vectors}")
-            choice.add_case(_INT64(vectors - 1), block)
-            builder.position_at_end(block)
-            _emit_row(builder, vectors, vector, n, *operands)
-            builder.branch(done)
-        builder.position_at_end(done)
+        vector = _vector_of(context, x.dtype)
+
+        def emit(vectors):
+            inside = emit_first_lanes(builder, vector.count, builder.sub(n, _INT64((vectors - 1) * vector.count)))
+            _emit_row(builder, vectors, vector, 1, inside, *operands)
+
+        last = builder.sdiv(builder.sub(n, _INT64(1)), _INT64(vector.count))
+        _emit_choice(builder, "row", last, ROW_VECTORS, emit)
         return context.get_dummy_value()
 
     return _tile_signature(n, k, x, w, w_row, d, out), codegen
 
 
-def _emit_row(builder, vectors, vector, n, k, x, w, w_row, d, out):
-    width = vector.count
-    inside = emit_first_lanes(builder, width, builder.sub(n, _INT64((vectors - 1) * width)))
+@intrinsic
+def short_row_kernel(typingctx, n, k, x, w, d, out):
+    """Compute a short row, out = d + x W, with as little delay as can be: each sum is made in ROW_PARTS parts.
+
+    Parameters
+    ----------
+    n : int64
+        Columns, whole vectors of them, at most NV.
+    k : int64
+        Length of the reduction.
+    x : pointer
+        k numbers.
+    w : pointer
+        W is (k, n), row-major.
+    d, out : pointer
+        n numbers each.
+    """
+
+    def codegen(context, builder, signature, args):
+        n, k, x_, w, d, out = args
+        vector = _vector_of(context, x.dtype)
+        last = builder.sdiv(builder.sub(n, _INT64(1)), _INT64(vector.count))
+        _emit_choice(
+            builder, "short", last, NV,
+            lambda vectors: _emit_row(builder, vectors, vector, ROW_PARTS, None, k, x_, w, n, d, out),
+        )  # fmt: skip
+        return context.get_dummy_value()
+
+    return _tile_signature(n, k, x, w, d, out), codegen
+
+
+def _vector_of(context, scalar):
+    return ir.VectorType(context.get_data_type(scalar), lanes(scalar.bitwidth // 8))
+
+
+def _emit_choice(builder, name, number, count, emit):
+    """Build code for 1 to `count` vectors, and a jump to that for number + 1."""
+    done = builder.append_basic_block(f"{name}.done")
+    choice = builder.switch(number, done)
+    for vectors in range(1, count + 1):
+        block = builder.append_basic_block(f"{name}.{vectors}")
+        choice.add_case(_INT64(vectors - 1), block)
+        builder.position_at_end(block)
+        emit(vectors)
+        builder.branch(done)
+    builder.position_at_end(done)
+
+
+def _emit_row(builder, vectors, vector, parts, inside, k, x, w, w_row, d, out):
+    """Build out = d + x W in so many parts; of the last vector only the lanes `inside`, if there is such a mask."""
+    align = _alignment(vector.element)
 
     def load(base, j):
-        place = builder.bitcast(_offset(builder, base, _INT64(j * width)), vector.as_pointer())
-        if j < vectors - 1:
-            return builder.load(place, align=_alignment(vector.element))
-        return emit_masked_load(builder, place, inside)
+        place = builder.bitcast(_offset(builder, base, _INT64(j * vector.count)), vector.as_pointer())
+        if inside is not None and j == vectors - 1:
+            return emit_masked_load(builder, place, inside)
+        return builder.load(place, align=align)
 
-    start = [load(d, j) for j in range(vectors)]
+    def add_products(p, sums, count):
+        for part in range(count):
+            index = builder.add(p, _INT64(part))
+            value = emit_splat(builder, builder.load(_offset(builder, x, index), align=align), vector.count)
+            row = _offset(builder, w, builder.mul(index, w_row))
+            sums[part] = [emit_fma(builder, value, load(row, j), total) for j, total in enumerate(sums[part])]
+
+    zero = ir.Constant(vector, None)
+    sums = [[load(d, j) for j in range(vectors)], *([zero] * vectors for _ in range(parts - 1))]
+    p = _INT64(0)
+    if parts > 1:
+        p, sums = _emit_steps(builder, p, parts, k, sums, add_products)
+    _, sums = _emit_steps(builder, p, 1, k, sums, add_products)
+    while len(sums) > 1:
+        half = len(sums) // 2
+        sums = [[builder.fadd(*pair) for pair in zip(sums[i], sums[i + half], strict=True)] for i in range(half)]
+    for j, result in enumerate(sums[0]):
+        place = builder.bitcast(_offset(builder, out, _INT64(j * vector.count)), vector.as_pointer())
+        builder.store(result, place, align=align)
+
+
+def _emit_steps(builder, p, step, k, sums, add_products):
+    """Build a loop over whole steps of a reduction from p on; return where it ends, and the sums."""
     before = builder.block
-    loop = builder.append_basic_block("row.loop")
+    head = builder.append_basic_block("row.head")
+    body = builder.append_basic_block("row.body")
     end = builder.append_basic_block("row.end")
-    builder.branch(loop)
-
-    builder.position_at_end(loop)
-    p = builder.phi(_INT64)
-    row = builder.phi(w.type)
-    sums = [builder.phi(vector) for _ in range(vectors)]
-    p_next = builder.add(p, _INT64(1))
-    value = builder.load(_offset(builder, x, p), align=_alignment(vector.element))
-    value = emit_splat(builder, value, width)
-    added = [emit_fma(builder, value, load(row, j), sums[j]) for j in range(vectors)]
-    carried = [(p, _INT64(0), p_next), (row, w, _offset(builder, row, w_row)), *zip(sums, start, added, strict=True)]
-    for phi, initial, following in carried:
+    builder.branch(head)
+    builder.position_at_end(head)
+    now = builder.phi(_INT64)
+    flat = [total for part in sums for total in part]
+    phis = [builder.phi(total.type) for total in flat]
+    following = builder.add(now, _INT64(step))
+    builder.cbranch(builder.icmp_signed("<=", following, k), body, end)
+    builder.position_at_end(body)
+    vectors = len(sums[0])
+    added = [phis[i : i + vectors] for i in range(0, len(phis), vectors)]
+    add_products(now, added, step)
+    builder.branch(head)
+    carried = zip([now, *phis], [p, *flat], [following, *(total for part in added for total in part)], strict=True)
+    for phi, initial, later in carried:
         phi.add_incoming(initial, before)
-        phi.add_incoming(following, loop)
-    builder.cbranch(builder.icmp_signed("<", p_next, k), loop, end)
-
+        phi.add_incoming(later, body)
     builder.position_at_end(end)
-    for j, result in enumerate(added):
-        place = builder.bitcast(_offset(builder, out, _INT64(j * width)), vector.as_pointer())
-        builder.store(result, place, align=_alignment(vector.element))
+    return now, [phis[i : i + vectors] for i in range(0, len(phis), vectors)]
 
 
 def _alignment(element):
     return 4 if isinstance(element, ir.FloatType) else 8
 
 
+# Columns of which `transpose_tile` makes rows at least: outputs are often as few, and cost a quarter then.
+FEW_COLUMNS = 4
+
+
 @intrinsic
-def transpose_tile(typingctx, source, source_row, out, out_row):
+def transpose_tile(typingctx, n, source, source_row, out, out_row):
     """Transpose a square of lanes x lanes numbers: out[j, i] = source[i, j].
 
     In log2(lanes) rounds of shuffles between registers: a loop over single numbers
-    takes several times as long.
+    takes several times as long. Of the columns of the source only the first n need
+    to become rows; FEW_COLUMNS do where those are enough.
     """
     scalar = source.dtype
-    width = lanes(scalar.bitwidth // 8)
 
     def codegen(context, builder, signature, args):
-        source, source_row, out, out_row = args
-        vector = ir.VectorType(context.get_data_type(scalar), width)
-        align = scalar.bitwidth // 8
-
-        def place(base, stride, i):
-            return builder.bitcast(_offset(builder, base, builder.mul(stride, _INT64(i))), vector.as_pointer())
-
-        rows = [builder.load(place(source, source_row, i), align=align) for i in range(width)]
-        half = width // 2
-        while half:
-            # Swap the off-diagonal quarters of each square of 2*half rows.
-            for i in range(width):
-                if not i & half:
-                    x, y = rows[i], rows[i + half]
-                    rows[i] = _shuffle(builder, x, y, [_source_lane(j, half, width, 0) for j in range(width)])
-                    rows[i + half] = _shuffle(builder, x, y, [_source_lane(j, half, width, half) for j in range(width)])
-            half //= 2
-        for i, row in enumerate(rows):
-            builder.store(row, place(out, out_row, i), align=align)
+        n, *operands = args
+        vector = _vector_of(context, scalar)
+        few = min(FEW_COLUMNS, vector.count)
+        with builder.if_else(builder.icmp_signed("<=", n, _INT64(few))) as (then, otherwise):
+            with then:
+                _emit_transposition(builder, few, vector, *operands)
+            with otherwise:
+                _emit_transposition(builder, vector.count, vector, *operands)
         return context.get_dummy_value()
 
-    return types.void(source, types.int64, out, types.int64), codegen
+    return types.void(types.int64, source, types.int64, out, types.int64), codegen
+
+
+def _emit_transposition(builder, n, vector, source, source_row, out, out_row):
+    """Build the transposition of the first n columns; LLVM leaves out shuffles that are not used."""
+    width = vector.count
+
+    def place(base, stride, i):
+        return builder.bitcast(_offset(builder, base, builder.mul(stride, _INT64(i))), vector.as_pointer())
+
+    rows = [builder.load(place(source, source_row, i), align=_alignment(vector.element)) for i in range(width)]
+    half = width // 2
+    while half:
+        # Swap the off-diagonal quarters of each square of 2*half rows.
+        for i in range(width):
+            if not i & half:
+                x, y = rows[i], rows[i + half]
+                rows[i] = _shuffle(builder, x, y, [_source_lane(j, half, width, 0) for j in range(width)])
+                rows[i + half] = _shuffle(builder, x, y, [_source_lane(j, half, width, half) for j in range(width)])
+        half //= 2
+    for i, row in enumerate(rows[:n]):
+        builder.store(row, place(out, out_row, i), align=_alignment(vector.element))
 
 
 def _source_lane(j, half, width, part):

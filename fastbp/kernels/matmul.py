@@ -121,7 +121,7 @@ def pack_transposed(first, last, n, panels, panel_rows, out, out_rows):
         Packed source and the rows in each of its panels.
     out, out_rows : pointer, int64
         Packed transpose and the rows in each of its panels: `n` rounded up to whole vectors.
-        Columns [first, last) of it are written.
+        Columns [first, last) of it are written; rows from `n` on may be.
     """
     width = lane_count(out)
     nr = NV * width
@@ -134,8 +134,9 @@ def pack_transposed(first, last, n, panels, panel_rows, out, out_rows):
             top = p // nr * nr
             out_row = min(nr, rows_in_all - top)
             transpose_tile(
-                shift(source, p * source_row), source_row, shift(out, top * out_rows + j * out_row + p - top), out_row
-            )
+                n - j, shift(source, p * source_row), source_row, shift(out, top * out_rows + j * out_row + p - top),
+                out_row,
+            )  # fmt: skip
 
 
 # Products with an A that is mostly zero. A mark is MARKED bits that say which of as many neighbours in a row

@@ -1,24 +1,32 @@
 """Training on one sample at a time, for small networks: vectors times matrices, and no matrix products.
 
 Both papers begin with this mode of learning. For a network like 8-16-3 the arithmetic of one sample is some
-hundred instructions, fewer than the general kernel needs to find its way. Formulas and arrays are those of `backprop`,
-and so are the parameters, to the last bit; only the squares in the L2 term of the loss are added up in another order.
+hundred instructions, fewer than the general kernel needs to find its way, and each has to wait for one before it.
+Formulas and arrays are those of `backprop`; the sums over units are made in several parts, which are ready sooner.
 """
 
 import numpy as np
 
-from fastbp.kernels.backprop import batch_weight, get_layer, output_delta, point_at, step, take, transpose_layer
+from fastbp.kernels.backprop import (
+    ask_for,
+    batch_weight,
+    get_layer,
+    output_delta,
+    point_at,
+    step,
+    take,
+    transpose_layer,
+)
 from fastbp.kernels.intrinsics import (
     call_at,
     flush_subnormals,
     get,
     lane_count,
     pointer,
-    prefetch,
     put,
     restore_subnormals,
-    row_kernel,
     shift,
+    short_row_kernel,
 )
 from fastbp.kernels.jit import cached_jit, inlined
 from fastbp.kernels.matmul import ONE
@@ -40,8 +48,8 @@ def _forward(net):
     for index in range(net.n_layers):
         layer = get_layer(net, index)
         z, a = shift(net.space, layer.z), shift(net.space, layer.a)
-        row_kernel(
-            layer.padded, layer.fan_in, shift(net.space, layer.source), shift(net.params, layer.weights), layer.padded,
+        short_row_kernel(
+            layer.padded, layer.fan_in, shift(net.space, layer.source), shift(net.params, layer.weights),
             shift(net.params, layer.bias), z,
         )  # fmt: skip
         if layer.value != 0:
@@ -58,9 +66,9 @@ def _backward(net, transposed):
         layer = get_layer(net, index)
         below = get_layer(net, index - 1)
         z, a, delta = shift(net.space, below.z), shift(net.space, below.a), shift(net.space, below.delta)
-        row_kernel(
-            below.padded, layer.fan_out, shift(net.space, layer.delta), shift(transposed, layer.transposed),
-            below.padded, net.space, delta,
+        short_row_kernel(
+            below.padded, layer.fan_out, shift(net.space, layer.delta), shift(transposed, layer.transposed), net.space,
+            delta,
         )  # fmt: skip
         if below.slope != 0:
             c0, c1 = get(net.coefficients, 2 * index - 2), get(net.coefficients, 2 * index - 1)
@@ -98,9 +106,7 @@ def train_online(data, state, plan, losses, scratch, team, wanted):
     for index in range(1, net.n_layers):
         transpose_layer(net, transposed, get_layer(net, index))
     for batch in range(plan.first_batch, plan.last_batch):
-        ahead = get(samples.order, min(batch + AHEAD, samples.n_seen - 1))
-        prefetch(samples.x, ahead * samples.n_inputs)
-        prefetch(samples.y, ahead * samples.n_outputs)
+        ask_for(samples, batch + AHEAD, batch + AHEAD + 1)
         divisor = batch_weight(samples, batch, batch + 1)
         if divisor == 0:
             put(results, batch, 0.0)
