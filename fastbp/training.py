@@ -217,7 +217,7 @@ class Session:
             sparse_kernels=matmul.sparse_kernels(network.dtype) if sparse else np.zeros(0, np.int64),
             marks=np.zeros(marks, np.uint16),
             listed=np.zeros(listed, np.int32),
-            ahead=np.zeros(self.n_threads * network.units[0], np.int64),
+            ahead=np.zeros(self.n_threads * backprop.room_ahead(network.units[0]), np.int64),
             done=np.zeros(1, np.int64),
         )
         self.layers = [Layer(*map(int, row)) for row in table]

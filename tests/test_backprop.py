@@ -188,7 +188,7 @@ class Trainer:
             sparse_kernels=guards.array(sparse_kernels(dtype) if sparse else np.zeros(0, np.int64)),
             marks=guards.zeros(marks, np.uint16),
             listed=guards.zeros(listed, np.int32),
-            ahead=guards.zeros(n_threads * network.units[0], np.int64),
+            ahead=guards.zeros(n_threads * backprop.room_ahead(network.units[0]), np.int64),
             done=guards.zeros(1, np.int64),
         )
         self.settings = guards.array(settings)
@@ -496,6 +496,20 @@ def test_same_bits_in_chunks_of_any_size(optimizer, dtype):
     whole = Trainer(problem, optimizer=optimizer, batch_size=batch_size).run().bits()
     for chunk in (1, 2, 3, 7, 16, 22):
         assert Trainer(problem, optimizer=optimizer, batch_size=batch_size, chunk=chunk).run().bits() == whole
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+def test_same_bits_where_parameters_are_asked_for(optimizer):
+    dtype = np.float32
+    units = [300, 64 * (backprop.LARGE // (2 * 4 * 300 * 64) + 1), 3]
+    problem = make(units, Relu(), n=20, dtype=dtype)
+    trainer = Trainer(problem, optimizer=optimizer, batch_size=7)
+    state = trainer.state
+    assert state.params.nbytes + state.first.nbytes + state.second.nbytes >= backprop.LARGE
+    whole = trainer.run().bits()
+    # In chunks the gradient is summed up in memory, and nothing is asked for.
+    assert Trainer(problem, optimizer=optimizer, batch_size=7, chunk=5).run().bits() == whole
+    assert Trainer(problem, optimizer=optimizer, batch_size=7, n_threads=2).run().bits() == whole
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

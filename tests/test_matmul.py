@@ -13,6 +13,7 @@ from fastbp.kernels.matmul import (
     matmul_sparse,
     multiply_block,
     multiply_panel,
+    multiply_panel_ahead,
     pack_transposed,
 )
 
@@ -77,9 +78,17 @@ def run_multiply_panel(m, nv, k, a, a_row, a_col, b, b_row, d, d_at, d_row, c, c
     multiply_panel(m, nv, k, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
 
 
+@njit
+def run_multiply_panel_ahead(m, nv, k, a, a_row, a_col, b, b_row, d, d_at, d_row, c, c_at, c_row):
+    lines = 64 * np.arange(3 + 10 * m)  # what is asked for is not read: any address will do
+    a, b, d, c, ahead = pointer(a, 0), pointer(b, 0), pointer(d, d_at), pointer(c, c_at), pointer(lines, 0)
+    multiply_panel_ahead(m, nv, k, ahead, lines.size, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("transposed", [False, True])
-def test_multiply_panel(dtype, transposed):
+@pytest.mark.parametrize("run", [run_multiply_panel, run_multiply_panel_ahead])
+def test_multiply_panel(run, dtype, transposed):
     """With A transposed it is the gradient of the weights: units by samples, times samples by units."""
     rng = np.random.default_rng(1)
     width = lanes(np.dtype(dtype).itemsize)
@@ -98,11 +107,11 @@ def test_multiply_panel(dtype, transposed):
             rows = np.pad(b, ((0, 0), (0, gap)), constant_values=np.nan)
             args = (m, nv, k, wide.ravel(), *strides, rows.ravel(), n + gap)
             place = (c.ravel(), n + gap, n + gap)
-            run_multiply_panel(*args, d, 0, 0, *place)
+            run(*args, d, 0, 0, *place)
             np.testing.assert_array_equal(c, expected, err_msg=f"{m=} {nv=} {k=}")
             # The sums of one chunk of samples go on in the next.
             expected[1:-1, :n] += a @ b
-            run_multiply_panel(*args, *place, *place)
+            run(*args, *place, *place)
             np.testing.assert_array_equal(c, expected, err_msg=f"{m=} {nv=} {k=}")
 
 

@@ -25,6 +25,7 @@ from fastbp.kernels.intrinsics import (
     MARKED,
     MR,
     NV,
+    VECTOR_BITS,
     address,
     call_at,
     flush_subnormals,
@@ -45,6 +46,7 @@ from fastbp.kernels.matmul import (
     matmul_nn,
     multiply_ahead,
     multiply_panel,
+    multiply_panel_ahead,
     pack_transposed,
     tile_heights,
 )
@@ -63,6 +65,9 @@ LINE, FEW_LINES = 64, 4
 # Rows between the sample that is in work and the one that is asked for: time enough for it to arrive, and not so much
 # that it is pushed out of the cache again.
 ROWS_AHEAD = 2 * MR
+# Bytes of parameters and the optimizer's memory from which on they are asked for too: less than that stays in the
+# second level of the cache from one batch to the next.
+LARGE = 2**21
 
 
 class Data(NamedTuple):
@@ -148,6 +153,7 @@ class Training(NamedTuple):
     squares: Any
     settings: Any
     scratch: Any  # this thread's part
+    large: bool  # whether parameters have to come from afar
 
 
 _read_layer = reader_of(Layer)
@@ -343,7 +349,24 @@ def step(net, training, solver, size, alpha, divisor, offset, grads, n):
 
 
 @inlined
-def _descend(net, training, solver, size, alpha, m, divisor, begins, ends, rank, n_threads):
+def _list_block(net, training, ahead, offset, n):
+    """List the cache lines of n parameters and of what the optimizer keeps of them; return how many."""
+    count = np.int64(0)
+    for i in range(offset, offset + n, LINE // itemsize(net.params)):
+        put(ahead, count, address(net.params, i))
+        put(ahead, count + 1, address(training.first, i))
+        put(ahead, count + 2, address(training.second, i))
+        count += 3
+    return count
+
+
+def room_ahead(n_inputs):
+    """Return the most addresses that a thread lists at once: a line for each step, or those of one block of weights."""
+    return max(n_inputs, 3 * BLOCK_ROWS * NV * VECTOR_BITS // (8 * LINE))
+
+
+@inlined
+def _descend(net, training, ahead, solver, size, alpha, m, divisor, begins, ends, rank, n_threads):
     """Sum this thread's part of the gradient over m rows, and update with it.
 
     A batch of more rows than the workspace holds comes in chunks: each continues the sums of the one before,
@@ -382,6 +405,13 @@ def _descend(net, training, solver, size, alpha, m, divisor, begins, ends, rank,
                     net.listed, room,
                 )  # fmt: skip
                 call_at(get(net.sparse_kernels, 2), args)
+            elif training.large and in_place and p + count < last:
+                n_next = min(BLOCK_ROWS, last - p - count) * nv * width
+                n_ahead = _list_block(net, training, ahead, offset + n, n_next)
+                multiply_panel_ahead(
+                    count, nv, m, ahead, n_ahead, shift(source, p), ONE, layer.source_row, delta, layer.row, start,
+                    start_row, out, nv * width,
+                )  # fmt: skip
             else:
                 multiply_panel(
                     count, nv, m, shift(source, p), ONE, layer.source_row, delta, layer.row, start, start_row, out,
@@ -456,6 +486,7 @@ def point_at(data, state, plan, scratch, rank, wanted):
         pointer(state.transposed, 0), pointer(state.first, 0), pointer(state.second, 0), pointer(state.grads, 0),
         pointer(state.row_loss, 0), pointer(state.squares, 0), pointer(plan.settings, 0),
         pointer(scratch, rank * (scratch.size // wanted)),
+        (state.params.size + state.first.size + state.second.size) * state.params.itemsize >= LARGE,
     )  # fmt: skip
     samples = Samples(
         pointer(data.x, 0), data.x.shape[1], pointer(data.y, 0), data.y.shape[1], pointer(data.weight, 0),
@@ -530,8 +561,8 @@ def train(data, state, plan, losses, scratch, team, wanted):
                 for i in range(m):
                     total += get(training.row_loss, i)
             _descend(
-                net, training, solver, get(sizes, batch - first_batch), alpha, m, divisor, position == start,
-                position + m == stop, rank, n_threads,
+                net, training, samples.ahead, solver, get(sizes, batch - first_batch), alpha, m, divisor,
+                position == start, position + m == stop, rank, n_threads,
             )  # fmt: skip
             wait_for_team(team, n_threads)
         if rank == 0:

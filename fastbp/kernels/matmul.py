@@ -82,6 +82,22 @@ def multiply_ahead(rows, nv, k, ahead, n_ahead, a, a_row, a_col, b, b_row, d, d_
     micro_kernel_ahead(rows, nv, k, ahead, n_ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
 
 
+@jit
+def multiply_panel_ahead(m, nv, k, ahead, n_ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
+    """Do as `multiply_panel`, and ask for memory; `ahead` and `n_ahead` are those of `micro_kernel_ahead`."""
+    tiles = (m + MR - 1) // MR
+    low, higher = tile_heights(m)
+    i = np.int64(0)
+    for tile in range(tiles):
+        rows = low + 1 if tile < higher else low
+        begin, end = n_ahead * tile // tiles, n_ahead * (tile + 1) // tiles
+        multiply_ahead(
+            rows, nv, k, shift(ahead, begin), end - begin, shift(a, i * a_row), a_row, a_col, b, b_row,
+            shift(d, i * d_row), d_row, shift(c, i * c_row), c_row,
+        )  # fmt: skip
+        i += rows
+
+
 @inlined
 def matmul_nn(m, n, k, a, a_row, panels, panel_rows, d, c, c_row):
     """Compute C = A B + d for a packed B.
