@@ -20,8 +20,8 @@ from numba import njit, prange
 from fastbp import BackpropClassifier, training
 from fastbp.activations import Relu, Softmax
 from fastbp.kernels.backprop import BLOCK_ROWS, Data
-from fastbp.kernels.intrinsics import NV, lane_count, pointer, shift
-from fastbp.kernels.matmul import ONE, matmul_nn, multiply_panel, pack_transposed
+from fastbp.kernels.intrinsics import NV, call_at, lane_count, pointer, shift
+from fastbp.kernels.matmul import MULTIPLY, NONE, ONE, kernel_addresses, matmul_nn, pack_transposed
 from fastbp.kernels.threads import share
 from fastbp.network import Layer, aligned_zeros, initial_parameters
 from fastbp.plain import PlainNetwork
@@ -35,35 +35,35 @@ AT = Layer(*range(len(Layer._fields)))
 # Each does one thread's part of one product, as `fastbp.kernels.backprop` does in training. `weights` are
 # the packed parameters, their transposes, or the gradients.
 @njit(**common.NJIT)
-def _forward(layer, below, m, weights, space, rank, size):
+def _forward(kernels, layer, below, m, weights, space, rank, size):
     """Compute Z = A W + b for this thread's samples, as `backprop._forward`."""
     first, last = share(m, 1, rank, size)
     if first < last:
         a = pointer(space, layer[AT.source] + first * layer[AT.source_row])
         z = pointer(space, layer[AT.z] + first * layer[AT.row])
         matmul_nn(
-            last - first, layer[AT.fan_out], layer[AT.fan_in], a, layer[AT.source_row],
+            pointer(kernels, 0), last - first, layer[AT.fan_out], layer[AT.fan_in], a, layer[AT.source_row],
             pointer(weights, layer[AT.weights]), layer[AT.rows], pointer(weights, layer[AT.bias]),
             z, layer[AT.row],
         )  # fmt: skip
 
 
 @njit(**common.NJIT)
-def _deltas(layer, below, m, weights, space, rank, size):
+def _deltas(kernels, layer, below, m, weights, space, rank, size):
     """Carry deltas back, D W^T, for this thread's samples, as `backprop._backward`."""
     first, last = share(m, 1, rank, size)
     if first < last:
         delta = pointer(space, layer[AT.delta] + first * layer[AT.row])
         carried = pointer(space, below[AT.delta] + first * below[AT.row])
         matmul_nn(
-            last - first, below[AT.fan_out], layer[AT.fan_out], delta, layer[AT.row],
+            pointer(kernels, 0), last - first, below[AT.fan_out], layer[AT.fan_out], delta, layer[AT.row],
             pointer(weights, layer[AT.transposed]), layer[AT.padded], pointer(space, 0),
             carried, below[AT.row],
         )  # fmt: skip
 
 
 @njit(**common.NJIT)
-def _gradient(layer, below, m, weights, space, rank, size):
+def _gradient(kernels, layer, below, m, weights, space, rank, size):
     """Compute A^T D for this thread's rows of the weights, as `backprop._descend` without the update."""
     width = lane_count(pointer(space, 0))
     first, last = share(layer[AT.fan_in], BLOCK_ROWS, rank, size)
@@ -72,18 +72,19 @@ def _gradient(layer, below, m, weights, space, rank, size):
         nv = min(NV, (layer[AT.padded] - j) // width)
         panel = pointer(weights, layer[AT.weights] + j * layer[AT.rows])
         for p in range(first, last, BLOCK_ROWS):
-            multiply_panel(
+            args = (
                 min(BLOCK_ROWS, last - p), nv, m, shift(source, p), ONE, layer[AT.source_row],
-                pointer(space, layer[AT.delta] + j), layer[AT.row], pointer(space, 0), 0,
+                pointer(space, layer[AT.delta] + j), layer[AT.row], pointer(space, 0), NONE,
                 shift(panel, p * nv * width), nv * width,
             )  # fmt: skip
+            call_at(kernels[MULTIPLY], args)
 
 
 def _on_threads(part):
     @njit(parallel=True, **common.NJIT)
-    def run(layer, below, m, weights, space, size):
+    def run(kernels, layer, below, m, weights, space, size):
         for rank in prange(size):
-            part(layer, below, m, weights, space, rank, size)
+            part(kernels, layer, below, m, weights, space, rank, size)
 
     return run
 
@@ -91,7 +92,7 @@ def _on_threads(part):
 @njit(**common.NJIT)
 def _transpose(layer, params, transposed):
     pack_transposed(
-        0, layer[AT.rows], layer[AT.padded], pointer(params, layer[AT.weights]), layer[AT.rows],
+        0, layer[AT.rows], layer[AT.fan_out], pointer(params, layer[AT.weights]), layer[AT.rows],
         pointer(transposed, layer[AT.transposed]), layer[AT.padded],
     )  # fmt: skip
 
@@ -145,7 +146,8 @@ class LaidOut:
 
     def arguments(self, weights):
         """Return the arguments of the compiled functions, but for the threads."""
-        return self.table[self.index], self.table[max(self.index - 1, 0)], self.m, weights, self.space
+        layers = self.table[self.index], self.table[max(self.index - 1, 0)]
+        return kernel_addresses(self.dtype), *layers, self.m, weights, self.space
 
     def forward(self):
         """Return the product Z = A W + b."""

@@ -15,7 +15,7 @@ from fastbp.activations import ACTIVATIONS, Softmax
 from fastbp.classifier import BackpropClassifier
 from fastbp.kernels import intrinsics
 from fastbp.kernels.backprop import train
-from fastbp.kernels.matmul import sparse_kernels
+from fastbp.kernels.matmul import kernel_addresses
 
 # Which types of input are compiled for which type of network: those of float32 and float64 data, and images.
 _VARIANTS = (("float32", "float32"), ("float64", "float64"), ("uint8", "float32"))
@@ -49,7 +49,7 @@ def warmup(report=None):
             clf = BackpropClassifier(max_iter=1, dtype=dtype).fit(X, y)
         clf.predict(X)
         clf.predict(X[:1])
-        sparse_kernels(dtype)
+        kernel_addresses(dtype, sparse=True)
         for activation in (*ACTIVATIONS.values(), Softmax()):
             activation.value_address(dtype), activation.slope_address(dtype)
         if report is not None:

@@ -214,7 +214,7 @@ class Session:
             space=aligned_zeros(size, network.dtype),
             row_loss=np.zeros(chunk),
             squares=np.zeros(network.count_blocks(backprop.BLOCK_ROWS)),
-            sparse_kernels=matmul.sparse_kernels(network.dtype) if sparse else np.zeros(0, np.int64),
+            kernels=matmul.kernel_addresses(network.dtype, sparse=sparse, dense=not one_by_one),
             marks=np.zeros(marks, np.uint16),
             listed=np.zeros(listed, np.int32),
             ahead=np.zeros(self.n_threads * backprop.room_ahead(network.units[0]), np.int64),

@@ -17,7 +17,7 @@ from fastbp import BackpropClassifier, training
 from fastbp.activations import ACTIVATIONS, Activation, Identity, Logistic, Relu, Softmax, Tanh, Threshold
 from fastbp.kernels import backprop, prediction, threads
 from fastbp.kernels.intrinsics import MARKED, MR, NV, lanes, pointer
-from fastbp.kernels.matmul import sparse_kernels
+from fastbp.kernels.matmul import kernel_addresses
 from fastbp.kernels.online import is_small, train_online
 from fastbp.kernels.simd import load_converted, store
 from fastbp.losses import LOSSES
@@ -185,7 +185,7 @@ class Trainer:
             space=guards.zeros(size, dtype),
             row_loss=guards.zeros(self.chunk, np.float64),
             squares=guards.zeros(network.count_blocks(backprop.BLOCK_ROWS), np.float64),
-            sparse_kernels=guards.array(sparse_kernels(dtype) if sparse else np.zeros(0, np.int64)),
+            kernels=guards.array(kernel_addresses(dtype, sparse=sparse)),
             marks=guards.zeros(marks, np.uint16),
             listed=guards.zeros(listed, np.int32),
             ahead=guards.zeros(n_threads * backprop.room_ahead(network.units[0]), np.int64),
@@ -625,7 +625,7 @@ def _predict(problem, X, block, n_threads=1, sparse=False, guards=Guards):
     args = (
         guards.array(X), guards.array(np.arange(len(X))), guards.array(table), guards.array(network.coefficients),
         guards.array(_packed(problem)), guards.zeros(size, problem.dtype),
-        guards.array(sparse_kernels(problem.dtype) if sparse else np.zeros(0, np.int64)),
+        guards.array(kernel_addresses(problem.dtype, sparse=sparse)),
         guards.zeros(marks, np.uint16), guards.zeros(listed, np.int32),
         guards.zeros(n_threads * network.units[0], np.int64), out, bad, block,
     )  # fmt: skip

@@ -205,7 +205,9 @@ print(json.dumps({
 
 # All that a first fit and a prediction need: each takes time. Nothing for inputs that are mostly zero, for several
 # threads, for other activations.
-COMPILED = ["_logistic", "_logistic_slope", "_relu", "_relu_slope", "predict", "train"]
+COMPILED = [
+    "_logistic", "_logistic_slope", "_relu", "_relu_slope", "multiply_ahead", "multiply_panel", "predict", "train",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

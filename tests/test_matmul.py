@@ -6,6 +6,7 @@ from numba import njit
 
 from fastbp.kernels.intrinsics import MARKED, MR, NV, lanes, pointer
 from fastbp.kernels.matmul import (
+    kernel_addresses,
     list_block,
     list_columns,
     mark_row,
@@ -42,9 +43,9 @@ def guarded(rows, row, dtype):
 
 
 @njit
-def run_matmul_nn(m, n, k, a, a_row, panels, panel_rows, d, c, c_at, c_row):
+def run_matmul_nn(kernels, m, n, k, a, a_row, panels, panel_rows, d, c, c_at, c_row):
     a, panels, d, c = pointer(a, 0), pointer(panels, 0), pointer(d, 0), pointer(c, c_at)
-    matmul_nn(m, n, k, a, a_row, panels, panel_rows, d, c, c_row)
+    matmul_nn(pointer(kernels, 0), m, n, k, a, a_row, panels, panel_rows, d, c, c_row)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -68,21 +69,22 @@ def test_matmul_nn(dtype):
         wide = np.pad(a, ((0, 0), (0, a_gap)), constant_values=np.nan)
         panels = pack_naive(np.vstack([b, np.full((b_gap, n), np.nan)]), k + b_gap, dtype)
         place = (c.ravel(), c.shape[1], c.shape[1])
-        run_matmul_nn(m, n, k, wide.ravel(), k + a_gap, panels, k + b_gap, d, *place)
+        run_matmul_nn(kernel_addresses(dtype), m, n, k, wide.ravel(), k + a_gap, panels, k + b_gap, d, *place)
         np.testing.assert_array_equal(c, expected, err_msg=f"{m=} {n=} {k=}")
 
 
 @njit
-def run_multiply_panel(m, nv, k, a, a_row, a_col, b, b_row, d, d_at, d_row, c, c_at, c_row):
+def run_multiply_panel(kernels, m, nv, k, a, a_row, a_col, b, b_row, d, d_at, d_row, c, c_at, c_row):
     a, b, d, c = pointer(a, 0), pointer(b, 0), pointer(d, d_at), pointer(c, c_at)
     multiply_panel(m, nv, k, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
 
 
 @njit
-def run_multiply_panel_ahead(m, nv, k, a, a_row, a_col, b, b_row, d, d_at, d_row, c, c_at, c_row):
+def run_multiply_panel_ahead(kernels, m, nv, k, a, a_row, a_col, b, b_row, d, d_at, d_row, c, c_at, c_row):
     lines = 64 * np.arange(3 + 10 * m)  # what is asked for is not read: any address will do
     a, b, d, c, ahead = pointer(a, 0), pointer(b, 0), pointer(d, d_at), pointer(c, c_at), pointer(lines, 0)
-    multiply_panel_ahead(m, nv, k, ahead, lines.size, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
+    kernels = pointer(kernels, 0)
+    multiply_panel_ahead(kernels, m, nv, k, ahead, lines.size, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -105,7 +107,7 @@ def test_multiply_panel(run, dtype, transposed):
             wide = np.pad(a.T if transposed else a, ((0, 0), (0, gap)), constant_values=np.nan)
             strides = (1, m + gap) if transposed else (k + gap, 1)
             rows = np.pad(b, ((0, 0), (0, gap)), constant_values=np.nan)
-            args = (m, nv, k, wide.ravel(), *strides, rows.ravel(), n + gap)
+            args = (kernel_addresses(dtype), m, nv, k, wide.ravel(), *strides, rows.ravel(), n + gap)
             place = (c.ravel(), n + gap, n + gap)
             run(*args, d, 0, 0, *place)
             np.testing.assert_array_equal(c, expected, err_msg=f"{m=} {nv=} {k=}")
@@ -126,7 +128,9 @@ def test_rows_have_the_same_bits_among_any_others(dtype):
 
     def multiply(rows):
         c = np.empty((len(rows), n), dtype)
-        run_multiply_panel(len(rows), NV, k, rows.ravel(), k, 1, b.ravel(), n, d, 0, 0, c.ravel(), 0, n)
+        run_multiply_panel(
+            kernel_addresses(dtype), len(rows), NV, k, rows.ravel(), k, 1, b.ravel(), n, d, 0, 0, c.ravel(), 0, n
+        )
         return c
 
     alone = np.vstack([multiply(a[i : i + 1]) for i in range(most)])

@@ -41,11 +41,14 @@ from fastbp.kernels.intrinsics import (
 )
 from fastbp.kernels.jit import cached_jit, inlined, jit
 from fastbp.kernels.matmul import (
+    LIST_BLOCK,
+    MATMUL_SPARSE,
+    MULTIPLY,
+    MULTIPLY_AHEAD,
+    MULTIPLY_BLOCK,
     NONE,
     ONE,
     matmul_nn,
-    multiply_ahead,
-    multiply_panel,
     multiply_panel_ahead,
     pack_transposed,
     tile_heights,
@@ -92,7 +95,7 @@ class State(NamedTuple):
     space: np.ndarray  # activations and deltas of one chunk of rows
     row_loss: np.ndarray  # (chunk,) float64
     squares: np.ndarray  # (n_blocks,) float64: sums of squared weights
-    sparse_kernels: np.ndarray  # (3,) int64, from matmul.sparse_kernels; empty where zero inputs count like others
+    kernels: np.ndarray  # int64, from matmul.kernel_addresses
     marks: np.ndarray  # (n_groups * chunk + MARKED,) uint16: which inputs are not zero
     listed: np.ndarray  # int32, a part for each thread: lists of them
     ahead: np.ndarray  # int64, a part for each thread: addresses that will soon be read
@@ -121,8 +124,8 @@ class Net(NamedTuple):
     coefficients: Any
     params: Any
     space: Any
-    sparse: bool
-    sparse_kernels: Any
+    kernels: Any
+    sparse: bool  # whether inputs that are zero are left out
     marks: Any
     n_marked: int  # rows that the marks have room for
     listed: Any  # this thread's part
@@ -253,16 +256,18 @@ def take_and_multiply(net, samples, position, first, last, stride):
         batches, row_ahead = divmod(i - first + ROWS_AHEAD, last - first)
         upcoming = position + first + batches * stride + row_ahead
         n_ahead = _list_lines(samples, upcoming, upcoming + rows, k)
-        multiply_ahead(
+        args = (
             rows, nv, k, samples.ahead, n_ahead, shift(source, i * row), row, ONE, weights, nv * width, bias, NONE,
             shift(net.space, layer.z + i * layer.row), layer.row,
         )  # fmt: skip
+        call_at(get(net.kernels, MULTIPLY_AHEAD), args)
         i += rows
     done = nv * width
     if done < layer.padded:
         matmul_nn(
-            last - first, layer.padded - done, k, shift(source, first * row), row, shift(weights, done * layer.rows),
-            layer.rows, shift(bias, done), shift(net.space, layer.z + first * layer.row + done), layer.row,
+            net.kernels, last - first, layer.padded - done, k, shift(source, first * row), row,
+            shift(weights, done * layer.rows), layer.rows, shift(bias, done),
+            shift(net.space, layer.z + first * layer.row + done), layer.row,
         )  # fmt: skip
 
 
@@ -286,9 +291,12 @@ def forward(net, first, last, multiplied):
                 m, layer.fan_out, layer.fan_in, source, layer.source_row, net.marks, net.n_marked, first, weights,
                 layer.rows, bias, z, layer.row, net.listed,
             )  # fmt: skip
-            call_at(get(net.sparse_kernels, 0), args)
+            call_at(get(net.kernels, MATMUL_SPARSE), args)
         else:
-            matmul_nn(m, layer.fan_out, layer.fan_in, source, layer.source_row, weights, layer.rows, bias, z, layer.row)
+            matmul_nn(
+                net.kernels, m, layer.fan_out, layer.fan_in, source, layer.source_row, weights, layer.rows, bias, z,
+                layer.row,
+            )  # fmt: skip
         if layer.value != 0:
             c0, c1 = get(net.coefficients, 2 * index), get(net.coefficients, 2 * index + 1)
             a = shift(net.space, layer.a + first * layer.row)
@@ -329,8 +337,9 @@ def _backward(net, transposed, first, last):
         below = get_layer(net, index - 1)
         delta = shift(net.space, below.delta + first * below.row)
         matmul_nn(
-            last - first, below.fan_out, layer.fan_out, shift(net.space, layer.delta + first * layer.row), layer.row,
-            shift(transposed, layer.transposed), layer.padded, net.space, delta, below.row,
+            net.kernels, last - first, below.fan_out, layer.fan_out,
+            shift(net.space, layer.delta + first * layer.row), layer.row, shift(transposed, layer.transposed),
+            layer.padded, net.space, delta, below.row,
         )  # fmt: skip
         if below.slope != 0:
             c0, c1 = get(net.coefficients, 2 * index - 2), get(net.coefficients, 2 * index - 1)
@@ -399,24 +408,25 @@ def _descend(net, training, ahead, solver, size, alpha, m, divisor, begins, ends
                 room = net.n_marked + MARKED
                 if j == 0:
                     marks = shift(net.marks, p // MARKED * net.n_marked)
-                    call_at(get(net.sparse_kernels, 1), (marks, m, count, net.listed, room))
+                    call_at(get(net.kernels, LIST_BLOCK), (marks, m, count, net.listed, room))
                 args = (
                     count, nv, shift(source, p), layer.source_row, delta, layer.row, start, start_row, out, nv * width,
                     net.listed, room,
                 )  # fmt: skip
-                call_at(get(net.sparse_kernels, 2), args)
+                call_at(get(net.kernels, MULTIPLY_BLOCK), args)
             elif training.large and in_place and p + count < last:
                 n_next = min(BLOCK_ROWS, last - p - count) * nv * width
                 n_ahead = _list_block(net, training, ahead, offset + n, n_next)
                 multiply_panel_ahead(
-                    count, nv, m, ahead, n_ahead, shift(source, p), ONE, layer.source_row, delta, layer.row, start,
-                    start_row, out, nv * width,
+                    net.kernels, count, nv, m, ahead, n_ahead, shift(source, p), ONE, layer.source_row, delta,
+                    layer.row, start, start_row, out, nv * width,
                 )  # fmt: skip
             else:
-                multiply_panel(
+                args = (
                     count, nv, m, shift(source, p), ONE, layer.source_row, delta, layer.row, start, start_row, out,
                     nv * width,
                 )  # fmt: skip
+                call_at(get(net.kernels, MULTIPLY), args)
             if ends:
                 place = block + j // nr * n_blocks + p // BLOCK_ROWS
                 put(training.squares, place, step(net, training, solver, size, alpha, divisor, offset, out, n))
@@ -436,10 +446,11 @@ def _descend(net, training, ahead, solver, size, alpha, m, divisor, begins, ends
             offset = layer.bias + j
             nv = min(NV, (right - j) // width)
             out = tile if in_place else shift(training.grads, offset)
-            multiply_panel(
-                ONE, nv, m, one, NONE, NONE, shift(net.space, layer.delta + j), layer.row,
-                zeros if begins else out, NONE, out, NONE,
+            args = (
+                ONE, nv, m, one, NONE, NONE, shift(net.space, layer.delta + j), layer.row, zeros if begins else out,
+                NONE, out, NONE,
             )  # fmt: skip
+            call_at(get(net.kernels, MULTIPLY), args)
             if ends:
                 step(net, training, solver, size, 0.0, divisor, offset, out, nv * width)
         if ends and solver != NO_UPDATE:
@@ -479,8 +490,8 @@ def point_at(data, state, plan, scratch, rank, wanted):
     """Return the network, the rest of its memory and the samples as pointers, with the parts of one thread."""
     net = Net(
         state.table.shape[0], pointer(state.table, 0), pointer(state.coefficients, 0), pointer(state.params, 0),
-        pointer(state.space, 0), state.sparse_kernels.size > 0, pointer(state.sparse_kernels, 0),
-        pointer(state.marks, 0), plan.chunk, pointer(state.listed, rank * (state.listed.size // wanted)),
+        pointer(state.space, 0), pointer(state.kernels, 0), state.marks.size > 0, pointer(state.marks, 0),
+        plan.chunk, pointer(state.listed, rank * (state.listed.size // wanted)),
     )  # fmt: skip
     training = Training(
         pointer(state.transposed, 0), pointer(state.first, 0), pointer(state.second, 0), pointer(state.grads, 0),

@@ -27,6 +27,8 @@ from fastbp.kernels.intrinsics import (
     NV,
     append_marked,
     append_set_bits,
+    call_at,
+    get,
     lane_count,
     micro_kernel,
     micro_kernel_ahead,
@@ -40,6 +42,8 @@ from fastbp.kernels.jit import address_of, called_by_address, inlined, jit
 
 # As arguments these are numbers like any other; a literal would have its function compiled once more.
 NONE, ONE = np.int64(0), np.int64(1)
+# Places in the table of `kernel_addresses`.
+MULTIPLY, MULTIPLY_AHEAD, MATMUL_SPARSE, LIST_BLOCK, MULTIPLY_BLOCK = range(5)
 
 
 @inlined
@@ -54,7 +58,7 @@ def tile_heights(m):
     return low, m - low * tiles
 
 
-@jit
+@called_by_address
 def multiply_panel(m, nv, k, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
     """Compute one panel of nv vectors of columns, C = D + A B.
 
@@ -76,14 +80,14 @@ def multiply_panel(m, nv, k, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
         i += rows
 
 
-@jit
+@called_by_address
 def multiply_ahead(rows, nv, k, ahead, n_ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
     """Compute one register tile, and ask for memory; see `micro_kernel_ahead`."""
     micro_kernel_ahead(rows, nv, k, ahead, n_ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
 
 
-@jit
-def multiply_panel_ahead(m, nv, k, ahead, n_ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
+@inlined
+def multiply_panel_ahead(kernels, m, nv, k, ahead, n_ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
     """Do as `multiply_panel`, and ask for memory; `ahead` and `n_ahead` are those of `micro_kernel_ahead`."""
     tiles = (m + MR - 1) // MR
     low, higher = tile_heights(m)
@@ -91,19 +95,22 @@ def multiply_panel_ahead(m, nv, k, ahead, n_ahead, a, a_row, a_col, b, b_row, d,
     for tile in range(tiles):
         rows = low + 1 if tile < higher else low
         begin, end = n_ahead * tile // tiles, n_ahead * (tile + 1) // tiles
-        multiply_ahead(
+        args = (
             rows, nv, k, shift(ahead, begin), end - begin, shift(a, i * a_row), a_row, a_col, b, b_row,
             shift(d, i * d_row), d_row, shift(c, i * c_row), c_row,
         )  # fmt: skip
+        call_at(get(kernels, MULTIPLY_AHEAD), args)
         i += rows
 
 
 @inlined
-def matmul_nn(m, n, k, a, a_row, panels, panel_rows, d, c, c_row):
+def matmul_nn(kernels, m, n, k, a, a_row, panels, panel_rows, d, c, c_row):
     """Compute C = A B + d for a packed B.
 
     Parameters
     ----------
+    kernels : pointer
+        From `kernel_addresses`.
     m, n, k : int64
         C is (m, n), A is (m, k), B is (k, n); all at least 1.
     a, a_row : pointer, int64
@@ -118,9 +125,10 @@ def matmul_nn(m, n, k, a, a_row, panels, panel_rows, d, c, c_row):
     width = lane_count(c)
     for j in range(0, n, NV * width):
         nv = min(NV, (n - j + width - 1) // width)
-        multiply_panel(
+        args = (
             m, nv, k, a, a_row, ONE, shift(panels, j * panel_rows), nv * width, shift(d, j), NONE, shift(c, j), c_row
-        )
+        )  # fmt: skip
+        call_at(get(kernels, MULTIPLY), args)
 
 
 @inlined
@@ -271,13 +279,35 @@ def multiply_block(count, nv, a, a_row, b, b_row, d, d_row, c, c_row, listed, ro
         )  # fmt: skip
 
 
-def sparse_kernels(dtype):
-    """Return the addresses of `matmul_sparse`, `list_block` and `multiply_block` for numbers of a type."""
+def kernel_addresses(dtype, *, dense=True, sparse=False):
+    """Return where the kernels are that other kernels call, compiled now if need be.
+
+    Compiled into each of their callers, the register tiles took a quarter of the time of a first fit.
+
+    Parameters
+    ----------
+    dtype : dtype
+        float32 or float64.
+    dense, sparse : bool
+        Whether the products of matrices are needed, and those for inputs that are mostly zero.
+
+    Returns
+    -------
+    ndarray of int64
+        Addresses at the places `MULTIPLY` to `MULTIPLY_BLOCK`; 0 for what is not needed.
+    """
     values = types.CPointer(from_dtype(np.dtype(dtype)))
     marks, listed, n = types.CPointer(types.uint16), types.CPointer(types.int32), types.int64
-    kernels = (
-        (matmul_sparse, (n, n, n, values, n, marks, n, n, values, n, values, values, n, listed)),
-        (list_block, (marks, n, n, listed, n)),
-        (multiply_block, (n, n, values, n, values, n, values, n, values, n, listed, n)),
-    )
-    return np.array([address_of(kernel, kinds) for kernel, kinds in kernels], dtype=np.int64)
+    tile = (values, n, n, values, n, values, n, values, n)
+    kinds = {
+        MULTIPLY: (multiply_panel, (n, n, n, *tile)),
+        MULTIPLY_AHEAD: (multiply_ahead, (n, n, n, types.CPointer(n), n, *tile)),
+        MATMUL_SPARSE: (matmul_sparse, (n, n, n, values, n, marks, n, n, values, n, values, values, n, listed)),
+        LIST_BLOCK: (list_block, (marks, n, n, listed, n)),
+        MULTIPLY_BLOCK: (multiply_block, (n, n, values, n, values, n, values, n, values, n, listed, n)),
+    }
+    addresses = np.zeros(len(kinds), dtype=np.int64)
+    for place, (kernel, types_of_arguments) in kinds.items():
+        if dense if place in (MULTIPLY, MULTIPLY_AHEAD) else sparse:
+            addresses[place] = address_of(kernel, types_of_arguments)
+    return addresses

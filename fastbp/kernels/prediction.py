@@ -45,7 +45,7 @@ def _all_finite(row, n):
 
 @cached_jit
 def predict(
-    x, order, table, coefficients, params, space, sparse_kernels, marks, listed, ahead, out, bad, block, team, wanted
+    x, order, table, coefficients, params, space, kernels, marks, listed, ahead, out, bad, block, team, wanted
 ):  # fmt: skip
     """Compute the outputs for all rows of x, on each thread of a team until all are done.
 
@@ -55,7 +55,7 @@ def predict(
         Inputs, C-ordered.
     order : ndarray of int64 of shape (n_samples,)
         0, 1, 2, ...
-    table, coefficients, params, space, sparse_kernels, marks, listed, ahead
+    table, coefficients, params, space, kernels, marks, listed, ahead
         As in `backprop.State`; they have room for `block` rows for each thread.
     out : ndarray of shape (n_samples, n_outputs)
         Filled with the activations of the last layer.
@@ -72,7 +72,7 @@ def predict(
     mode = flush_subnormals()
     net = Net(
         table.shape[0], pointer(table, 0), pointer(coefficients, 0), pointer(params, 0), pointer(space, 0),
-        sparse_kernels.size > 0, pointer(sparse_kernels, 0), pointer(marks, 0), block * wanted,
+        pointer(kernels, 0), marks.size > 0, pointer(marks, 0), block * wanted,
         pointer(listed, rank * (listed.size // wanted)),
     )  # fmt: skip
     samples = Samples(
@@ -108,13 +108,13 @@ def predict(
 
 @cached_jit(parallel=True)
 def predict_on_threads(
-    address, x, order, table, coefficients, params, space, sparse_kernels, marks, listed, ahead, out, bad, block,
+    address, x, order, table, coefficients, params, space, kernels, marks, listed, ahead, out, bad, block,
     team, wanted,
 ):  # fmt: skip
     """Call `predict`, whose machine code is at `address`, on each thread."""
     for _ in prange(wanted):
         args = (
-            x, order, table, coefficients, params, space, sparse_kernels, marks, listed, ahead, out, bad, block, team,
+            x, order, table, coefficients, params, space, kernels, marks, listed, ahead, out, bad, block, team,
             wanted,
         )  # fmt: skip
         call_at(address, args)
