@@ -134,7 +134,13 @@ class _Pace:
     processors: a meeting then lasts until the scheduler comes round. The results do not depend on the
     number of threads, so that it may change between calls: the faster one is taken, and the
     other is tried again now and then, for a short time.
+
+    Threads that have just been woken may share one processor for a tenth of a second, until the scheduler
+    moves one of them. Together they are then about as fast as one, and worth some patience.
     """
+
+    # How much slower more threads may be than one and still be taken.
+    PATIENCE = 1.1
 
     # Calls from one try of the other number of threads to the next, at first and at most; its length in seconds.
     EVERY = 4, 32
@@ -151,11 +157,14 @@ class _Pace:
         unknown = [option for option in self.options if option not in self._seconds]
         if unknown:
             return unknown[0], max(1, int(self.SHORT / self._guess))
-        best, *others = sorted(self.options, key=self._seconds.__getitem__)
+        best, *others = sorted(self.options, key=self._cost)
         if others and self._until_try <= 0:
             self._every = self._until_try = min(2 * self._every, self.EVERY[1])
             return others[0], max(1, int(self.SHORT / self._seconds[best]))
         return best, max(1, int(MAX_CALL / self._seconds[best]))
+
+    def _cost(self, n_threads):
+        return self._seconds[n_threads] * (self.PATIENCE if n_threads < max(self.options) else 1)
 
     def note(self, n_threads, n_batches, seconds):
         """Remember how long a call took."""
