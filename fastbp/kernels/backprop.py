@@ -358,10 +358,24 @@ def step(net, training, solver, size, alpha, divisor, offset, grads, n):
 
 
 @inlined
-def _list_block(net, training, ahead, offset, n):
-    """List the cache lines of n parameters and of what the optimizer keeps of them; return how many."""
+def _block_at(layer, p, j, last, width):
+    """Return where the block of weights from row p and column j on begins, and its rows and vectors."""
+    nv = min(NV, (layer.padded - j) // width)
+    return layer.weights + j * layer.rows + p * nv * width, min(BLOCK_ROWS, last - p), nv
+
+
+@inlined
+def _list_next_block(net, training, ahead, layer, p, j, last):
+    """List the cache lines of the block after this one, and of what the optimizer keeps of it; return how many."""
+    width = lane_count(net.params)
+    j += NV * width
+    if j >= layer.padded:
+        p, j = p + BLOCK_ROWS, np.int64(0)
+    if p >= last:
+        p, j = last - 1, np.int64(0)  # there is none: any lines will do
+    offset, rows, nv = _block_at(layer, p, j, last, width)
     count = np.int64(0)
-    for i in range(offset, offset + n, LINE // itemsize(net.params)):
+    for i in range(offset, offset + rows * nv * width, LINE // itemsize(net.params)):
         put(ahead, count, address(net.params, i))
         put(ahead, count + 1, address(training.first, i))
         put(ahead, count + 2, address(training.second, i))
@@ -395,50 +409,39 @@ def _descend(net, training, ahead, solver, size, alpha, m, divisor, begins, ends
         source = shift(net.space, layer.source)
         sparse = index == 0 and net.sparse
         n_blocks = (layer.fan_in + BLOCK_ROWS - 1) // BLOCK_ROWS
-        p, j = first, 0
-        while p < last and j < layer.padded:
-            nv = min(NV, (layer.padded - j) // width)
-            count = min(BLOCK_ROWS, last - p)
-            n = count * nv * width
-            offset = layer.weights + j * layer.rows + p * nv * width
-            delta = shift(net.space, layer.delta + j)
-            out = tile if in_place else shift(training.grads, offset)
-            start, start_row = (zeros, 0) if begins else (out, nv * width)
+        room = net.n_marked + MARKED
+        for p in range(first, last, BLOCK_ROWS):
             if sparse:
-                room = net.n_marked + MARKED
-                if j == 0:
-                    marks = shift(net.marks, p // MARKED * net.n_marked)
-                    call_at(get(net.kernels, LIST_BLOCK), (marks, m, count, net.listed, room))
-                args = (
-                    count, nv, shift(source, p), layer.source_row, delta, layer.row, start, start_row, out, nv * width,
-                    net.listed, room,
-                )  # fmt: skip
-                call_at(get(net.kernels, MULTIPLY_BLOCK), args)
-            elif training.large and in_place and p + count < last:
-                n_next = min(BLOCK_ROWS, last - p - count) * nv * width
-                n_ahead = _list_block(net, training, ahead, offset + n, n_next)
-                multiply_panel_ahead(
-                    net.kernels, count, nv, m, ahead, n_ahead, shift(source, p), ONE, layer.source_row, delta,
-                    layer.row, start, start_row, out, nv * width,
-                )  # fmt: skip
-            else:
-                args = (
-                    count, nv, m, shift(source, p), ONE, layer.source_row, delta, layer.row, start, start_row, out,
-                    nv * width,
-                )  # fmt: skip
-                call_at(get(net.kernels, MULTIPLY), args)
-            if ends:
-                place = block + j // nr * n_blocks + p // BLOCK_ROWS
-                put(training.squares, place, step(net, training, solver, size, alpha, divisor, offset, out, n))
-            # One panel of columns after the other; but all of them for one block of rows where rows are listed.
-            if sparse:
-                j += nr
-                if j >= layer.padded:
-                    p, j = p + BLOCK_ROWS, 0
-            else:
-                p += BLOCK_ROWS
-                if p >= last:
-                    p, j = first, j + nr
+                marks = shift(net.marks, p // MARKED * net.n_marked)
+                call_at(get(net.kernels, LIST_BLOCK), (marks, m, min(BLOCK_ROWS, last - p), net.listed, room))
+            for j in range(0, layer.padded, nr):
+                offset, count, nv = _block_at(layer, p, j, last, width)
+                row = nv * width
+                delta = shift(net.space, layer.delta + j)
+                out = tile if in_place else shift(training.grads, offset)
+                start, start_row = (zeros, 0) if begins else (out, row)
+                if sparse:
+                    args = (
+                        count, nv, shift(source, p), layer.source_row, delta, layer.row, start, start_row, out, row,
+                        net.listed, room,
+                    )  # fmt: skip
+                    call_at(get(net.kernels, MULTIPLY_BLOCK), args)
+                elif training.large and in_place:
+                    n_ahead = _list_next_block(net, training, ahead, layer, p, j, last)
+                    multiply_panel_ahead(
+                        net.kernels, count, nv, m, ahead, n_ahead, shift(source, p), ONE, layer.source_row, delta,
+                        layer.row, start, start_row, out, row,
+                    )  # fmt: skip
+                else:
+                    args = (
+                        count, nv, m, shift(source, p), ONE, layer.source_row, delta, layer.row, start, start_row, out,
+                        row,
+                    )  # fmt: skip
+                    call_at(get(net.kernels, MULTIPLY), args)
+                if ends:
+                    place = block + j // nr * n_blocks + p // BLOCK_ROWS
+                    squares = step(net, training, solver, size, alpha, divisor, offset, out, count * row)
+                    put(training.squares, place, squares)
         block += n_blocks * ((layer.padded + nr - 1) // nr)
         # The bias is the weight of an input that is always one.
         left, right = share(layer.padded, width, rank, n_threads)
