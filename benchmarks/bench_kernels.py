@@ -127,7 +127,7 @@ class LaidOut:
         units, self.m, *_ = common.WORKLOADS[workload]
         rng = np.random.default_rng(0)
         self.index, self.dtype = index, dtype
-        self.network = training.make_network(units, [Relu()] * (len(units) - 2) + [Softmax()], dtype)
+        self.network = training.make_network(units, [Relu()] * (len(units) - 2) + [Softmax()], dtype, flip=False)
         self.table, size = self.network.workspace(self.m)
         self.space = aligned_zeros(size, dtype)
         layer = Layer(*self.table[index])
@@ -224,7 +224,7 @@ def test_step(benchmark, workload, dtype, threads):
     start = initial_parameters(units, [Relu.init_factor] * (len(units) - 1), rng, dtype)
 
     plain = PlainNetwork(*start, activation=activation, solver=solver)
-    network = training.make_network(units, [Relu()] * (len(units) - 2) + [Softmax()], dtype)
+    network = training.make_network(units, [Relu()] * (len(units) - 2) + [Softmax()], dtype, flip=True)
     settings = BackpropClassifier(solver=solver, batch_size=m, n_jobs=threads)._settings(m)
     memory = training.Memory.empty(network, solver, settings.learning_rate_init)
     session = training.Session(network, network.pack(*start), memory, settings, m)

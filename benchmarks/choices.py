@@ -28,7 +28,7 @@ from fastbp.network import initial_parameters
 def make_network(units):
     """Return the layout of a relu network with softmax outputs, and its first parameters."""
     activations = [*[ACTIVATIONS["relu"]] * (len(units) - 2), Softmax()]
-    network = training.make_network(units, activations, np.float32)
+    network = training.make_network(units, activations, np.float32, flip=True)
     return network, initial_parameters(units, [6.0] * len(activations), np.random.RandomState(0), np.float32)
 
 

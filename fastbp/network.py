@@ -6,6 +6,9 @@ Two layouts of the same parameters:
 - *packed*: one flat vector with the weights in panels of columns (see
   `fastbp.kernels.matmul`) and padded with zeros to whole vector registers, as the kernels
   read and update them.
+
+The weights of a layer of few units would be mostly padding: an output of 2 units fills 2 of 16
+places. To train them, their transposes are packed instead, *flipped*: 2 rows, as wide as the layer below.
 """
 
 from typing import NamedTuple
@@ -24,9 +27,10 @@ class Layer(NamedTuple):
     fan_out: int
     rows: int  # rows in each panel of the packed weights: fan_in and its padding
     padded: int  # fan_out rounded up to whole vectors
+    flipped: int  # whether the transpose of the weights is what the parameter vector holds
     weights: int  # offset in the parameter vector
     bias: int  # offset in the parameter vector
-    transposed: int  # offset of the packed transpose; -1 for the first layer, which needs none
+    transposed: int  # offset of the packed transpose of that; -1 for the first layer, which needs none
     source: int  # offset of the layer's input in the workspace
     source_row: int  # and its row stride
     z: int  # offset of what the units receive, in the workspace
@@ -53,6 +57,8 @@ class Network:
         Numbers in a vector register.
     panel : int
         Columns in a panel of packed weights; a multiple of `lanes`.
+    flip : bool, default=False
+        Whether weights may be flipped: for training, which has room for both them and their transposes.
 
     Attributes
     ----------
@@ -60,9 +66,11 @@ class Network:
         Length of the packed parameter vector, and of the packed transposes.
     widest : int
         Widest layer, padding included.
+    flipped : bool
+        Whether any layer is flipped.
     """
 
-    def __init__(self, units, activations, dtype, lanes, panel):
+    def __init__(self, units, activations, dtype, lanes, panel, flip=False):
         self.units = [int(n) for n in units]
         self.activations = list(activations)
         self.dtype = np.dtype(dtype)
@@ -76,16 +84,24 @@ class Network:
         for index, (fan_in, fan_out) in enumerate(zip(self.units[:-1], self.units[1:], strict=True)):
             rows = fan_in if index == 0 else padded[index]
             width = padded[index + 1]
-            self._blocks.append((fan_in, fan_out, rows, width, offset, offset + rows * width, transposed))
+            # Flipped where the gradient then takes fewer vectors.
+            flipped = flip and index > 0 and width == lanes and rows // lanes * fan_out < fan_in
+            self._blocks.append(
+                _Block(fan_in, fan_out, rows, width, flipped, offset, offset + rows * width, transposed)
+            )
             offset += (rows + 1) * width
             if index:
                 transposed += rows * width
+        self.flipped = any(block.flipped for block in self._blocks)
         self.n_params = offset
         self.n_transposed = transposed
 
     def count_blocks(self, rows):
         """Count the blocks of `rows` rows by one panel that the weights of all layers are cut into."""
-        return sum(-(-block[0] // rows) * -(-block[3] // self.panel) for block in self._blocks)
+        return sum(
+            -(-stored.n_rows // rows) * -(-stored.padded // self.panel)
+            for stored in (block.stored() for block in self._blocks)
+        )
 
     def workspace(self, n_rows, *, keep_z=False):
         """Lay out the activations and deltas of `n_rows` samples; z of all layers too if it is to be kept.
@@ -102,7 +118,7 @@ class Network:
         source = offset
         offset += n_rows * strides[0]
         table = []
-        for index, (fan_in, fan_out, rows, width, weights, bias, transposed) in enumerate(self._blocks):
+        for index, block in enumerate(self._blocks):
             activation = self.activations[index]
             row = strides[index + 1]
             a = z = offset
@@ -114,8 +130,8 @@ class Network:
             offset += n_rows * row
             table.append(
                 Layer(
-                    fan_in, fan_out, rows, width, weights, bias, transposed if index else -1, source,
-                    strides[index], z, a, delta, row, activation.value_address(self.dtype),
+                    *block[:4], int(block.flipped), block.weights, block.bias, block.transposed if index else -1,
+                    source, strides[index], z, a, delta, row, activation.value_address(self.dtype),
                     activation.slope_address(self.dtype), int(activation.by_rows),
                 )
             )  # fmt: skip
@@ -136,30 +152,60 @@ class Network:
         """Return the packed vector of logical parameters."""
         params = aligned_zeros(self.n_params, self.dtype)
         for block, coef, intercept in zip(self._blocks, coefs, intercepts, strict=True):
+            stored = coef.T if block.flipped else coef
             for columns, view in self._panels(params, block):
-                view[: block[0], : columns.stop - columns.start] = coef[:, columns]
-            params[block[5] :][: block[1]] = intercept
+                view[...] = stored[:, columns]
+            params[block.bias :][: block.fan_out] = intercept
         return params
 
     def unpack(self, params):
         """Return coefs and intercepts, the logical parameters of a packed vector, as new arrays."""
         coefs, intercepts = [], []
         for block in self._blocks:
-            coef = np.empty(block[:2], dtype=self.dtype)
+            coef = np.empty((block.fan_in, block.fan_out), dtype=self.dtype)
+            stored = coef.T if block.flipped else coef
             for columns, view in self._panels(params, block):
-                coef[:, columns] = view[: block[0], : columns.stop - columns.start]
+                stored[:, columns] = view
             coefs.append(coef)
-            intercepts.append(params[block[5] :][: block[1]].copy())
+            intercepts.append(params[block.bias :][: block.fan_out].copy())
         return coefs, intercepts
 
     def _panels(self, params, block):
-        """Yield each panel of a layer: its columns, and the view of (rows, width) that holds them."""
-        _, fan_out, rows, padded, weights, _, _ = block
-        for left in range(0, fan_out, self.panel):
+        """Yield the columns of each panel of a layer, and a view of what it holds of them."""
+        n_rows, n_columns, panel_rows, padded = block.stored()
+        for left in range(0, n_columns, self.panel):
             width = min(self.panel, padded - left)
-            begin = weights + left * rows
-            view = params[begin : begin + rows * width].reshape(rows, width)
-            yield slice(left, min(left + width, fan_out)), view
+            begin = block.weights + left * panel_rows
+            view = params[begin : begin + panel_rows * width].reshape(panel_rows, width)
+            columns = slice(left, min(left + width, n_columns))
+            yield columns, view[:n_rows, : columns.stop - left]
+
+
+class _Stored(NamedTuple):
+    """The matrix that is packed for a layer: its weights, or their transpose."""
+
+    n_rows: int
+    n_columns: int
+    panel_rows: int  # n_rows and its padding
+    padded: int  # n_columns and its padding
+
+
+class _Block(NamedTuple):
+    """What `Layer` says of a layer's parameters."""
+
+    fan_in: int
+    fan_out: int
+    rows: int
+    padded: int
+    flipped: bool
+    weights: int
+    bias: int
+    transposed: int
+
+    def stored(self):
+        if self.flipped:
+            return _Stored(self.fan_out, self.fan_in, self.padded, self.rows)
+        return _Stored(self.fan_in, self.fan_out, self.rows, self.padded)
 
 
 def initial_parameters(units, factors, random_state, dtype):

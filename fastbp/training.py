@@ -29,10 +29,14 @@ MAX_WORKSPACE = 32 * 2**20
 WORTH_LISTING = 0.75
 
 
-def make_network(units, activations, dtype):
-    """Lay out a network for the vector registers of this machine."""
+def make_network(units, activations, dtype, *, flip):
+    """Lay out a network for the vector registers of this machine.
+
+    Layers of few units are flipped, if at all, for training on batches. With single samples it takes longer to
+    renew the transposes, which are then needed early in the next forward pass.
+    """
     width = lanes(np.dtype(dtype).itemsize)
-    return Network(units, activations, dtype, width, width * NV)
+    return Network(units, activations, dtype, width, width * NV, flip)
 
 
 @dataclass

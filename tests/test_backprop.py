@@ -14,7 +14,7 @@ from numba import njit
 
 import fastbp
 from fastbp import BackpropClassifier, training
-from fastbp.activations import ACTIVATIONS, Activation, Identity, Logistic, Relu, Softmax, Tanh, Threshold
+from fastbp.activations import ACTIVATIONS, Activation, Gaussian, Identity, Logistic, Relu, Softmax, Tanh, Threshold
 from fastbp.kernels import backprop, prediction, threads
 from fastbp.kernels.intrinsics import MARKED, MR, NV, lanes, pointer
 from fastbp.kernels.matmul import kernel_addresses
@@ -99,6 +99,7 @@ class Problem:
     Y: np.ndarray
     weight: np.ndarray
     alpha: float = 0.0
+    flip: bool = True
 
     @property
     def dtype(self):
@@ -107,7 +108,7 @@ class Problem:
     @property
     def network(self):
         units = [self.X.shape[1], *(coef.shape[1] for coef in self.coefs)]
-        return training.make_network(units, self.activations, self.dtype)
+        return training.make_network(units, self.activations, self.dtype, flip=self.flip)
 
     @property
     def pairs(self):
@@ -161,6 +162,7 @@ class Trainer:
         self, problem, *, optimizer=None, rate=0.1, batch_size=None, chunk=None, order=None, sparse=False,
         n_threads=1, guards=Guards, kernel=backprop.train,
     ):  # fmt: skip
+        problem = replace(problem, flip=problem.flip and kernel is not train_online)
         network, dtype = problem.network, problem.dtype
         solver, settings = OPTIMIZERS[optimizer] if optimizer else ("sgd", (0.0, 0.0, 0.0))
         order = np.arange(len(problem.X)) if order is None else order
@@ -177,7 +179,7 @@ class Trainer:
         self.state = backprop.State(
             table=guards.array(table),
             coefficients=guards.array(network.coefficients),
-            params=guards.array(network.pack(problem.coefs, problem.intercepts)),
+            params=guards.array(_packed(problem)),
             transposed=guards.zeros(network.n_transposed, dtype),
             first=guards.zeros(network.n_params, dtype),
             second=guards.zeros(network.n_params if solver == "adam" else 0, dtype),
@@ -498,6 +500,27 @@ def test_same_bits_in_chunks_of_any_size(optimizer, dtype):
         assert Trainer(problem, optimizer=optimizer, batch_size=batch_size, chunk=chunk).run().bits() == whole
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("optimizer", ["nesterov", "adam"])
+def test_flipped_layers_have_the_same_bits(optimizer, dtype):
+    """Layers of few units, below activations that are not zero for units that are none."""
+    nr = NV * lanes(np.dtype(dtype).itemsize)
+    for units in ([4, 5, 2], [6, 37, 3], [3, nr, 2, 50, 1], [3, nr + 1, 4], [2, 3 * nr - 1, 7, 2]):
+        hidden = [Logistic(), Gaussian(0.1, 1.0), Logistic()][: len(units) - 2]
+        problem = make(units, hidden, "squared_error", Logistic(), n=40, dtype=dtype, alpha=0.1)
+        assert problem.network.flipped and not replace(problem, flip=False).network.flipped
+        kwargs = {"optimizer": optimizer, "batch_size": 13}
+        expected = Trainer(replace(problem, flip=False), **kwargs).run()
+        for chunk, n_threads in ((13, 1), (13, 2), (5, 1)):
+            trainer = Trainer(problem, chunk=chunk, n_threads=n_threads, **kwargs).run()
+            for got, wanted in zip(trainer.parameters(), expected.parameters(), strict=True):
+                np.testing.assert_array_equal(got, wanted)
+            # The squares in the L2 term are added up in another order.
+            np.testing.assert_allclose(trainer.losses, expected.losses, rtol=1e-5 if dtype == np.float32 else 1e-12)
+            packed = trainer.network.pack(*trainer.network.unpack(trainer.state.params))
+            np.testing.assert_array_equal(trainer.state.params, packed)  # what pads the rows has stayed zero
+
+
 @pytest.mark.parametrize("optimizer", ["momentum", "adam"])
 def test_same_bits_where_parameters_are_asked_for(optimizer):
     dtype = np.float32
@@ -616,6 +639,7 @@ def test_same_bits_with_any_number_of_threads(tmp_path):
 
 def _predict(problem, X, block, n_threads=1, sparse=False, guards=Guards):
     """Outputs of the kernel for many rows."""
+    problem = replace(problem, flip=False)
     network, guards = problem.network, guards()
     n_rows = block * n_threads
     table, size = network.workspace(n_rows)
@@ -819,6 +843,7 @@ def test_online_training_is_that_of_batches_of_one(loss, output, optimizer, dtyp
         hidden = [Relu(), Logistic(slope=0.5)][: len(units) - 2]
         for weighted, alpha in [(False, 0.0), (True, 0.3)]:
             problem = make(units, hidden, loss, output, n=30, dtype=dtype, weighted=weighted, alpha=alpha)
+            problem = replace(problem, flip=False)
             assert is_small(problem.network)
             kwargs = {"optimizer": optimizer, "batch_size": 1, "rate": 0.003}
             online = Trainer(problem, kernel=train_online, **kwargs).run()

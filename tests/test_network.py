@@ -21,7 +21,11 @@ SHAPES = [
     [65, 128, 31, 10],
     [40, 300, 7],
 ]
-LAYOUTS = [(np.float64, 2, 4), (np.float64, 8, 32), (np.float32, 4, 8), (np.float32, 16, 64)]
+LAYOUTS = [
+    (*layout, flip)
+    for layout in [(np.float64, 2, 4), (np.float64, 8, 32), (np.float32, 4, 8), (np.float32, 16, 64)]
+    for flip in (False, True)
+]
 
 
 @dataclass(frozen=True)
@@ -83,10 +87,11 @@ def test_packed_weights_lie_where_the_table_says(units, layout):
         assert 0 <= layer.padded - layer.fan_out < network.lanes
         assert layer.weights == end
         end = layer.bias + layer.padded
-        for p, j in np.ndindex(coef.shape):
+        stored, rows, columns = (coef.T, *layer[3:1:-1]) if layer.flipped else (coef, *layer[2:4])
+        for p, j in np.ndindex(stored.shape):
             left = j // network.panel * network.panel
-            width = min(network.panel, layer.padded - left)
-            assert params[layer.weights + left * layer.rows + p * width + j - left] == coef[p, j]
+            width = min(network.panel, columns - left)
+            assert params[layer.weights + left * rows + p * width + j - left] == stored[p, j]
         np.testing.assert_array_equal(params[layer.bias :][: layer.fan_out], intercept)
         if layer.transposed >= 0:
             assert layer.transposed == transposed
@@ -95,6 +100,22 @@ def test_packed_weights_lie_where_the_table_says(units, layout):
             transposed += layer.rows * layer.padded
     assert [Layer(*row).transposed >= 0 for row in table] == [False] + [True] * (len(units) - 2)
     assert (end, transposed) == (network.n_params, network.n_transposed)
+
+
+def test_layers_of_few_units_are_flipped():
+    def flipped(*units, lanes=16, flip=True):
+        network = Network(units, [Relu()] * (len(units) - 1), np.float32, lanes, 4 * lanes, flip)
+        layers = [bool(Layer(*row).flipped) for row in network.workspace(1)[0]]
+        assert network.flipped == any(layers)
+        return layers
+
+    assert flipped(64, 100, 10) == [False, True]
+    assert flipped(64, 100, 10, flip=False) == [False, False]
+    assert flipped(64, 100, 14) == [False, True] and flipped(64, 100, 15) == [False, False]
+    # Not the first layer, whose inputs may be mostly zero; not where it would take more vectors.
+    assert flipped(100, 2) == [False]
+    assert flipped(5, 8, 10) == [False, False] and flipped(5, 8, 2) == [False, True]
+    assert flipped(5, 40, 4, 40, 1, lanes=4) == [False, False, False, True]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -140,9 +161,11 @@ def test_count_blocks(units, layout):
     network = make(units, layout)
     for rows in (1, 16):
         count = 0
-        for fan_in, fan_out in pairwise(units):
-            for _ in range(0, fan_in, rows):
-                count += len(range(0, fan_out, network.panel))
+        for row in network.workspace(1)[0]:
+            layer = Layer(*row)
+            n_rows, n_columns = (layer.fan_out, layer.fan_in) if layer.flipped else (layer.fan_in, layer.fan_out)
+            for _ in range(0, n_rows, rows):
+                count += len(range(0, n_columns, network.panel))
         assert network.count_blocks(rows) == count
 
 
@@ -163,7 +186,7 @@ def test_coefficients_and_units():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_layout_of_this_machine(dtype):
-    network = make_network([5, 4, 3], [Tanh(), Softmax()], dtype)
+    network = make_network([5, 4, 3], [Tanh(), Softmax()], dtype, flip=True)
     assert network.lanes * network.dtype.itemsize in (16, 32, 64)
     assert network.panel % network.lanes == 0
 

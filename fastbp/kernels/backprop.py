@@ -53,7 +53,7 @@ from fastbp.kernels.matmul import (
     pack_transposed,
     tile_heights,
 )
-from fastbp.kernels.simd import load_converted, store
+from fastbp.kernels.simd import first_lanes, load, load_converted, select, store
 from fastbp.kernels.threads import join_team, share, wait_for_team
 from fastbp.losses import SQUARED_ERROR, loss_and_residual
 from fastbp.network import Layer
@@ -123,6 +123,7 @@ class Net(NamedTuple):
     table: Any
     coefficients: Any
     params: Any
+    transposed: Any
     space: Any
     kernels: Any
     sparse: bool  # whether inputs that are zero are left out
@@ -148,7 +149,6 @@ class Samples(NamedTuple):
 class Training(NamedTuple):
     """The rest of a `State`, as pointers, and the steps of a `Plan`."""
 
-    transposed: Any
     first: Any
     second: Any
     grads: Any
@@ -166,6 +166,18 @@ _read_layer = reader_of(Layer)
 def get_layer(net, index):
     """Read one row of the table."""
     return _read_layer(net.table, index)
+
+
+@inlined
+def weights_of(net, layer):
+    """Return a layer's packed weights."""
+    return shift(net.transposed, layer.transposed) if layer.flipped else shift(net.params, layer.weights)
+
+
+@inlined
+def transpose_of(net, layer):
+    """Return the packed transpose of a layer's weights."""
+    return shift(net.params, layer.weights) if layer.flipped else shift(net.transposed, layer.transposed)
 
 
 @inlined
@@ -282,7 +294,7 @@ def forward(net, first, last, multiplied):
         layer = get_layer(net, index)
         source = shift(net.space, layer.source + first * layer.source_row)
         z = shift(net.space, layer.z + first * layer.row)
-        weights = shift(net.params, layer.weights)
+        weights = weights_of(net, layer)
         bias = shift(net.params, layer.bias)
         if index == 0 and multiplied:
             pass
@@ -330,7 +342,7 @@ def output_delta(net, loss, samples, position, first, last, row_loss, eps):
 
 
 @inlined
-def _backward(net, transposed, first, last):
+def _backward(net, first, last):
     """Carry the deltas of rows [first, last) back to the first layer."""
     for index in range(net.n_layers - 1, 0, -1):
         layer = get_layer(net, index)
@@ -338,8 +350,8 @@ def _backward(net, transposed, first, last):
         delta = shift(net.space, below.delta + first * below.row)
         matmul_nn(
             net.kernels, last - first, below.fan_out, layer.fan_out,
-            shift(net.space, layer.delta + first * layer.row), layer.row, shift(transposed, layer.transposed),
-            layer.padded, net.space, delta, below.row,
+            shift(net.space, layer.delta + first * layer.row), layer.row, transpose_of(net, layer), layer.padded,
+            net.space, delta, below.row,
         )  # fmt: skip
         if below.slope != 0:
             c0, c1 = get(net.coefficients, 2 * index - 2), get(net.coefficients, 2 * index - 1)
@@ -357,23 +369,44 @@ def step(net, training, solver, size, alpha, divisor, offset, grads, n):
     )  # fmt: skip
 
 
-@inlined
-def _block_at(layer, p, j, last, width):
-    """Return where the block of weights from row p and column j on begins, and its rows and vectors."""
-    nv = min(NV, (layer.padded - j) // width)
-    return layer.weights + j * layer.rows + p * nv * width, min(BLOCK_ROWS, last - p), nv
+class Part(NamedTuple):
+    """What one thread has to do of the matrix that is packed for a layer: its weights, or their transpose."""
+
+    n_columns: int  # of the matrix, with their padding
+    panel_rows: int
+    first: int  # rows of this thread
+    last: int
+    left: int  # and columns
+    right: int
 
 
 @inlined
-def _list_next_block(net, training, ahead, layer, p, j, last):
+def part_of(layer, width, rank, n_threads):
+    """Return one thread's part of a layer's weights: blocks of rows, or panels where there are few rows."""
+    if layer.flipped:
+        left, right = share(layer.rows, NV * width, rank, n_threads)
+        return Part(layer.rows, layer.padded, NONE, layer.fan_out, left, right)
+    first, last = share(layer.fan_in, BLOCK_ROWS, rank, n_threads)
+    return Part(layer.padded, layer.rows, first, last, NONE, layer.padded)
+
+
+@inlined
+def _block_at(layer, part, p, j, width):
+    """Return where the block from row p and column j on begins, and its rows and vectors."""
+    nv = min(NV, (part.n_columns - j) // width)
+    return layer.weights + j * part.panel_rows + p * nv * width, min(BLOCK_ROWS, part.last - p), nv
+
+
+@inlined
+def _list_next_block(net, training, ahead, layer, part, p, j):
     """List the cache lines of the block after this one, and of what the optimizer keeps of it; return how many."""
     width = lane_count(net.params)
     j += NV * width
-    if j >= layer.padded:
-        p, j = p + BLOCK_ROWS, np.int64(0)
-    if p >= last:
-        p, j = last - 1, np.int64(0)  # there is none: any lines will do
-    offset, rows, nv = _block_at(layer, p, j, last, width)
+    if j >= part.right:
+        p, j = p + BLOCK_ROWS, part.left
+    if p >= part.last:
+        p, j = part.first, part.left  # there is none: any lines will do
+    offset, rows, nv = _block_at(layer, part, p, j, width)
     count = np.int64(0)
     for i in range(offset, offset + rows * nv * width, LINE // itemsize(net.params)):
         put(ahead, count, address(net.params, i))
@@ -402,47 +435,47 @@ def _descend(net, training, ahead, solver, size, alpha, m, divisor, begins, ends
     one = training.scratch
     put(one, 0, 1)
     tile = shift(training.scratch, width)
+    room = net.n_marked + MARKED
     block = 0
     for index in range(net.n_layers):
         layer = get_layer(net, index)
-        first, last = share(layer.fan_in, BLOCK_ROWS, rank, n_threads)
-        source = shift(net.space, layer.source)
         sparse = index == 0 and net.sparse
-        n_blocks = (layer.fan_in + BLOCK_ROWS - 1) // BLOCK_ROWS
-        room = net.n_marked + MARKED
-        for p in range(first, last, BLOCK_ROWS):
+        part = part_of(layer, width, rank, n_threads)
+        # The gradient is the sum of products of sources and deltas; flipped, of deltas and sources.
+        a, a_row, b, b_row = layer.source, layer.source_row, layer.delta, layer.row
+        if layer.flipped:
+            a, a_row, b, b_row = layer.delta, layer.row, layer.source, layer.source_row
+        n_blocks = ((layer.fan_out if layer.flipped else layer.fan_in) + BLOCK_ROWS - 1) // BLOCK_ROWS
+        for p in range(part.first, part.last, BLOCK_ROWS):
             if sparse:
                 marks = shift(net.marks, p // MARKED * net.n_marked)
-                call_at(get(net.kernels, LIST_BLOCK), (marks, m, min(BLOCK_ROWS, last - p), net.listed, room))
-            for j in range(0, layer.padded, nr):
-                offset, count, nv = _block_at(layer, p, j, last, width)
+                call_at(get(net.kernels, LIST_BLOCK), (marks, m, min(BLOCK_ROWS, part.last - p), net.listed, room))
+            for j in range(part.left, part.right, nr):
+                offset, count, nv = _block_at(layer, part, p, j, width)
                 row = nv * width
-                delta = shift(net.space, layer.delta + j)
+                x, y = shift(net.space, a + p), shift(net.space, b + j)
                 out = tile if in_place else shift(training.grads, offset)
                 start, start_row = (zeros, 0) if begins else (out, row)
                 if sparse:
-                    args = (
-                        count, nv, shift(source, p), layer.source_row, delta, layer.row, start, start_row, out, row,
-                        net.listed, room,
-                    )  # fmt: skip
+                    args = (count, nv, x, a_row, y, b_row, start, start_row, out, row, net.listed, room)
                     call_at(get(net.kernels, MULTIPLY_BLOCK), args)
                 elif training.large and in_place:
-                    n_ahead = _list_next_block(net, training, ahead, layer, p, j, last)
+                    n_ahead = _list_next_block(net, training, ahead, layer, part, p, j)
                     multiply_panel_ahead(
-                        net.kernels, count, nv, m, ahead, n_ahead, shift(source, p), ONE, layer.source_row, delta,
-                        layer.row, start, start_row, out, row,
-                    )  # fmt: skip
+                        net.kernels, count, nv, m, ahead, n_ahead, x, ONE, a_row, y, b_row, start, start_row, out, row
+                    )
                 else:
-                    args = (
-                        count, nv, m, shift(source, p), ONE, layer.source_row, delta, layer.row, start, start_row, out,
-                        row,
-                    )  # fmt: skip
-                    call_at(get(net.kernels, MULTIPLY), args)
+                    call_at(
+                        get(net.kernels, MULTIPLY),
+                        (count, nv, m, x, ONE, a_row, y, b_row, start, start_row, out, row),
+                    )
                 if ends:
+                    if layer.flipped and j + row > layer.fan_in:
+                        _clear_padding(out, count, row, layer.fan_in - j)
                     place = block + j // nr * n_blocks + p // BLOCK_ROWS
                     squares = step(net, training, solver, size, alpha, divisor, offset, out, count * row)
                     put(training.squares, place, squares)
-        block += n_blocks * ((layer.padded + nr - 1) // nr)
+        block += n_blocks * ((part.n_columns + nr - 1) // nr)
         # The bias is the weight of an input that is always one.
         left, right = share(layer.padded, width, rank, n_threads)
         for j in range(left, right, nr):
@@ -457,24 +490,31 @@ def _descend(net, training, ahead, solver, size, alpha, m, divisor, begins, ends
             if ends:
                 step(net, training, solver, size, 0.0, divisor, offset, out, nv * width)
         if ends and solver != NO_UPDATE:
-            _transpose(net, training.transposed, layer, first, last)
+            transpose_layer(net, layer, part)
 
 
 @inlined
-def _transpose(net, transposed, layer, first, last):
-    """Renew the transpose of rows [first, last) of a layer's weights, for the next backward pass."""
+def _clear_padding(rows, count, row, n):
+    """Set what pads `count` rows of n numbers to zero: units that are none may give numbers on."""
+    width = lane_count(rows)
+    last = row - width
+    for i in range(count):
+        values = load(rows, i * row + last)
+        store(rows, i * row + last, select(first_lanes(values, n - last), values, 0.0))
+
+
+@inlined
+def transpose_layer(net, layer, part):
+    """Renew the transpose of a thread's part of a layer, for the next forward or backward pass."""
     if layer.transposed >= 0:
         width = lane_count(net.params)
+        left = part.left
         pack_transposed(
-            first, (last + width - 1) // width * width, layer.fan_out, shift(net.params, layer.weights), layer.rows,
-            shift(transposed, layer.transposed), layer.padded,
+            part.first, (part.last + width - 1) // width * width,
+            min(part.right, layer.fan_in if layer.flipped else layer.fan_out) - left,
+            shift(net.params, layer.weights + left * part.panel_rows), part.panel_rows,
+            shift(net.transposed, layer.transposed + left * part.panel_rows), part.n_columns,
         )  # fmt: skip
-
-
-@inlined
-def transpose_layer(net, transposed, layer):
-    """Renew the transpose of all of a layer's weights."""
-    _transpose(net, transposed, layer, 0, layer.fan_in)
 
 
 @inlined
@@ -493,13 +533,12 @@ def point_at(data, state, plan, scratch, rank, wanted):
     """Return the network, the rest of its memory and the samples as pointers, with the parts of one thread."""
     net = Net(
         state.table.shape[0], pointer(state.table, 0), pointer(state.coefficients, 0), pointer(state.params, 0),
-        pointer(state.space, 0), pointer(state.kernels, 0), state.marks.size > 0, pointer(state.marks, 0),
-        plan.chunk, pointer(state.listed, rank * (state.listed.size // wanted)),
+        pointer(state.transposed, 0), pointer(state.space, 0), pointer(state.kernels, 0), state.marks.size > 0,
+        pointer(state.marks, 0), plan.chunk, pointer(state.listed, rank * (state.listed.size // wanted)),
     )  # fmt: skip
     training = Training(
-        pointer(state.transposed, 0), pointer(state.first, 0), pointer(state.second, 0), pointer(state.grads, 0),
-        pointer(state.row_loss, 0), pointer(state.squares, 0), pointer(plan.settings, 0),
-        pointer(scratch, rank * (scratch.size // wanted)),
+        pointer(state.first, 0), pointer(state.second, 0), pointer(state.grads, 0), pointer(state.row_loss, 0),
+        pointer(state.squares, 0), pointer(plan.settings, 0), pointer(scratch, rank * (scratch.size // wanted)),
         (state.params.size + state.first.size + state.second.size) * state.params.itemsize >= LARGE,
     )  # fmt: skip
     samples = Samples(
@@ -547,8 +586,7 @@ def train(data, state, plan, losses, scratch, team, wanted):
 
     for index in range(1, net.n_layers):
         layer = get_layer(net, index)
-        begin, end = share(layer.fan_in, BLOCK_ROWS, rank, n_threads)
-        _transpose(net, training.transposed, layer, begin, end)
+        transpose_layer(net, layer, part_of(layer, lane_count(net.params), rank, n_threads))
     wait_for_team(team, n_threads)
     for batch in range(first_batch, plan.last_batch):
         start = batch * batch_size
@@ -569,7 +607,7 @@ def train(data, state, plan, losses, scratch, team, wanted):
                     ask_for(samples, position + m + first, position + m + last)
                 forward(net, first, last, streamed)
                 output_delta(net, loss, samples, position, first, last, training.row_loss, eps)
-                _backward(net, training.transposed, first, last)
+                _backward(net, first, last)
             wait_for_team(team, n_threads)
             if rank == 0:
                 for i in range(m):

@@ -12,6 +12,7 @@ from fastbp.kernels.backprop import (
     batch_weight,
     get_layer,
     output_delta,
+    part_of,
     point_at,
     step,
     take,
@@ -40,7 +41,7 @@ MOST_PARAMS = 2_048
 
 def is_small(network):
     """Whether `train_online` can train a network, and pays: one panel of weights in each layer, all in the cache."""
-    return network.widest <= network.panel and network.n_params <= MOST_PARAMS
+    return network.widest <= network.panel and network.n_params <= MOST_PARAMS and not network.flipped
 
 
 @inlined
@@ -61,14 +62,14 @@ def _forward(net):
 
 
 @inlined
-def _backward(net, transposed):
+def _backward(net):
     for index in range(net.n_layers - 1, 0, -1):
         layer = get_layer(net, index)
         below = get_layer(net, index - 1)
         z, a, delta = shift(net.space, below.z), shift(net.space, below.a), shift(net.space, below.delta)
         short_row_kernel(
-            below.padded, layer.fan_out, shift(net.space, layer.delta), shift(transposed, layer.transposed), net.space,
-            delta,
+            below.padded, layer.fan_out, shift(net.space, layer.delta), shift(net.transposed, layer.transposed),
+            net.space, delta,
         )  # fmt: skip
         if below.slope != 0:
             c0, c1 = get(net.coefficients, 2 * index - 2), get(net.coefficients, 2 * index - 1)
@@ -90,6 +91,11 @@ def _gradient(net, grads):
             store(grads, layer.bias + j, delta + 0.0)
 
 
+@inlined
+def _transpose(net, layer):
+    transpose_layer(net, layer, part_of(layer, lane_count(net.params), 0, 1))
+
+
 @cached_jit
 def train_online(data, state, plan, losses, scratch, team, wanted):
     """Do as `backprop.train`, in batches of one sample, on one thread.
@@ -98,13 +104,13 @@ def train_online(data, state, plan, losses, scratch, team, wanted):
     """
     mode = flush_subnormals()
     net, training, samples = point_at(data, state, plan, scratch, 0, 1)
-    transposed, grads = training.transposed, training.grads
+    grads = training.grads
     eps = np.float64(np.finfo(state.space.dtype).eps)
     sizes, results = pointer(plan.sizes, 0), pointer(losses, 0)
     n_params = state.params.size
     inputs = get_layer(net, 0)
     for index in range(1, net.n_layers):
-        transpose_layer(net, transposed, get_layer(net, index))
+        _transpose(net, get_layer(net, index))
     for batch in range(plan.first_batch, plan.last_batch):
         ask_for(samples, batch + AHEAD, batch + AHEAD + 1)
         divisor = batch_weight(samples, batch, batch + 1)
@@ -115,7 +121,7 @@ def train_online(data, state, plan, losses, scratch, team, wanted):
         _forward(net)
         output_delta(net, plan.loss, samples, batch, 0, 1, training.row_loss, eps)
         value = get(training.row_loss, 0)
-        _backward(net, transposed)
+        _backward(net)
         _gradient(net, grads)
         size = get(sizes, batch - plan.first_batch)
         if plan.alpha == 0:
@@ -131,7 +137,7 @@ def train_online(data, state, plan, losses, scratch, team, wanted):
                 step(net, training, plan.solver, size, 0.0, divisor, bias, shift(grads, bias), layer.padded)
             value += 0.5 * plan.alpha * squares
         for index in range(1, net.n_layers):
-            transpose_layer(net, transposed, get_layer(net, index))
+            _transpose(net, get_layer(net, index))
         put(results, batch, value / divisor)
     state.done[0] = plan.last_batch - plan.first_batch
     restore_subnormals(mode)

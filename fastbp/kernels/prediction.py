@@ -71,8 +71,8 @@ def predict(
         return
     mode = flush_subnormals()
     net = Net(
-        table.shape[0], pointer(table, 0), pointer(coefficients, 0), pointer(params, 0), pointer(space, 0),
-        pointer(kernels, 0), marks.size > 0, pointer(marks, 0), block * wanted,
+        table.shape[0], pointer(table, 0), pointer(coefficients, 0), pointer(params, 0), pointer(params, 0),
+        pointer(space, 0), pointer(kernels, 0), marks.size > 0, pointer(marks, 0), block * wanted,
         pointer(listed, rank * (listed.size // wanted)),
     )  # fmt: skip
     samples = Samples(
