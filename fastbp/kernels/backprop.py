@@ -380,7 +380,7 @@ class Part(NamedTuple):
     right: int
 
 
-@inlined
+@jit
 def part_of(layer, width, rank, n_threads):
     """Return one thread's part of a layer's weights: blocks of rows, or panels where there are few rows."""
     if layer.flipped:
@@ -397,7 +397,7 @@ def _block_at(layer, part, p, j, width):
     return layer.weights + j * part.panel_rows + p * nv * width, min(BLOCK_ROWS, part.last - p), nv
 
 
-@inlined
+@jit
 def _list_next_block(net, training, ahead, layer, part, p, j):
     """List the cache lines of the block after this one, and of what the optimizer keeps of it; return how many."""
     width = lane_count(net.params)
@@ -503,7 +503,7 @@ def _clear_padding(rows, count, row, n):
         store(rows, i * row + last, select(first_lanes(values, n - last), values, 0.0))
 
 
-@inlined
+@jit
 def transpose_layer(net, layer, part):
     """Renew the transpose of a thread's part of a layer, for the next forward or backward pass."""
     if layer.transposed >= 0:

@@ -12,11 +12,9 @@ from fastbp.kernels.backprop import (
     batch_weight,
     get_layer,
     output_delta,
-    part_of,
     point_at,
     step,
     take,
-    transpose_layer,
 )
 from fastbp.kernels.intrinsics import (
     call_at,
@@ -30,7 +28,7 @@ from fastbp.kernels.intrinsics import (
     short_row_kernel,
 )
 from fastbp.kernels.jit import cached_jit, inlined
-from fastbp.kernels.matmul import ONE
+from fastbp.kernels.matmul import ONE, pack_transposed
 from fastbp.kernels.simd import fma, load, store
 
 # Samples between the one that is asked for and the one that is in work.
@@ -93,7 +91,10 @@ def _gradient(net, grads):
 
 @inlined
 def _transpose(net, layer):
-    transpose_layer(net, layer, part_of(layer, lane_count(net.params), 0, 1))
+    pack_transposed(
+        0, layer.rows, layer.fan_out, shift(net.params, layer.weights), layer.rows,
+        shift(net.transposed, layer.transposed), layer.padded,
+    )  # fmt: skip
 
 
 @cached_jit
