@@ -372,12 +372,12 @@ def step(net, training, solver, size, alpha, divisor, offset, grads, n):
 class Part(NamedTuple):
     """What one thread has to do of the matrix that is packed for a layer: its weights, or their transpose."""
 
-    n_columns: int  # of the matrix, with their padding
-    panel_rows: int
-    first: int  # rows of this thread
-    last: int
-    left: int  # and columns
-    right: int
+    n_columns: np.int64  # of the matrix, with their padding
+    panel_rows: np.int64
+    first: np.int64  # rows of this thread
+    last: np.int64
+    left: np.int64  # and columns
+    right: np.int64
 
 
 @jit

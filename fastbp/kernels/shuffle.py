@@ -97,7 +97,7 @@ def shuffle_with(order, state, draws):
         if position == N_WORDS:
             _renew(words)
             position = 0
-        mask = np.int64(1)
+        mask = 1
         while mask < last:
             mask = 2 * mask + 1
         # Draws above `last` are rejected: two in seven, in no order that a processor could guess. So each is
