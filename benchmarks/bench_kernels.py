@@ -36,7 +36,7 @@ AT = Layer(*range(len(Layer._fields)))
 # the packed parameters, their transposes, or the gradients.
 @njit(**common.NJIT)
 def _forward(kernels, layer, below, m, weights, space, rank, size):
-    """Compute Z = A W + b for this thread's samples, as `backprop._forward`."""
+    """Compute Z = A W + b for this thread's samples, as `backprop.forward`."""
     first, last = share(m, 1, rank, size)
     if first < last:
         a = pointer(space, layer[AT.source] + first * layer[AT.source_row])
@@ -64,14 +64,14 @@ def _deltas(kernels, layer, below, m, weights, space, rank, size):
 
 @njit(**common.NJIT)
 def _gradient(kernels, layer, below, m, weights, space, rank, size):
-    """Compute A^T D for this thread's rows of the weights, as `backprop._descend` without the update."""
+    """Compute A^T D for this thread's rows of the weights, as `backprop._descend`; without update, not flipped."""
     width = lane_count(pointer(space, 0))
     first, last = share(layer[AT.fan_in], BLOCK_ROWS, rank, size)
     source = pointer(space, layer[AT.source])
-    for j in range(0, layer[AT.padded], NV * width):
-        nv = min(NV, (layer[AT.padded] - j) // width)
-        panel = pointer(weights, layer[AT.weights] + j * layer[AT.rows])
-        for p in range(first, last, BLOCK_ROWS):
+    for p in range(first, last, BLOCK_ROWS):
+        for j in range(0, layer[AT.padded], NV * width):
+            nv = min(NV, (layer[AT.padded] - j) // width)
+            panel = pointer(weights, layer[AT.weights] + j * layer[AT.rows])
             args = (
                 min(BLOCK_ROWS, last - p), nv, m, shift(source, p), ONE, layer[AT.source_row],
                 pointer(space, layer[AT.delta] + j), layer[AT.row], pointer(space, 0), NONE,
@@ -127,7 +127,7 @@ class LaidOut:
         units, self.m, *_ = common.WORKLOADS[workload]
         rng = np.random.default_rng(0)
         self.index, self.dtype = index, dtype
-        self.network = training.make_network(units, [Relu()] * (len(units) - 2) + [Softmax()], dtype, flip=False)
+        self.network = training.make_network(units, [Relu()] * (len(units) - 2) + [Softmax()], dtype)
         self.table, size = self.network.workspace(self.m)
         self.space = aligned_zeros(size, dtype)
         layer = Layer(*self.table[index])
@@ -224,7 +224,7 @@ def test_step(benchmark, workload, dtype, threads):
     start = initial_parameters(units, [Relu.init_factor] * (len(units) - 1), rng, dtype)
 
     plain = PlainNetwork(*start, activation=activation, solver=solver)
-    network = training.make_network(units, [Relu()] * (len(units) - 2) + [Softmax()], dtype, flip=True)
+    network = training.make_network(units, [Relu()] * (len(units) - 2) + [Softmax()], dtype, m)
     settings = BackpropClassifier(solver=solver, batch_size=m, n_jobs=threads)._settings(m)
     memory = training.Memory.empty(network, solver, settings.learning_rate_init)
     session = training.Session(network, network.pack(*start), memory, settings, m)

@@ -25,10 +25,10 @@ from fastbp.kernels import backprop, threads
 from fastbp.network import initial_parameters
 
 
-def make_network(units):
+def make_network(units, batch_size):
     """Return the layout of a relu network with softmax outputs, and its first parameters."""
     activations = [*[ACTIVATIONS["relu"]] * (len(units) - 2), Softmax()]
-    network = training.make_network(units, activations, np.float32, flip=True)
+    network = training.make_network(units, activations, np.float32, batch_size)
     return network, initial_parameters(units, [6.0] * len(activations), np.random.RandomState(0), np.float32)
 
 
@@ -39,7 +39,7 @@ def session(units, batch_size, n_samples, n_jobs, sparse=False):
         learning_rate_init=1e-3, power_t=0.5, max_iter=1, shuffle=True, tol=0.0, momentum=0.9, nesterovs_momentum=True,
         beta_1=0.9, beta_2=0.999, epsilon=1e-8, n_iter_no_change=10, verbose=False, n_jobs=n_jobs,
     )  # fmt: skip
-    network, parameters = make_network(units)
+    network, parameters = make_network(units, batch_size)
     memory = training.Memory.empty(network, "adam", 1e-3)
     return training.Session(network, network.pack(*parameters), memory, settings, n_samples, sparse)
 
@@ -107,7 +107,7 @@ def measure_rows():
     """Compare prediction from coefs_ as they are and from packed weights."""
     print(f"{'network':>24}{'rows':>6}{'direct':>10}{'packed':>10}   (microseconds)")
     for units in ([30, 64, 64, 2], [784, 128, 10], [784, 512, 512, 10]):
-        network, parameters = make_network(units)
+        network, parameters = make_network(units, None)
         predictor = prediction.Predictor(*parameters, network.activations, units[0])
         for n in (1, 2, 4, 8, 16, 32, 64):
             x = np.random.RandomState(0).uniform(size=(n, units[0])).astype(np.float32)

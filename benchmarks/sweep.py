@@ -64,7 +64,7 @@ class Point:
         x = rng.random((rows, width), dtype=np.float32)
         y = np.eye(N_OUTPUTS, dtype=np.float32)[np.arange(rows) % N_OUTPUTS]
         start = initial_parameters(units, [6.0] * (depth + 1), np.random.RandomState(0), np.float32)
-        network = training.make_network(units, activations, np.float32, flip=batch > 1)
+        network = training.make_network(units, activations, np.float32, batch)
         # The estimator knows best what settings there are.
         settings = BackpropClassifier(batch_size=batch, alpha=0.0, n_jobs=threads)._settings(rows)
         memory = training.Memory.empty(network, settings.solver, settings.learning_rate_init)

@@ -128,7 +128,7 @@ class BaseBackprop(BaseEstimator):
             self._check_shapes(units)
             progress = self._progress.copy()
         settings = self._settings(n_samples)
-        network = training.make_network(units, activations, dtype, flip=settings.batch_size > 1)
+        network = training.make_network(units, activations, dtype, settings.batch_size)
         memory = training.Memory.empty(network, self.solver, self.learning_rate_init)
         if one_epoch and not first:
             memory = training.Memory.restore(self._memory, network, self.solver) or memory
@@ -161,7 +161,7 @@ class BaseBackprop(BaseEstimator):
         dtype = np.dtype(np.float32 if self.dtype == "auto" else self.dtype)
         units, activations = self._layout(n_features, n_outputs)
         coefs, intercepts = self._draw_parameters(units, activations, check_random_state(self.random_state), dtype)
-        network = training.make_network(units, activations, dtype, flip=False)
+        network = training.make_network(units, activations, dtype)
         memory = training.Memory.empty(network, self.solver, self.learning_rate_init)
         self.n_features_in_ = n_features
         self._set_fitted(network, coefs, intercepts, memory, training.Progress())

@@ -55,7 +55,7 @@ class _Step:
     def __init__(self, clf, coefs, intercepts, data, *, alpha, keep=False):
         n = len(data.x)
         units = [clf.n_features_in_, *map(len, intercepts)]
-        network = training.make_network(units, clf._activations, coefs[0].dtype, flip=n > 1)
+        network = training.make_network(units, clf._activations, coefs[0].dtype, n)
         settings = training.Settings(
             loss=clf._loss, solver="sgd", alpha=alpha, batch_size=n, learning_rate="constant", learning_rate_init=1.0,
             power_t=0.5, max_iter=1, shuffle=False, tol=0.0, momentum=0.0, nesterovs_momentum=False, beta_1=0.9,

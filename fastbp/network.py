@@ -130,9 +130,8 @@ class Network:
             offset += n_rows * row
             table.append(
                 Layer(
-                    *block[:4], int(block.flipped), block.weights, block.bias, block.transposed if index else -1,
-                    source, strides[index], z, a, delta, row, activation.value_address(self.dtype),
-                    activation.slope_address(self.dtype), int(activation.by_rows),
+                    *block[:-1], block.transposed if index else -1, source, strides[index], z, a, delta, row,
+                    activation.value_address(self.dtype), activation.slope_address(self.dtype), int(activation.by_rows),
                 )
             )  # fmt: skip
             source = a

@@ -36,7 +36,7 @@ class Predictor:
     def __init__(self, coefs, intercepts, activations, n_features):
         units = check_shapes(coefs, intercepts, n_features, activations)
         self._coefs, self._intercepts = list(coefs), list(intercepts)
-        self.network = training.make_network(units, activations, coefs[0].dtype, flip=False)
+        self.network = training.make_network(units, activations, coefs[0].dtype)
         self.dtype = self.network.dtype
         arrays = [*coefs, *intercepts]
         self._direct = all(array.flags.c_contiguous and array.dtype == self.dtype for array in arrays)

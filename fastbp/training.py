@@ -29,12 +29,13 @@ MAX_WORKSPACE = 32 * 2**20
 WORTH_LISTING = 0.75
 
 
-def make_network(units, activations, dtype, *, flip):
-    """Lay out a network for the vector registers of this machine.
+def make_network(units, activations, dtype, batch_size=None):
+    """Lay out a network for the vector registers of this machine, for training on batches if `batch_size` is given.
 
-    Layers of few units are flipped, if at all, for training on batches. With single samples it takes longer to
-    renew the transposes, which are then needed early in the next forward pass.
+    Layers of few units are flipped for batches only. With single samples it takes longer to renew the transposes,
+    which are then needed early in the next forward pass.
     """
+    flip = batch_size is not None and batch_size > 1
     width = lanes(np.dtype(dtype).itemsize)
     return Network(units, activations, dtype, width, width * NV, flip)
 
@@ -136,8 +137,8 @@ class _Pace:
 
     Threads that meet several times in each batch are no help where another process holds one of the
     processors: a meeting then lasts until the scheduler comes round. The results do not depend on the
-    number of threads, so that it may change between calls: the faster one is taken, and the
-    other is tried again now and then, for a short time.
+    number of threads, so that it may change between calls: the faster one is taken, or more threads at
+    about the same speed, and the other is tried again now and then, for a short time.
 
     Threads that have just been woken may share one processor for a tenth of a second, until the scheduler
     moves one of them. Together they are then about as fast as one, and worth some patience.
@@ -212,7 +213,7 @@ class Session:
         self.n_threads = threads.thread_count(settings.n_jobs, work)
         chunk = batch_size if keep else min(batch_size, workspace_rows(network))
         table, size = network.workspace(chunk, keep_z=keep)
-        one_by_one = batch_size == 1 and not sparse and not keep and online.is_small(network)
+        one_by_one = batch_size == 1 < n_samples and not sparse and not keep and online.is_small(network)
         self._train = online.train_online if one_by_one else backprop.train
         n_grads = network.n_params if chunk < batch_size or one_by_one else 0
         marks, listed = room_for_lists(network.units[0], chunk, self.n_threads) if sparse else (0, 0)

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from sklearn.exceptions import ConvergenceWarning
 
+from fastbp import BackpropClassifier
 from fastbp.kernels import shuffle as kernel
 from fastbp.kernels.shuffle import FEW, N_WORDS, shuffle
 
@@ -61,3 +63,16 @@ def test_left_to_numpy(monkeypatch):
     assert kernel._memory_is_known()
     monkeypatch.setattr(kernel, "_memory_is_known", lambda: False)
     assert_same(100, np.random.RandomState(3), np.random.RandomState(3))
+
+
+def test_training_sees_the_order_of_numpy(monkeypatch):
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(FEW, 3)).astype(np.float32), np.arange(FEW) % 2
+    how = {"hidden_layer_sizes": 2, "max_iter": 2, "random_state": 0, "tol": 0.0}
+    with pytest.warns(ConvergenceWarning):
+        ours = BackpropClassifier(**how).fit(X, y)
+    monkeypatch.setattr(kernel, "_memory_is_known", lambda: False)
+    with pytest.warns(ConvergenceWarning):
+        numpys = BackpropClassifier(**how).fit(X, y)
+    for a, b in zip(ours.coefs_, numpys.coefs_, strict=True):
+        np.testing.assert_array_equal(a, b)

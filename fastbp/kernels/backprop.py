@@ -88,7 +88,7 @@ class State(NamedTuple):
     table: np.ndarray  # (n_layers, fields of Layer) int64, from Network.workspace
     coefficients: np.ndarray  # (n_layers, 2) float64: parameters of the activations
     params: np.ndarray  # packed parameters
-    transposed: np.ndarray  # packed transposes of the weights from the second layer on
+    transposed: np.ndarray  # packed transposes of what `params` has of the layers from the second on
     first: np.ndarray  # the optimizer's memory: velocity, or Adam's m
     second: np.ndarray  # Adam's v, or empty
     grads: np.ndarray  # packed gradients, or empty where each batch is one chunk
@@ -156,7 +156,7 @@ class Training(NamedTuple):
     squares: Any
     settings: Any
     scratch: Any  # this thread's part
-    large: bool  # whether parameters have to come from afar
+    n_ahead: int  # arrays of parameters, and of what is kept of them, that have to come from afar; 0 if they are near
 
 
 _read_layer = reader_of(Layer)
@@ -217,7 +217,7 @@ def ask_for(samples, begin, end):
 
 @inlined
 def is_streamed(net, samples, n_rows):
-    """Whether there is time for samples to arrive during the first product of those before: a step for each line."""
+    """Whether there are steps enough, about one for each line, to ask for samples during the product of others."""
     return not net.sparse and n_rows >= MR and samples.n_inputs >= 2 * MR
 
 
@@ -264,7 +264,7 @@ def take_and_multiply(net, samples, position, first, last, stride):
         rows = low + 1 if higher > 0 else low
         higher -= 1
         take(net, layer, samples, position, i, i + rows)
-        # Rows behind the last one are those of this thread in the batches that follow.
+        # Rows behind the last one are, but for some at the border, those of this thread in the batches that follow.
         batches, row_ahead = divmod(i - first + ROWS_AHEAD, last - first)
         upcoming = position + first + batches * stride + row_ahead
         n_ahead = _list_lines(samples, upcoming, upcoming + rows, k)
@@ -281,6 +281,15 @@ def take_and_multiply(net, samples, position, first, last, stride):
             shift(weights, done * layer.rows), layer.rows, shift(bias, done),
             shift(net.space, layer.z + first * layer.row + done), layer.row,
         )  # fmt: skip
+
+
+@inlined
+def set_value(value, by_rows, c0, c1, z, a, n, row, m):
+    """Set a = f(z) for m rows of n units, `row` apart, with the kernel of an activation."""
+    if by_rows:
+        call_at(value, (c0, c1, z, a, n, row, m))
+    else:
+        call_at(value, (c0, c1, z, a, m * row))
 
 
 @inlined
@@ -312,10 +321,7 @@ def forward(net, first, last, multiplied):
         if layer.value != 0:
             c0, c1 = get(net.coefficients, 2 * index), get(net.coefficients, 2 * index + 1)
             a = shift(net.space, layer.a + first * layer.row)
-            if layer.by_rows:
-                call_at(layer.value, (c0, c1, z, a, layer.fan_out, layer.row, m))
-            else:
-                call_at(layer.value, (c0, c1, z, a, m * layer.row))
+            set_value(layer.value, layer.by_rows, c0, c1, z, a, layer.fan_out, layer.row, m)
 
 
 @jit
@@ -411,14 +417,20 @@ def _list_next_block(net, training, ahead, layer, part, p, j):
     for i in range(offset, offset + rows * nv * width, LINE // itemsize(net.params)):
         put(ahead, count, address(net.params, i))
         put(ahead, count + 1, address(training.first, i))
-        put(ahead, count + 2, address(training.second, i))
-        count += 3
+        if training.n_ahead > 2:
+            put(ahead, count + 2, address(training.second, i))
+        count += training.n_ahead
     return count
+
+
+# The most addresses of a block, and the steps in the sums of its gradient that are enough to ask for all.
+BLOCK_LINES = 3 * BLOCK_ROWS * NV * VECTOR_BITS // (8 * LINE)
+BLOCK_STEPS = BLOCK_LINES // -(-BLOCK_ROWS // MR)
 
 
 def room_ahead(n_inputs):
     """Return the most addresses that a thread lists at once: a line for each step, or those of one block of weights."""
-    return max(n_inputs, 3 * BLOCK_ROWS * NV * VECTOR_BITS // (8 * LINE))
+    return max(n_inputs, BLOCK_LINES)
 
 
 @inlined
@@ -431,6 +443,7 @@ def _descend(net, training, ahead, solver, size, alpha, m, divisor, begins, ends
     width = lane_count(net.params)
     nr = NV * width
     in_place = begins and ends and solver != NO_UPDATE  # the gradient is needed here and now only
+    asking = training.n_ahead > 0 and in_place and m >= BLOCK_STEPS
     zeros = net.space  # begins with zeros
     one = training.scratch
     put(one, 0, 1)
@@ -459,7 +472,7 @@ def _descend(net, training, ahead, solver, size, alpha, m, divisor, begins, ends
                 if sparse:
                     args = (count, nv, x, a_row, y, b_row, start, start_row, out, row, net.listed, room)
                     call_at(get(net.kernels, MULTIPLY_BLOCK), args)
-                elif training.large and in_place:
+                elif asking:
                     n_ahead = _list_next_block(net, training, ahead, layer, part, p, j)
                     multiply_panel_ahead(
                         net.kernels, count, nv, m, ahead, n_ahead, x, ONE, a_row, y, b_row, start, start_row, out, row
@@ -529,6 +542,13 @@ def batch_weight(samples, start, stop):
 
 
 @inlined
+def _count_arrays_ahead(state):
+    if (state.params.size + state.first.size + state.second.size) * state.params.itemsize < LARGE:
+        return 0
+    return 3 if state.second.size else 2
+
+
+@inlined
 def point_at(data, state, plan, scratch, rank, wanted):
     """Return the network, the rest of its memory and the samples as pointers, with the parts of one thread."""
     net = Net(
@@ -539,7 +559,7 @@ def point_at(data, state, plan, scratch, rank, wanted):
     training = Training(
         pointer(state.first, 0), pointer(state.second, 0), pointer(state.grads, 0), pointer(state.row_loss, 0),
         pointer(state.squares, 0), pointer(plan.settings, 0), pointer(scratch, rank * (scratch.size // wanted)),
-        (state.params.size + state.first.size + state.second.size) * state.params.itemsize >= LARGE,
+        _count_arrays_ahead(state),
     )  # fmt: skip
     samples = Samples(
         pointer(data.x, 0), data.x.shape[1], pointer(data.y, 0), data.y.shape[1], pointer(data.weight, 0),

@@ -274,7 +274,8 @@ def micro_kernel_ahead(typingctx, mr, nv, k, ahead, n_ahead, a, a_row, a_col, b,
     """Do as `micro_kernel`, and ask for memory that will be needed soon.
 
     The pointer `ahead` points at a list of `n_ahead` addresses (int64), at least one, in as many cache lines. They are
-    asked for at even distances over the `k` steps, so that they arrive without holding the product up.
+    asked for at even distances over the `k` steps, so that they arrive without holding the product up; of more than
+    `k` only so many are.
     """
     return _tile_signature(mr, nv, k, ahead, n_ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row), _generate_tiles
 
@@ -430,7 +431,7 @@ def append_marked(typingctx, marks, bits, n, base, out, count):
 
 # Vectors in a row that `row_kernel` computes at once: enough chains of additions to keep the multipliers busy.
 ROW_VECTORS = 8
-# Parts of the sums in `short_row_kernel`: enough to hide the time that one addition takes.
+# Parts of the sums in `short_row_kernel`, a power of two: enough to hide the time that one addition takes.
 ROW_PARTS = 4
 
 

@@ -2,8 +2,8 @@
 
 `jit` is `numba.njit` with the options that all kernels share; what a kernel calls is compiled into it.
 `cached_jit` also keeps the machine code on disk, for the few functions that Python calls directly.
-`called_by_address` does so for parts that not every network needs: kernels find them by an
-address, and they are compiled when first asked for.
+`called_by_address` does so for parts that not every network needs, or that several kernels share: these find them by
+an address, and they are compiled when first asked for.
 """
 
 import hashlib

@@ -8,6 +8,7 @@ from fastbp.kernels.backprop import (
     forward,
     get_layer,
     is_streamed,
+    set_value,
     take,
     take_and_multiply,
     take_sample,
@@ -165,10 +166,8 @@ def predict_few(x, layers, coefficients, space, out):
                 row_kernel(n, fan_in, source, shift(weights, j), fan_out, shift(biases, j), shift(a, j))
             padded = (fan_out + width - 1) // width * width
             c0, c1 = get(c, 2 * index), get(c, 2 * index + 1)
-            if value != 0 and by_rows:
-                call_at(value, (c0, c1, a, a, fan_out, padded, ONE))
-            elif value != 0:
-                call_at(value, (c0, c1, a, a, padded))
+            if value != 0:
+                set_value(value, by_rows, c0, c1, a, a, fan_out, padded, ONE)
             source, a = a, source
         for j in range(n_outputs):
             put(results, i * n_outputs + j, get(source, j))

@@ -47,7 +47,7 @@ def shuffle(order, random_state):
     """
     generator = random_state._bit_generator
     # NumPy shuffles what is short, and with any other generator.
-    if order.size < FEW or type(generator) is not np.random.MT19937 or not _memory_is_known():
+    if not FEW <= order.size <= 2**32 or type(generator) is not np.random.MT19937 or not _memory_is_known():
         random_state.shuffle(order)
         return
     with generator.lock:
@@ -94,9 +94,9 @@ def shuffle_with(order, state, draws):
     position = np.int64(get(words, N_WORDS))
     last = order.size - 1
     while last > 0:
-        if position == N_WORDS:
+        if position >= N_WORDS:
             _renew(words)
-            position = 0
+            position = np.int64(0)
         mask = 1
         while mask < last:
             mask = 2 * mask + 1
