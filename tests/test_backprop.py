@@ -602,7 +602,7 @@ def _check_threads():
     """Runs in a process that has four threads."""
     teams, sizes = [], set()
     new_team = threads.new_team
-    threads.new_team = lambda: teams.append(new_team()) or teams[-1]
+    threads.new_team = lambda wanted: teams.append(new_team(wanted)) or teams[-1]
     for dtype in DTYPES:
         for (units, n, batch_size, chunk), optimizer in product(THREADED, ("nesterov", "adam", None)):
             n = batch_size if optimizer is None else n

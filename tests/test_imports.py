@@ -14,7 +14,7 @@ PACKAGE = Path(fastbp.__file__).parent
 # From the bottom to the top; a module may import only what stands further down.
 LAYERS = [
     {"network", "schedules", "kernels.intrinsics", "kernels.jit"},
-    {"kernels.simd", "kernels.matmul", "kernels.threads"},
+    {"kernels.simd", "kernels.matmul", "kernels.shuffle", "kernels.threads"},
     {"kernels.elementary"},
     {"activations", "losses", "optimizers"},
     {"kernels.backprop"},

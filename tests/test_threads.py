@@ -12,6 +12,7 @@ from numba import njit
 
 import fastbp
 from fastbp.kernels import threads
+from fastbp.kernels.intrinsics import current_cpu, leave_cpu
 from fastbp.kernels.threads import (
     MIN_WORK_PER_THREAD,
     join_team,
@@ -48,7 +49,7 @@ def test_shares_make_up_the_range():
 
 
 def test_a_team_begins_without_those_who_do_not_come():
-    team = threads.new_team()
+    team = threads.new_team(2)
     assert run_join(team, 2) == (0, 1)
     # Whoever comes later has nothing to do.
     assert run_join(team, 2) == (-1, 0)
@@ -56,7 +57,7 @@ def test_a_team_begins_without_those_who_do_not_come():
 
 
 def test_a_team_of_one_is_complete():
-    assert run_join(threads.new_team(), 1) == (0, 1)
+    assert run_join(threads.new_team(1), 1) == (0, 1)
 
 
 @njit(nogil=True)
@@ -82,7 +83,7 @@ def draw(team, drawn):
 
 
 def test_each_ticket_is_given_once():
-    team = threads.new_team()
+    team = threads.new_team(3)
     drawn = np.zeros((3, 200_000), np.int64)
     draw(team, drawn[0, :0])
     crew = [Thread(target=draw, args=(team, row)) for row in drawn]
@@ -95,12 +96,45 @@ def test_each_ticket_is_given_once():
     assert np.flatnonzero(team).tolist() == [threads._TICKET]
 
 
+@njit
+def run_cpu():
+    return current_cpu()
+
+
+@njit
+def run_leave(cpu):
+    leave_cpu(cpu)
+    return current_cpu()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells and lets threads move")
+def test_leaving_a_processor():
+    def move():
+        allowed = os.sched_getaffinity(0)  # of this thread
+        for _ in range(20):
+            cpu = run_cpu()
+            assert cpu in allowed
+            assert (run_leave(cpu) == cpu) == (len(allowed) == 1)
+            assert os.sched_getaffinity(0) == allowed
+            os.sched_setaffinity(0, {cpu})
+            assert run_leave(cpu) == cpu  # there is no other
+            assert os.sched_getaffinity(0) == {cpu}
+            os.sched_setaffinity(0, allowed)
+        done.append(True)
+
+    done = []
+    thread = Thread(target=move)
+    thread.start()
+    thread.join()
+    assert done
+
+
 @pytest.mark.parametrize("wanted", [1, 2, 3])
 def test_a_team_keeps_step(wanted):
-    march(threads.new_team(), 1, 0, *np.zeros((2, 16), np.int64))
+    march(threads.new_team(1), 1, 0, *np.zeros((2, 16), np.int64))
     full = 0
     for _ in range(20):
-        team = threads.new_team()
+        team = threads.new_team(wanted)
         steps, seen = np.zeros((2, 16 * wanted), np.int64)
         crew = [Thread(target=march, args=(team, wanted, 50, steps, seen)) for _ in range(wanted)]
         for thread in crew:
@@ -185,6 +219,7 @@ import numpy as np
 import numba
 from fastbp import BackpropClassifier
 from fastbp.kernels import threads
+from fastbp.kernels.intrinsics import current_cpu, leave_cpu
 
 warnings.simplefilter("ignore")
 rng = np.random.default_rng(0)

@@ -6,6 +6,7 @@ elements: a pointer is one register, an array is seven.
 
 import os
 import platform
+import sys
 
 from llvmlite import ir
 from numba import types
@@ -698,6 +699,62 @@ def yield_thread(typingctx):
         return context.get_dummy_value()
 
     return types.void(), codegen
+
+
+@intrinsic
+def current_cpu(typingctx):
+    """Return the number of the processor that this thread runs on; -1 where the system does not tell."""
+
+    def codegen(context, builder, signature, args):
+        if sys.platform != "linux":
+            return _INT64(-1)
+        kind = ir.FunctionType(_INT32, [])
+        function = cgutils.get_or_insert_function(builder.module, kind, "sched_getcpu")
+        return builder.sext(builder.call(function, []), _INT64)
+
+    return types.int64(), codegen
+
+
+# Processors in the set that is given to the system, a bit for each; a machine with more says no.
+MOST_CPUS = 1024
+
+
+@intrinsic
+def leave_cpu(typingctx, cpu):
+    """Move this thread to another processor than this one, if it may use another; Linux only.
+
+    It is forbidden the processor, which moves it at once, and then allowed to use it as before.
+
+    Parameters
+    ----------
+    cpu : int64
+        From `current_cpu`, 0 to MOST_CPUS - 1.
+    """
+
+    def codegen(context, builder, signature, args):
+        if sys.platform != "linux":
+            return context.get_dummy_value()
+        word = ir.IntType(64)
+        allowed = cgutils.alloca_once(builder, word, size=MOST_CPUS // 64)
+        others = cgutils.alloca_once(builder, word, size=MOST_CPUS // 64)
+        kind = ir.FunctionType(_INT32, [_INT32, _INT64, word.as_pointer()])
+
+        def call(name, cpus):
+            function = cgutils.get_or_insert_function(builder.module, kind, name)
+            return builder.call(function, [_INT32(0), _INT64(MOST_CPUS // 8), cpus])
+
+        failed = call("sched_getaffinity", allowed)
+        with builder.if_then(builder.icmp_signed("==", failed, _INT32(0))):
+            for i in range(MOST_CPUS // 64):
+                builder.store(builder.load(builder.gep(allowed, [_INT64(i)])), builder.gep(others, [_INT64(i)]))
+            place = builder.gep(others, [builder.lshr(args[0], _INT64(6))])
+            bit = builder.shl(word(1), builder.and_(args[0], _INT64(63)))
+            builder.store(builder.and_(builder.load(place), builder.not_(bit)), place)
+            call("sched_setaffinity", others)  # fails, and changes nothing, where there is no other
+            call("sched_setaffinity", allowed)
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
 
 
 @intrinsic

@@ -17,21 +17,31 @@ import numba
 import numpy as np
 from numba.np.ufunc import parallel as numba_parallel
 
-from fastbp.kernels.intrinsics import atomic_add, atomic_load, atomic_store, spin_pause, yield_thread
+from fastbp.kernels.intrinsics import (
+    MOST_CPUS,
+    atomic_add,
+    atomic_load,
+    atomic_store,
+    current_cpu,
+    leave_cpu,
+    spin_pause,
+    yield_thread,
+)
 from fastbp.kernels.jit import address_of, inlined
 
 # Cells of the team's array, 128 bytes apart, so that no two share a cache line.
-_ARRIVED, _SIZE, _WAITING, _ROUND, _TICKET = 0, 16, 32, 48, 64
-_TEAM_CELLS = 80
+_APART = 16
+_MOVES = 4  # that a thread makes at most to find a processor of its own
+_ARRIVED, _SIZE, _WAITING, _ROUND, _TICKET, _PLACES = (_APART * i for i in range(6))
 _CLOSED = 1 << 32
 # How often the first thread looks for the others before it begins without them: some milliseconds, as a sleeping thread
 # may have to wait for its processor.
 _PATIENCE = 20_000
 
 
-def new_team():
-    """Return the cells through which the threads of one call find each other."""
-    return np.zeros(_TEAM_CELLS, dtype=np.int64)
+def new_team(wanted):
+    """Return the cells through which so many threads of one call find each other."""
+    return np.zeros(_PLACES + _APART * wanted, dtype=np.int64)
 
 
 # After so many looks a waiting thread gives its processor away at each: where there are more threads than
@@ -68,6 +78,8 @@ def join_team(team, wanted):
     rank = atomic_add(team, _ARRIVED, 1)
     if rank >= _CLOSED:
         return -1, 0
+    # Before the team begins, so that all who take part have said where they are when `_spread` looks.
+    atomic_store(team, _PLACES + _APART * rank, current_cpu() + 1)
     if rank == 0:
         looks = 0
         while atomic_load(team, _ARRIVED) < wanted and looks < _PATIENCE:
@@ -76,7 +88,29 @@ def join_team(team, wanted):
     looks = 0
     while atomic_load(team, _SIZE) == 0:
         looks = _rest(looks)
-    return rank, atomic_load(team, _SIZE)
+    size = atomic_load(team, _SIZE)
+    if size > 1:
+        _spread(team, rank)
+    return rank, size
+
+
+@inlined
+def _spread(team, rank):
+    """Leave a processor that another thread of the team has.
+
+    The scheduler may wake a thread on the processor of the one that called it, and leave it there for a tenth
+    of a second, though another is idle: so long the two would be no faster than one.
+    """
+    for _ in range(_MOVES):
+        cpu = current_cpu()
+        atomic_store(team, _PLACES + _APART * rank, cpu + 1)
+        alone = True
+        for other in range(rank):
+            if atomic_load(team, _PLACES + _APART * other) == cpu + 1:
+                alone = False
+        if alone or not 0 <= cpu < MOST_CPUS:
+            break
+        leave_cpu(cpu)
 
 
 @inlined
@@ -185,7 +219,7 @@ def _parallel_is_safe():
 
 def address_for(function, args):
     """Compile a function for the arguments of `run`, or load it, and return where its machine code is."""
-    return address_of(function, tuple(numba.typeof(arg) for arg in (*args, new_team(), 1)))
+    return address_of(function, tuple(numba.typeof(arg) for arg in (*args, new_team(1), 1)))
 
 
 def run(function, on_threads, args, n_threads, address=None):
@@ -206,7 +240,7 @@ def run(function, on_threads, args, n_threads, address=None):
     """
     if n_threads > 1 and address is None:
         address = address_for(function, args)
-    args = (*args, new_team(), n_threads)
+    args = (*args, new_team(n_threads), n_threads)
     if n_threads == 1:
         function(*args)
         return
