@@ -140,8 +140,8 @@ class _Pace:
     number of threads, so that it may change between calls: the faster one is taken, or more threads at
     about the same speed, and the other is tried again now and then, for a short time.
 
-    Threads that have just been woken may share one processor for a tenth of a second, until the scheduler
-    moves one of them. Together they are then about as fast as one, and worth some patience.
+    Threads may share one processor at first, where `threads._spread` cannot help it. Together they are then about
+    as fast as one, and worth some patience.
     """
 
     # How much slower more threads may be than one and still be taken.

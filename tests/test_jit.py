@@ -260,3 +260,33 @@ def test_fit_with_a_damaged_cache(first_fits, tmp_path):
     result = finish(start(FIT, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache")))
     assert len(result["warnings"]) == 1 and "could not be read" in result["warnings"][0]
     assert (result["compiled"], result["probabilities"]) == (["predict"], cached["probabilities"])
+
+
+WARMUP = """
+import gc, json, warnings
+import numpy as np
+from numba.core.dispatcher import Dispatcher
+import fastbp
+from fastbp.kernels.jit import _ForgivingCache
+from fastbp.kernels.shuffle import FEW
+from fastbp.system import _VARIANTS
+warnings.simplefilter("ignore")
+fastbp.warmup()
+ours = [d for d in gc.get_objects() if isinstance(d, Dispatcher) and isinstance(d._cache, _ForgivingCache)]
+before = {d: len(d.overloads) for d in ours}
+for source, dtype in _VARIANTS:
+    for zeros in (0.0, 0.95):
+        rng = np.random.default_rng(0)
+        X = (rng.integers(1, 99, (FEW, 40)) * (rng.random((FEW, 40)) > zeros)).astype(source)
+        model = fastbp.BackpropClassifier((70, 5), activation=["tanh", "gelu"], max_iter=2, dtype=dtype)
+        model.fit(X, np.arange(FEW) % 3).predict(X)
+        model.predict(X[:2])
+print(json.dumps([len(ours) > 20, sorted(d.__name__ for d in ours if len(d.overloads) > before[d])]))
+"""
+
+
+def test_nothing_is_left_to_compile_after_warmup(tmp_path):
+    process = start(WARMUP, tmp_path)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert json.loads(out) == [True, []]

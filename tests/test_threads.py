@@ -12,7 +12,7 @@ from numba import njit
 
 import fastbp
 from fastbp.kernels import threads
-from fastbp.kernels.intrinsics import current_cpu, leave_cpu
+from fastbp.kernels.intrinsics import MOVES_THREADS, current_cpu
 from fastbp.kernels.threads import (
     MIN_WORK_PER_THREAD,
     join_team,
@@ -83,7 +83,7 @@ def draw(team, drawn):
 
 
 def test_each_ticket_is_given_once():
-    team = threads.new_team(3)
+    team = threads.new_team(1)
     drawn = np.zeros((3, 200_000), np.int64)
     draw(team, drawn[0, :0])
     crew = [Thread(target=draw, args=(team, row)) for row in drawn]
@@ -96,37 +96,69 @@ def test_each_ticket_is_given_once():
     assert np.flatnonzero(team).tolist() == [threads._TICKET]
 
 
-@njit
-def run_cpu():
-    return current_cpu()
+threads_spread = threads._spread
 
 
 @njit
-def run_leave(cpu):
-    leave_cpu(cpu)
-    return current_cpu()
+def run_spread(team, rank, size):
+    here = current_cpu()
+    threads_spread(team, rank, size)
+    return here, current_cpu()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells and lets threads move")
-def test_leaving_a_processor():
-    def move():
+@pytest.mark.skipif(not MOVES_THREADS, reason="only Linux tells and lets threads move")
+def test_a_thread_leaves_the_processors_of_its_team():
+    def place(team, rank, cpu):
+        team[threads._PLACES + threads._EACH * rank] = cpu + 1
+
+    def check():
         allowed = os.sched_getaffinity(0)  # of this thread
+        moves = 0
         for _ in range(20):
-            cpu = run_cpu()
-            assert cpu in allowed
-            assert (run_leave(cpu) == cpu) == (len(allowed) == 1)
+            team = threads.new_team(2)
+            here = run_cpu()
+            place(team, 0, here)
+            before, after = run_spread(team, 1, 2)
+            moves += before != after
+            assert after in allowed and os.sched_getaffinity(0) == allowed
+            # Where the team has all processors, or the thread may use only one, nothing happens.
+            team = threads.new_team(1 + max(allowed) + 1)
+            for rank, cpu in enumerate(sorted(allowed)):
+                place(team, rank, cpu)
+            run_spread(team, 1 + max(allowed), 2 + max(allowed))
             assert os.sched_getaffinity(0) == allowed
-            os.sched_setaffinity(0, {cpu})
-            assert run_leave(cpu) == cpu  # there is no other
-            assert os.sched_getaffinity(0) == {cpu}
+            os.sched_setaffinity(0, {run_cpu()})
+            (only,) = os.sched_getaffinity(0)
+            team = threads.new_team(2)
+            place(team, 0, only)
+            assert run_spread(team, 1, 2) == (only, only) and os.sched_getaffinity(0) == {only}
             os.sched_setaffinity(0, allowed)
+        assert moves >= 10 or len(allowed) == 1
         done.append(True)
 
     done = []
-    thread = Thread(target=move)
+    thread = Thread(target=check)
     thread.start()
     thread.join()
     assert done
+
+
+def test_threads_stay_where_they_are_told_to(monkeypatch):
+    monkeypatch.delenv("OMP_PROC_BIND", raising=False)
+    monkeypatch.delenv("FASTBP_STAY", raising=False)
+    monkeypatch.setattr(threads, "_count_cores", lambda: 2)
+    assert [int(threads.new_team(n)[threads._STAY]) for n in (1, 2, 3)] == [0, 0, 1]
+    monkeypatch.setenv("FASTBP_STAY", "1")
+    assert threads.new_team(2)[threads._STAY] == 1
+    monkeypatch.setenv("FASTBP_STAY", "0")
+    assert threads.new_team(2)[threads._STAY] == 0
+    monkeypatch.setenv("OMP_PROC_BIND", "true")
+    assert threads.new_team(2)[threads._STAY] == 1
+
+
+@njit
+def run_cpu():
+    return current_cpu()
 
 
 @pytest.mark.parametrize("wanted", [1, 2, 3])
@@ -219,7 +251,6 @@ import numpy as np
 import numba
 from fastbp import BackpropClassifier
 from fastbp.kernels import threads
-from fastbp.kernels.intrinsics import current_cpu, leave_cpu
 
 warnings.simplefilter("ignore")
 rng = np.random.default_rng(0)

@@ -425,7 +425,7 @@ def _list_next_block(net, training, ahead, layer, part, p, j):
 
 # The most addresses of a block, and the steps in the sums of its gradient that are enough to ask for all.
 BLOCK_LINES = 3 * BLOCK_ROWS * NV * VECTOR_BITS // (8 * LINE)
-BLOCK_STEPS = BLOCK_LINES // -(-BLOCK_ROWS // MR)
+BLOCK_STEPS = -(-BLOCK_LINES // -(-BLOCK_ROWS // MR))
 
 
 def room_ahead(n_inputs):

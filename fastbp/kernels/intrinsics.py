@@ -701,60 +701,47 @@ def yield_thread(typingctx):
     return types.void(), codegen
 
 
+# Where threads are told, and may choose, on which processors they run: a set is 64-bit words with a bit for each.
+MOVES_THREADS = sys.platform == "linux" and sys.maxsize > 2**32
+MOST_CPUS = 1024
+
+
 @intrinsic
 def current_cpu(typingctx):
     """Return the number of the processor that this thread runs on; -1 where the system does not tell."""
 
     def codegen(context, builder, signature, args):
-        if sys.platform != "linux":
+        if not MOVES_THREADS:
             return _INT64(-1)
-        kind = ir.FunctionType(_INT32, [])
-        function = cgutils.get_or_insert_function(builder.module, kind, "sched_getcpu")
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_INT32, []), "sched_getcpu")
         return builder.sext(builder.call(function, []), _INT64)
 
     return types.int64(), codegen
 
 
-# Processors in the set that is given to the system, a bit for each; a machine with more says no.
-MOST_CPUS = 1024
+def _cpu_set_call(name, description):
+    @intrinsic
+    def function(typingctx, cpus):
+        def codegen(context, builder, signature, args):
+            if not MOVES_THREADS:
+                return _INT64(-1)
+            kind = ir.FunctionType(_INT32, [_INT32, _INT64, args[0].type])
+            called = cgutils.get_or_insert_function(builder.module, kind, name)
+            failed = builder.call(called, [_INT32(0), _INT64(MOST_CPUS // 8), args[0]])
+            return builder.sext(failed, _INT64)
+
+        return types.int64(cpus), codegen
+
+    function.__doc__ = description
+    return function
 
 
-@intrinsic
-def leave_cpu(typingctx, cpu):
-    """Move this thread to another processor than this one, if it may use another; Linux only.
-
-    It is forbidden the processor, which moves it at once, and then allowed to use it as before.
-
-    Parameters
-    ----------
-    cpu : int64
-        From `current_cpu`, 0 to MOST_CPUS - 1.
-    """
-
-    def codegen(context, builder, signature, args):
-        if sys.platform != "linux":
-            return context.get_dummy_value()
-        word = ir.IntType(64)
-        allowed = cgutils.alloca_once(builder, word, size=MOST_CPUS // 64)
-        others = cgutils.alloca_once(builder, word, size=MOST_CPUS // 64)
-        kind = ir.FunctionType(_INT32, [_INT32, _INT64, word.as_pointer()])
-
-        def call(name, cpus):
-            function = cgutils.get_or_insert_function(builder.module, kind, name)
-            return builder.call(function, [_INT32(0), _INT64(MOST_CPUS // 8), cpus])
-
-        failed = call("sched_getaffinity", allowed)
-        with builder.if_then(builder.icmp_signed("==", failed, _INT32(0))):
-            for i in range(MOST_CPUS // 64):
-                builder.store(builder.load(builder.gep(allowed, [_INT64(i)])), builder.gep(others, [_INT64(i)]))
-            place = builder.gep(others, [builder.lshr(args[0], _INT64(6))])
-            bit = builder.shl(word(1), builder.and_(args[0], _INT64(63)))
-            builder.store(builder.and_(builder.load(place), builder.not_(bit)), place)
-            call("sched_setaffinity", others)  # fails, and changes nothing, where there is no other
-            call("sched_setaffinity", allowed)
-        return context.get_dummy_value()
-
-    return types.void(types.int64), codegen
+get_cpus = _cpu_set_call(
+    "sched_getaffinity", "Get the set, of MOST_CPUS bits, of the processors that this thread may use; not 0 on failure."
+)
+set_cpus = _cpu_set_call(
+    "sched_setaffinity", "Allow this thread a set of processors, to which it moves; not 0 on failure."
+)
 
 
 @intrinsic

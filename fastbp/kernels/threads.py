@@ -23,16 +23,23 @@ from fastbp.kernels.intrinsics import (
     atomic_load,
     atomic_store,
     current_cpu,
-    leave_cpu,
+    get,
+    get_cpus,
+    pointer,
+    put,
+    set_cpus,
+    shift,
     spin_pause,
     yield_thread,
 )
-from fastbp.kernels.jit import address_of, inlined
+from fastbp.kernels.jit import address_of, inlined, jit
 
 # Cells of the team's array, 128 bytes apart, so that no two share a cache line.
 _APART = 16
-_MOVES = 4  # that a thread makes at most to find a processor of its own
-_ARRIVED, _SIZE, _WAITING, _ROUND, _TICKET, _PLACES = (_APART * i for i in range(6))
+_ARRIVED, _SIZE, _WAITING, _ROUND, _TICKET, _STAY, _PLACES = (_APART * i for i in range(7))
+# From _PLACES on each thread has its place, the processors that it may use, and those of them that it moves to.
+_WORDS = MOST_CPUS // 64
+_EACH = _APART + 2 * _WORDS
 _CLOSED = 1 << 32
 # How often the first thread looks for the others before it begins without them: some milliseconds, as a sleeping thread
 # may have to wait for its processor.
@@ -41,7 +48,15 @@ _PATIENCE = 20_000
 
 def new_team(wanted):
     """Return the cells through which so many threads of one call find each other."""
-    return np.zeros(_PLACES + _APART * wanted, dtype=np.int64)
+    team = np.zeros(_PLACES + _EACH * wanted, dtype=np.int64)
+    if wanted > 1 and (_stay() or wanted > _count_cores()):
+        team[_STAY] = 1
+    return team
+
+
+def _stay():
+    """Whether threads are to stay where the system, or the user, has put them."""
+    return "OMP_PROC_BIND" in os.environ or os.environ.get("FASTBP_STAY", "0") != "0"
 
 
 # After so many looks a waiting thread gives its processor away at each: where there are more threads than
@@ -78,8 +93,8 @@ def join_team(team, wanted):
     rank = atomic_add(team, _ARRIVED, 1)
     if rank >= _CLOSED:
         return -1, 0
-    # Before the team begins, so that all who take part have said where they are when `_spread` looks.
-    atomic_store(team, _PLACES + _APART * rank, current_cpu() + 1)
+    if wanted > 1:  # before the team begins, so that `_spread` finds it
+        atomic_store(team, _PLACES + _EACH * rank, current_cpu() + 1)
     if rank == 0:
         looks = 0
         while atomic_load(team, _ARRIVED) < wanted and looks < _PATIENCE:
@@ -89,28 +104,40 @@ def join_team(team, wanted):
     while atomic_load(team, _SIZE) == 0:
         looks = _rest(looks)
     size = atomic_load(team, _SIZE)
-    if size > 1:
-        _spread(team, rank)
+    if size > 1 and atomic_load(team, _STAY) == 0:
+        _spread(team, rank, size)
     return rank, size
 
 
-@inlined
-def _spread(team, rank):
+@jit
+def _spread(team, rank, size):
     """Leave a processor that another thread of the team has.
 
     The scheduler may wake a thread on the processor of the one that called it, and leave it there for a tenth
-    of a second, though another is idle: so long the two would be no faster than one.
+    of a second, though another is idle: so long the two would be no faster than one. A thread that is forbidden
+    the processors of its team moves at once; then it is allowed what it was before. Where there is no other
+    processor the system refuses, and nothing changes. Places may be stale: at worst a thread stays, or moves twice.
     """
-    for _ in range(_MOVES):
+    mine = _PLACES + _EACH * rank
+    allowed = pointer(team, mine + _APART)
+    others = shift(allowed, _WORDS)
+    for _ in range(2):
         cpu = current_cpu()
-        atomic_store(team, _PLACES + _APART * rank, cpu + 1)
+        atomic_store(team, mine, cpu + 1)
         alone = True
         for other in range(rank):
-            if atomic_load(team, _PLACES + _APART * other) == cpu + 1:
+            if atomic_load(team, _PLACES + _EACH * other) == cpu + 1:
                 alone = False
-        if alone or not 0 <= cpu < MOST_CPUS:
-            break
-        leave_cpu(cpu)
+        if alone or cpu < 0 or get_cpus(allowed) != 0:
+            return
+        for word in range(_WORDS):
+            put(others, word, get(allowed, word))
+        for other in range(size):
+            place = atomic_load(team, _PLACES + _EACH * other) - 1
+            if 0 <= place < MOST_CPUS:
+                put(others, place >> 6, get(others, place >> 6) & ~(1 << (place & 63)))
+        if set_cpus(others) == 0:
+            set_cpus(allowed)
 
 
 @inlined
