@@ -376,14 +376,21 @@ def _apply(activation, z, *, derivative=False):
     return rows[2 if derivative else 1, :n].reshape(z.shape)
 
 
+@inlined
+def set_value(value, by_rows, c0, c1, z, a, n, row, m):
+    """Set a = f(z) for m rows of n units, `row` apart, with the kernel of an activation."""
+    if by_rows:
+        call_at(value, (c0, c1, z, a, n, row, m))
+    else:
+        call_at(value, (c0, c1, z, a, m * row))
+
+
 @cached_jit
 def apply_kernels(value, slope, c0, c1, rows, n):
     """Set the rows z, a and delta of an array to z, f(z), delta f'(z), for n numbers, or all if n is negative."""
     z, a, delta = pointer(rows, 0), pointer(rows, rows.shape[1]), pointer(rows, 2 * rows.shape[1])
-    if value != 0 and n < 0:
-        call_at(value, (c0, c1, z, a, rows.shape[1]))
-    elif value != 0:
-        call_at(value, (c0, c1, z, a, n, rows.shape[1], np.int64(1)))
+    if value != 0:
+        set_value(value, n >= 0, c0, c1, z, a, n, rows.shape[1], np.int64(1))
     if slope != 0:
         call_at(slope, (c0, c1, z, a, delta, rows.shape[1]))
 

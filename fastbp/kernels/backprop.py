@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import prange
 
+from fastbp.activations import set_value
 from fastbp.kernels.intrinsics import (
     MARKED,
     MR,
@@ -281,15 +282,6 @@ def take_and_multiply(net, samples, position, first, last, stride):
             shift(weights, done * layer.rows), layer.rows, shift(bias, done),
             shift(net.space, layer.z + first * layer.row + done), layer.row,
         )  # fmt: skip
-
-
-@inlined
-def set_value(value, by_rows, c0, c1, z, a, n, row, m):
-    """Set a = f(z) for m rows of n units, `row` apart, with the kernel of an activation."""
-    if by_rows:
-        call_at(value, (c0, c1, z, a, n, row, m))
-    else:
-        call_at(value, (c0, c1, z, a, m * row))
 
 
 @inlined

@@ -7,13 +7,13 @@ Formulas and arrays are those of `backprop`; the sums over units are made in sev
 
 import numpy as np
 
+from fastbp.activations import set_value
 from fastbp.kernels.backprop import (
     ask_for,
     batch_weight,
     get_layer,
     output_delta,
     point_at,
-    set_value,
     step,
     take,
 )

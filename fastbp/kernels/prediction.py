@@ -2,13 +2,13 @@
 
 from numba import prange
 
+from fastbp.activations import set_value
 from fastbp.kernels.backprop import (
     Net,
     Samples,
     forward,
     get_layer,
     is_streamed,
-    set_value,
     take,
     take_and_multiply,
     take_sample,
