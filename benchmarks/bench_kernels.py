@@ -92,8 +92,8 @@ def _on_threads(part):
 @njit(**common.NJIT)
 def _transpose(layer, params, transposed):
     pack_transposed(
-        0, layer[AT.rows], layer[AT.fan_out], pointer(params, layer[AT.weights]), layer[AT.rows],
-        pointer(transposed, layer[AT.transposed]), layer[AT.padded],
+        0, layer[AT.rows], 0, layer[AT.fan_out], pointer(params, layer[AT.weights]), layer[AT.rows], layer[AT.padded],
+        pointer(transposed, layer[AT.transposed]),
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from fastbp import training
-from fastbp.kernels import matmul, prediction, threads
+from fastbp.kernels import backprop, matmul, prediction, threads
 from fastbp.network import aligned_zeros
 
 # Up to so many rows the weights are used as they are; more rows pay for packing them.
@@ -98,7 +98,7 @@ class Predictor:
         args = (
             x, np.arange(n), table, network.coefficients, network.pack(self._coefs, self._intercepts),
             aligned_zeros(size, network.dtype), kernels, np.zeros(marks, np.uint16), np.zeros(listed, np.int32),
-            np.zeros(n_threads * network.units[0], np.int64), out, bad, block,
+            np.zeros(n_threads * backprop.room_ahead(network.units[0]), np.int64), out, bad, block,
         )  # fmt: skip
         if n_threads > 1 and x.dtype not in self._addresses:
             self._addresses[x.dtype] = threads.address_for(prediction.predict, args)

@@ -524,14 +524,15 @@ def test_flipped_layers_have_the_same_bits(optimizer, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("optimizer", ["momentum", "adam"])
-def test_same_bits_where_parameters_are_asked_for(optimizer, dtype):
-    units = [300, 64 * (backprop.LARGE // (2 * 4 * 300 * 64) + 1), 3]
-    batch_size = backprop.BLOCK_STEPS + 3
+@pytest.mark.parametrize("n_bytes", [backprop.MEDIUM, backprop.LARGE])
+def test_same_bits_where_parameters_are_asked_for(n_bytes, optimizer, dtype):
+    units = [300, 64 * (n_bytes // (2 * 4 * 300 * 64) + 1), 3]
+    batch_size = 3 * backprop.BLOCK_LINES // backprop.BLOCK_TILES + 3
     problem = make(units, Relu(), n=2 * batch_size - 5, dtype=dtype)
     kwargs = {"optimizer": optimizer, "batch_size": batch_size}
     trainer = Trainer(problem, **kwargs)
     state = trainer.state
-    assert state.params.nbytes + state.first.nbytes + state.second.nbytes >= backprop.LARGE
+    assert state.params.nbytes + state.first.nbytes + state.second.nbytes >= n_bytes
     whole = trainer.run().bits()
     # In chunks the gradient is summed up in memory, and nothing is asked for.
     assert Trainer(problem, chunk=batch_size - 2, **kwargs).run().bits() == whole
@@ -654,7 +655,7 @@ def _predict(problem, X, block, n_threads=1, sparse=False, guards=Guards):
         guards.array(_packed(problem)), guards.zeros(size, problem.dtype),
         guards.array(kernel_addresses(problem.dtype, sparse=sparse)),
         guards.zeros(marks, np.uint16), guards.zeros(listed, np.int32),
-        guards.zeros(n_threads * network.units[0], np.int64), out, bad, block,
+        guards.zeros(n_threads * backprop.room_ahead(network.units[0]), np.int64), out, bad, block,
     )  # fmt: skip
     threads.run(prediction.predict, prediction.predict_on_threads, args, n_threads)
     guards.check()

@@ -59,6 +59,7 @@ from fastbp.kernels.simd import (
     load,
     load_converted,
     load_first,
+    progression,
     select,
     splat,
     sqrt,
@@ -199,23 +200,23 @@ def test_tile_over_listed_indices(dtype):
 
 
 @njit
-def run_ahead(mr, nv, k, ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
-    n_ahead, ahead = ahead.size, pointer(ahead, 0)
+def run_ahead(mr, nv, k, read, written, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
+    n_read, n_written, read, written = read.size, written.size, pointer(read, 0), pointer(written, 0)
     a, b, d, c = pointer(a, 0), pointer(b, 0), pointer(d, 0), pointer(c, 0)
-    micro_kernel_ahead(mr, nv, k, ahead, n_ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
+    micro_kernel_ahead(mr, nv, k, read, n_read, written, n_written, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_tile_that_asks_for_memory(dtype):
     a, b, d = operands(dtype, 50)
     row = b.shape[1]
-    for n_ahead in (1, 7, 50):
-        # What is asked for is not read: any address will do.
-        ahead = np.arange(n_ahead) * 64
+    for n_read, n_written in ((1, 1), (7, 1), (1, 7), (50, 12), (20, 60)):
+        # What is asked for is neither read nor written: any address will do.
+        read, written = np.arange(n_read) * 64, np.arange(n_written) * 64
         for mr in range(1, MR + 1):
             for nv in range(1, NV + 1):
                 c = np.zeros((mr, nv * lanes(b.itemsize)), dtype)
-                args = (ahead, a.ravel(), 50, 1, b.ravel(), row, d.ravel(), row)
+                args = (read, written, a.ravel(), 50, 1, b.ravel(), row, d.ravel(), row)
                 run_ahead(mr, nv, 50, *args, c.ravel(), c.shape[1])
                 np.testing.assert_array_equal(c, tile(mr, nv, a, b, d))
 
@@ -393,6 +394,18 @@ def test_comparisons_with_nan_are_false(dtype):
     assert out[:4, 1].tolist() == [0, 0, 0, 0]
     assert out[:4, 0].tolist() == [0, 0, 1, 1]
     assert np.isnan(out[4]).all()
+
+
+@njit
+def run_progression(first, step, out):
+    store(pointer(out, 0), 0, progression(pointer(out, 0), first, step))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_progression(dtype):
+    out = np.zeros(lanes(np.dtype(dtype).itemsize), dtype)
+    run_progression(dtype(1000), dtype(-64), out)
+    np.testing.assert_array_equal(out, 1000 - 64 * np.arange(out.size))
 
 
 @njit

@@ -140,8 +140,8 @@ def test_rows_have_the_same_bits_among_any_others(dtype):
 
 
 @njit
-def run_pack_transposed(first, last, n, panels, at, panel_rows, out, out_at, out_rows):
-    pack_transposed(first, last, n, pointer(panels, at), panel_rows, pointer(out, out_at), out_rows)
+def run_pack_transposed(first, last, left, right, panels, panel_rows, columns, out, out_at):
+    pack_transposed(first, last, left, right, pointer(panels, 0), panel_rows, columns, pointer(out, out_at))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -159,16 +159,17 @@ def test_pack_transposed(dtype):
         origin = pack_naive(np.tile(np.arange(rows), (columns, 1)), columns, dtype)
         column = pack_naive(np.tile(np.arange(columns)[:, None], (1, rows)), columns, dtype)
         for first, last in {(0, rows), (0, width), (rows // width // 2 * width, rows)}:
-            for asked in (n, columns):
+            for left, right in {(0, n), (0, columns), (0, min(width, n)), (columns // width // 2 * width, n)}:
                 out = np.full(whole.size + 2 * width, CANARY, dtype)
                 expected = out.copy()
-                mine = (origin >= first) & (origin < last)
+                taken = -(-right // width) * width
+                mine = (origin >= first) & (origin < last) & (column >= left) & (column < taken)
                 expected[width:-width][mine] = whole[mine]
-                run_pack_transposed(first, last, asked, panels, 0, rows, out, width, columns)
-                behind = np.flatnonzero(mine & (column >= asked)) + width
+                run_pack_transposed(first, last, left, right, panels, rows, columns, out, width)
+                behind = np.flatnonzero(mine & (column >= right)) + width
                 assert np.isin(out[behind], (0, CANARY)).all()
                 out[behind] = 0
-                np.testing.assert_array_equal(out, expected, err_msg=f"{k=} {n=} {first=} {last=}")
+                np.testing.assert_array_equal(out, expected, err_msg=f"{k=} {n=} {first=} {last=} {left=} {right=}")
 
 
 # --- products that leave out what is zero ---

@@ -35,6 +35,7 @@ from fastbp.kernels.intrinsics import (
     lane_count,
     pointer,
     prefetch,
+    prefetch_to_write,
     put,
     reader_of,
     restore_subnormals,
@@ -54,7 +55,7 @@ from fastbp.kernels.matmul import (
     pack_transposed,
     tile_heights,
 )
-from fastbp.kernels.simd import first_lanes, load, load_converted, select, store
+from fastbp.kernels.simd import first_lanes, load, load_converted, progression, select, store
 from fastbp.kernels.threads import join_team, share, wait_for_team
 from fastbp.losses import SQUARED_ERROR, loss_and_residual
 from fastbp.network import Layer
@@ -70,8 +71,9 @@ LINE, FEW_LINES = 64, 4
 # that it is pushed out of the cache again.
 ROWS_AHEAD = 2 * MR
 # Bytes of parameters and the optimizer's memory from which on they are asked for too: less than that stays in the
-# second level of the cache from one batch to the next.
-LARGE = 2**21
+# second level of the cache from one batch to the next. On several threads the parameters alone are asked for, as other
+# threads have read them: block by block where a block is some time's work, all at once where it is not.
+LARGE, MEDIUM = 2**21, 2**19
 
 
 class Data(NamedTuple):
@@ -157,7 +159,7 @@ class Training(NamedTuple):
     squares: Any
     settings: Any
     scratch: Any  # this thread's part
-    n_ahead: int  # arrays of parameters, and of what is kept of them, that have to come from afar; 0 if they are near
+    n_ahead: int  # arrays that are asked for before they are updated: parameters, and the optimizer's memory
 
 
 _read_layer = reader_of(Layer)
@@ -222,19 +224,38 @@ def is_streamed(net, samples, n_rows):
     return not net.sparse and n_rows >= MR and samples.n_inputs >= 2 * MR
 
 
+# The most cache lines of a block of weights, and the register tiles that its gradient is made of.
+BLOCK_LINES = BLOCK_ROWS * NV * VECTOR_BITS // (8 * LINE)
+BLOCK_TILES = -(-BLOCK_ROWS // MR)
+
+
+def room_ahead(n_inputs):
+    """Return the room for the addresses that a thread lists at once.
+
+    That is a line for each step of the first layer's sums, or those of a block and of what the optimizer keeps of it,
+    and a vector more, as they are written so.
+    """
+    return max(n_inputs, 3 * BLOCK_LINES) + VECTOR_BITS // 64
+
+
 @inlined
-def _list_lines(samples, begin, end, room):
+def _list_row(begins, n_bytes, lines, count, room):
+    """Append the cache lines of so many bytes to a list of addresses, as long as there is room; return its length."""
+    n_lines = min((begins % LINE + n_bytes + LINE - 1) // LINE, room - count)
+    for j in range(0, n_lines, lane_count(lines)):
+        store(lines, count + j, progression(lines, begins + LINE * j, LINE))
+    return count + n_lines
+
+
+@inlined
+def _list_samples(samples, begin, end, room):
     """List up to `room` cache lines of the inputs of samples [begin, end) of the order; return how many."""
-    bytes_each = samples.n_inputs * itemsize(samples.x)
+    n_bytes = samples.n_inputs * itemsize(samples.x)
     count = np.int64(0)  # not the literal 0, for which what takes it would be compiled once more
     for i in range(begin, end):
         sample = get(samples.order, min(i, samples.n_seen - 1))
         _ask_for_targets(samples, sample)
-        begins = address(samples.x, sample * samples.n_inputs)
-        n_lines = min((begins % LINE + bytes_each + LINE - 1) // LINE, room - count)
-        for j in range(n_lines):
-            put(samples.ahead, count + j, begins + LINE * j)
-        count += n_lines
+        count = _list_row(address(samples.x, sample * samples.n_inputs), n_bytes, samples.ahead, count, room)
     return count
 
 
@@ -268,10 +289,12 @@ def take_and_multiply(net, samples, position, first, last, stride):
         # Rows behind the last one are, but for some at the border, those of this thread in the batches that follow.
         batches, row_ahead = divmod(i - first + ROWS_AHEAD, last - first)
         upcoming = position + first + batches * stride + row_ahead
-        n_ahead = _list_lines(samples, upcoming, upcoming + rows, k)
+        n_read = _list_samples(samples, upcoming, upcoming + rows, k)
+        z = shift(net.space, layer.z + i * layer.row)
+        put(samples.ahead, n_read, address(z, 0))
         args = (
-            rows, nv, k, samples.ahead, n_ahead, shift(source, i * row), row, ONE, weights, nv * width, bias, NONE,
-            shift(net.space, layer.z + i * layer.row), layer.row,
+            rows, nv, k, samples.ahead, n_read, shift(samples.ahead, n_read), ONE, shift(source, i * row), row, ONE,
+            weights, nv * width, bias, NONE, z, layer.row,
         )  # fmt: skip
         call_at(get(net.kernels, MULTIPLY_AHEAD), args)
         i += rows
@@ -368,61 +391,89 @@ def step(net, training, solver, size, alpha, divisor, offset, grads, n):
 
 
 class Part(NamedTuple):
-    """What one thread has to do of the matrix that is packed for a layer: its weights, or their transpose."""
+    """The blocks of a layer that are one thread's: BLOCK_ROWS rows of one panel of what is packed.
 
-    n_columns: np.int64  # of the matrix, with their padding
-    panel_rows: np.int64
-    first: np.int64  # rows of this thread
-    last: np.int64
-    left: np.int64  # and columns
-    right: np.int64
+    Packed are its weights, or, flipped, their transpose.
+    """
+
+    n_rows: int
+    n_columns: int  # with their padding
+    panel_rows: int
+    n_panels: int
+    first: int  # blocks of this thread: all panels of some rows, then of the next
+    last: int
+
+
+class Block(NamedTuple):
+    """Where one block is."""
+
+    p: int  # its first row
+    j: int  # and column
+    rows: int
+    row: int  # numbers in each, with their padding
+    offset: int  # in the parameter vector
 
 
 @jit
 def part_of(layer, width, rank, n_threads):
-    """Return one thread's part of a layer's weights: blocks of rows, or panels where there are few rows."""
+    """Return one thread's part of a layer's weights."""
+    n_rows, n_columns, panel_rows = layer.fan_in, layer.padded, layer.rows
     if layer.flipped:
-        left, right = share(layer.rows, NV * width, rank, n_threads)
-        return Part(layer.rows, layer.padded, NONE, layer.fan_out, left, right)
-    first, last = share(layer.fan_in, BLOCK_ROWS, rank, n_threads)
-    return Part(layer.padded, layer.rows, first, last, NONE, layer.padded)
+        n_rows, n_columns, panel_rows = layer.fan_out, layer.rows, layer.padded
+    n_panels = (n_columns + NV * width - 1) // (NV * width)
+    first, last = share((n_rows + BLOCK_ROWS - 1) // BLOCK_ROWS * n_panels, ONE, rank, n_threads)
+    return Part(n_rows, n_columns, panel_rows, n_panels, first, last)
 
 
 @inlined
-def _block_at(layer, part, p, j, width):
-    """Return where the block from row p and column j on begins, and its rows and vectors."""
-    nv = min(NV, (part.n_columns - j) // width)
-    return layer.weights + j * part.panel_rows + p * nv * width, min(BLOCK_ROWS, part.last - p), nv
+def _block_at(layer, part, index, width):
+    """Return the block of an index."""
+    p, panel = divmod(index, part.n_panels)
+    p, j = p * BLOCK_ROWS, panel * NV * width
+    row = min(NV * width, part.n_columns - j)
+    return Block(p, j, min(BLOCK_ROWS, part.n_rows - p), row, layer.weights + j * part.panel_rows + p * row)
 
 
 @jit
-def _list_next_block(net, training, ahead, layer, part, p, j):
-    """List the cache lines of the block after this one, and of what the optimizer keeps of it; return how many."""
-    width = lane_count(net.params)
-    j += NV * width
-    if j >= part.right:
-        p, j = p + BLOCK_ROWS, part.left
-    if p >= part.last:
-        p, j = part.first, part.left  # there is none: any lines will do
-    offset, rows, nv = _block_at(layer, part, p, j, width)
-    count = np.int64(0)
-    for i in range(offset, offset + rows * nv * width, LINE // itemsize(net.params)):
-        put(ahead, count, address(net.params, i))
-        put(ahead, count + 1, address(training.first, i))
-        if training.n_ahead > 2:
-            put(ahead, count + 2, address(training.second, i))
-        count += training.n_ahead
+def _list_block(net, training, lines, block):
+    """List the cache lines of a block, and what comes from afar of the optimizer's memory of it; return how many."""
+    n = block.rows * block.row
+    n_bytes, room = n * itemsize(net.params), 3 * BLOCK_LINES
+    count = _list_row(address(net.params, block.offset), n_bytes, lines, NONE, room)
+    if training.n_ahead > 1:
+        count = _list_row(address(training.first, block.offset), n_bytes, lines, count, room)
+    if training.n_ahead > 2:
+        count = _list_row(address(training.second, block.offset), n_bytes, lines, count, room)
     return count
 
 
-# The most addresses of a block, and the steps in the sums of its gradient that are enough to ask for all.
-BLOCK_LINES = 3 * BLOCK_ROWS * NV * VECTOR_BITS // (8 * LINE)
-BLOCK_STEPS = -(-BLOCK_LINES // -(-BLOCK_ROWS // MR))
+@inlined
+def _ask_to_write(net, block):
+    """Ask for the cache lines of a block that other threads have read."""
+    for i in range(block.offset, block.offset + block.rows * block.row, LINE // itemsize(net.params)):
+        prefetch_to_write(net.params, i)
 
 
-def room_ahead(n_inputs):
-    """Return the most addresses that a thread lists at once: a line for each step, or those of one block of weights."""
-    return max(n_inputs, BLOCK_LINES)
+@jit
+def _transpose_block(net, layer, part, block):
+    """Renew the transpose of a block, for the next forward or backward pass."""
+    width = lane_count(net.params)
+    right = min(block.j + block.row, layer.fan_in if layer.flipped else layer.fan_out)
+    pack_transposed(
+        block.p, (block.p + block.rows + width - 1) // width * width, block.j, right,
+        shift(net.params, layer.weights), part.panel_rows, part.n_columns, shift(net.transposed, layer.transposed),
+    )  # fmt: skip
+
+
+@inlined
+def _transpose_all(net, rank, n_threads):
+    """Set the transposes of this thread's part of all layers."""
+    width = lane_count(net.params)
+    for index in range(1, net.n_layers):
+        layer = get_layer(net, index)
+        part = part_of(layer, width, rank, n_threads)
+        for i in range(part.first, part.last):
+            _transpose_block(net, layer, part, _block_at(layer, part, i, width))
 
 
 @inlined
@@ -435,13 +486,13 @@ def _descend(net, training, ahead, solver, size, alpha, m, divisor, begins, ends
     width = lane_count(net.params)
     nr = NV * width
     in_place = begins and ends and solver != NO_UPDATE  # the gradient is needed here and now only
-    asking = training.n_ahead > 0 and in_place and m >= BLOCK_STEPS
+    asking = training.n_ahead > 0 and in_place and m * BLOCK_TILES >= training.n_ahead * BLOCK_LINES
     zeros = net.space  # begins with zeros
     one = training.scratch
     put(one, 0, 1)
     tile = shift(training.scratch, width)
     room = net.n_marked + MARKED
-    block = 0
+    done = 0
     for index in range(net.n_layers):
         layer = get_layer(net, index)
         sparse = index == 0 and net.sparse
@@ -450,37 +501,37 @@ def _descend(net, training, ahead, solver, size, alpha, m, divisor, begins, ends
         a, a_row, b, b_row = layer.source, layer.source_row, layer.delta, layer.row
         if layer.flipped:
             a, a_row, b, b_row = layer.delta, layer.row, layer.source, layer.source_row
-        n_blocks = ((layer.fan_out if layer.flipped else layer.fan_in) + BLOCK_ROWS - 1) // BLOCK_ROWS
-        for p in range(part.first, part.last, BLOCK_ROWS):
+        for i in range(part.first, part.last):
+            block = _block_at(layer, part, i, width)
+            count, row, nv = block.rows, block.row, block.row // width
+            x, y = shift(net.space, a + block.p), shift(net.space, b + block.j)
+            out = tile if in_place else shift(training.grads, block.offset)
+            start, start_row = (zeros, 0) if begins else (out, row)
             if sparse:
-                marks = shift(net.marks, p // MARKED * net.n_marked)
-                call_at(get(net.kernels, LIST_BLOCK), (marks, m, min(BLOCK_ROWS, part.last - p), net.listed, room))
-            for j in range(part.left, part.right, nr):
-                offset, count, nv = _block_at(layer, part, p, j, width)
-                row = nv * width
-                x, y = shift(net.space, a + p), shift(net.space, b + j)
-                out = tile if in_place else shift(training.grads, offset)
-                start, start_row = (zeros, 0) if begins else (out, row)
-                if sparse:
-                    args = (count, nv, x, a_row, y, b_row, start, start_row, out, row, net.listed, room)
-                    call_at(get(net.kernels, MULTIPLY_BLOCK), args)
-                elif asking:
-                    n_ahead = _list_next_block(net, training, ahead, layer, part, p, j)
-                    multiply_panel_ahead(
-                        net.kernels, count, nv, m, ahead, n_ahead, x, ONE, a_row, y, b_row, start, start_row, out, row
-                    )
-                else:
-                    call_at(
-                        get(net.kernels, MULTIPLY),
-                        (count, nv, m, x, ONE, a_row, y, b_row, start, start_row, out, row),
-                    )
-                if ends:
-                    if layer.flipped and j + row > layer.fan_in:
-                        _clear_padding(out, count, row, layer.fan_in - j)
-                    place = block + j // nr * n_blocks + p // BLOCK_ROWS
-                    squares = step(net, training, solver, size, alpha, divisor, offset, out, count * row)
-                    put(training.squares, place, squares)
-        block += n_blocks * ((part.n_columns + nr - 1) // nr)
+                if block.j == 0 or i == part.first:
+                    marks = shift(net.marks, block.p // MARKED * net.n_marked)
+                    call_at(get(net.kernels, LIST_BLOCK), (marks, m, count, net.listed, room))
+                args = (count, nv, x, a_row, y, b_row, start, start_row, out, row, net.listed, room)
+                call_at(get(net.kernels, MULTIPLY_BLOCK), args)
+            elif asking:
+                following = i + 1 if i + 1 < part.last else i  # behind the last one any lines will do
+                n_ahead = _list_block(net, training, ahead, _block_at(layer, part, following, width))
+                multiply_panel_ahead(
+                    net.kernels, count, nv, m, ahead, n_ahead, x, ONE, a_row, y, b_row, start, start_row, out, row
+                )
+            else:
+                if ends and n_threads > 1:
+                    _ask_to_write(net, block)
+                args = (count, nv, m, x, ONE, a_row, y, b_row, start, start_row, out, row)
+                call_at(get(net.kernels, MULTIPLY), args)
+            if ends:
+                if layer.flipped and block.j + row > layer.fan_in:
+                    _clear_padding(out, count, row, layer.fan_in - block.j)
+                squares = step(net, training, solver, size, alpha, divisor, block.offset, out, count * row)
+                put(training.squares, done + i, squares)
+                if layer.transposed >= 0 and solver != NO_UPDATE:
+                    _transpose_block(net, layer, part, block)
+        done += (part.n_rows + BLOCK_ROWS - 1) // BLOCK_ROWS * part.n_panels
         # The bias is the weight of an input that is always one.
         left, right = share(layer.padded, width, rank, n_threads)
         for j in range(left, right, nr):
@@ -494,8 +545,6 @@ def _descend(net, training, ahead, solver, size, alpha, m, divisor, begins, ends
             call_at(get(net.kernels, MULTIPLY), args)
             if ends:
                 step(net, training, solver, size, 0.0, divisor, offset, out, nv * width)
-        if ends and solver != NO_UPDATE:
-            transpose_layer(net, layer, part)
 
 
 @inlined
@@ -506,20 +555,6 @@ def _clear_padding(rows, count, row, n):
     for i in range(count):
         values = load(rows, i * row + last)
         store(rows, i * row + last, select(first_lanes(values, n - last), values, 0.0))
-
-
-@jit
-def transpose_layer(net, layer, part):
-    """Renew the transpose of a thread's part of a layer, for the next forward or backward pass."""
-    if layer.transposed >= 0:
-        width = lane_count(net.params)
-        left = part.left
-        pack_transposed(
-            part.first, (part.last + width - 1) // width * width,
-            min(part.right, layer.fan_in if layer.flipped else layer.fan_out) - left,
-            shift(net.params, layer.weights + left * part.panel_rows), part.panel_rows,
-            shift(net.transposed, layer.transposed + left * part.panel_rows), part.n_columns,
-        )  # fmt: skip
 
 
 @inlined
@@ -534,10 +569,11 @@ def batch_weight(samples, start, stop):
 
 
 @inlined
-def _count_arrays_ahead(state):
-    if (state.params.size + state.first.size + state.second.size) * state.params.itemsize < LARGE:
-        return 0
-    return 3 if state.second.size else 2
+def _count_arrays_ahead(state, wanted):
+    n_bytes = (state.params.size + state.first.size + state.second.size) * state.params.itemsize
+    if n_bytes >= LARGE:
+        return 3 if state.second.size else 2
+    return 1 if wanted > 1 and n_bytes >= MEDIUM else 0
 
 
 @inlined
@@ -551,7 +587,7 @@ def point_at(data, state, plan, scratch, rank, wanted):
     training = Training(
         pointer(state.first, 0), pointer(state.second, 0), pointer(state.grads, 0), pointer(state.row_loss, 0),
         pointer(state.squares, 0), pointer(plan.settings, 0), pointer(scratch, rank * (scratch.size // wanted)),
-        _count_arrays_ahead(state),
+        _count_arrays_ahead(state, wanted),
     )  # fmt: skip
     samples = Samples(
         pointer(data.x, 0), data.x.shape[1], pointer(data.y, 0), data.y.shape[1], pointer(data.weight, 0),
@@ -596,9 +632,7 @@ def train(data, state, plan, losses, scratch, team, wanted):
     loss, solver, alpha, batch_size, chunk = plan.loss, plan.solver, plan.alpha, plan.batch_size, plan.chunk
     first_batch = plan.first_batch
 
-    for index in range(1, net.n_layers):
-        layer = get_layer(net, index)
-        transpose_layer(net, layer, part_of(layer, lane_count(net.params), rank, n_threads))
+    _transpose_all(net, rank, n_threads)
     wait_for_team(team, n_threads)
     for batch in range(first_batch, plan.last_batch):
         start = batch * batch_size

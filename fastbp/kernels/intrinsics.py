@@ -130,22 +130,28 @@ def put(typingctx, base, index, value):
     return types.void(base, types.int64, value), codegen
 
 
-def _emit_prefetch(builder, place):
+def _emit_prefetch(builder, place, *, to_write=False):
     kind = ir.FunctionType(ir.VoidType(), [place.type, _INT32, _INT32, _INT32])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    builder.call(function, [place, _INT32(0), _INT32(3), _INT32(1)])
+    builder.call(function, [place, _INT32(int(to_write)), _INT32(3), _INT32(1)])
 
 
-@intrinsic
-def prefetch(typingctx, base, index):
-    """Ask for the cache line of an element that will soon be read."""
+def _prefetch(description, **kwargs):
+    @intrinsic
+    def function(typingctx, base, index):
+        def codegen(context, builder, signature, args):
+            place = builder.bitcast(_offset(builder, *args), ir.IntType(8).as_pointer())
+            _emit_prefetch(builder, place, **kwargs)
+            return context.get_dummy_value()
 
-    def codegen(context, builder, signature, args):
-        place = builder.bitcast(_offset(builder, *args), ir.IntType(8).as_pointer())
-        _emit_prefetch(builder, place)
-        return context.get_dummy_value()
+        return types.void(base, types.int64), codegen
 
-    return types.void(base, types.int64), codegen
+    function.__doc__ = description
+    return function
+
+
+prefetch = _prefetch("Ask for the cache line of an element that will soon be read.")
+prefetch_to_write = _prefetch("Ask for the cache line of an element that will soon be written.", to_write=True)
 
 
 @intrinsic
@@ -271,14 +277,17 @@ def micro_kernel_listed(typingctx, mr, nv, k, listed, a, a_row, a_col, b, b_row,
 
 
 @intrinsic
-def micro_kernel_ahead(typingctx, mr, nv, k, ahead, n_ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
+def micro_kernel_ahead(
+    typingctx, mr, nv, k, read, n_read, written, n_written, a, a_row, a_col, b, b_row, d, d_row, c, c_row
+):  # fmt: skip
     """Do as `micro_kernel`, and ask for memory that will be needed soon.
 
-    The pointer `ahead` points at a list of `n_ahead` addresses (int64), at least one, in as many cache lines. They are
-    asked for at even distances over the `k` steps, so that they arrive without holding the product up; of more than
-    `k` only so many are.
+    The pointers `read` and `written` point at lists of at least one address each (int64), in cache lines that will be
+    read, and written. They are asked for at even distances over the `k` steps, so that they arrive without holding
+    the product up; of more than `k` only so many are.
     """
-    return _tile_signature(mr, nv, k, ahead, n_ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row), _generate_tiles
+    operands = a, a_row, a_col, b, b_row, d, d_row, c, c_row
+    return _tile_signature(mr, nv, k, read, n_read, written, n_written, *operands), _generate_tiles
 
 
 def _tile_signature(*kinds):
@@ -288,11 +297,12 @@ def _tile_signature(*kinds):
 def _generate_tiles(context, builder, signature, args):
     """Emit one block of code for each tile shape, chosen by a jump."""
     mr, nv, k, *operands = args
-    listed = ahead = None
+    listed, ahead = None, []
     if len(operands) == 10:
         listed, *operands = operands
-    elif len(operands) == 11:
-        *ahead, operands = operands[0], operands[1], operands[2:]
+    elif len(operands) == 13:
+        read, n_read, written, n_written, *operands = operands
+        ahead = [(read, n_read, False), (written, n_written, True)]
     scalar = signature.args[-2].dtype
     vector = ir.VectorType(context.get_data_type(scalar), lanes(scalar.bitwidth // 8))
     done = builder.append_basic_block("tile.done")
@@ -322,8 +332,8 @@ def _emit_tile(builder, rows, vectors, vector, k, listed, ahead, a, a_row, a_col
         return builder.load(place, align=align)
 
     start = [load(d, d_row, i, j) for i, j in places]
-    if ahead is not None:
-        ahead = ahead[0], builder.udiv(builder.shl(ahead[1], _INT64(32)), k)
+    # Which line is next: a fraction of the steps, counted in 2^-32.
+    ahead = [(lines, builder.udiv(builder.shl(n, _INT64(32)), k), to_write) for lines, n, to_write in ahead]
     before = builder.block
     loop = builder.append_basic_block("tile.loop")
     end = builder.append_basic_block("tile.end")
@@ -343,11 +353,10 @@ def _emit_tile(builder, rows, vectors, vector, k, listed, ahead, a, a_row, a_col
         index = builder.zext(builder.load(builder.gep(listed, [p]), align=4), _INT64)
         a_now = _offset(builder, a, builder.mul(index, a_col))
         b_now = _offset(builder, b, builder.mul(index, b_row))
-    if ahead is not None:
-        lines, share = ahead
+    for lines, share, to_write in ahead:
         now = builder.lshr(builder.mul(p, share), _INT64(32))
         line = builder.inttoptr(builder.load(builder.gep(lines, [now]), align=8), ir.IntType(8).as_pointer())
-        _emit_prefetch(builder, line)
+        _emit_prefetch(builder, line, to_write=to_write)
     b_vectors = [load(b_now, b_row, 0, j) for j in range(vectors)]
     added = []
     for i in range(rows):

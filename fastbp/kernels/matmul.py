@@ -81,22 +81,27 @@ def multiply_panel(m, nv, k, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
 
 
 @called_by_address
-def multiply_ahead(rows, nv, k, ahead, n_ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
+def multiply_ahead(
+    rows, nv, k, read, n_read, written, n_written, a, a_row, a_col, b, b_row, d, d_row, c, c_row
+):  # fmt: skip
     """Compute one register tile, and ask for memory; see `micro_kernel_ahead`."""
-    micro_kernel_ahead(rows, nv, k, ahead, n_ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
+    micro_kernel_ahead(
+        rows, nv, k, read, n_read, written, n_written, a, a_row, a_col, b, b_row, d, d_row, c, c_row
+    )  # fmt: skip
 
 
 @inlined
 def multiply_panel_ahead(kernels, m, nv, k, ahead, n_ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
-    """Do as `multiply_panel`, and ask for memory; `ahead` and `n_ahead` are those of `micro_kernel_ahead`."""
+    """Do as `multiply_panel`, and ask for memory that will be written: at least an address for each tile."""
     tiles = (m + MR - 1) // MR
     low, higher = tile_heights(m)
     i = np.int64(0)
     for tile in range(tiles):
         rows = low + 1 if tile < higher else low
         begin, end = n_ahead * tile // tiles, n_ahead * (tile + 1) // tiles
+        lines = shift(ahead, begin)
         args = (
-            rows, nv, k, shift(ahead, begin), end - begin, shift(a, i * a_row), a_row, a_col, b, b_row,
+            rows, nv, k, lines, ONE, lines, end - begin, shift(a, i * a_row), a_row, a_col, b, b_row,
             shift(d, i * d_row), d_row, shift(c, i * c_row), c_row,
         )  # fmt: skip
         call_at(get(kernels, MULTIPLY_AHEAD), args)
@@ -132,34 +137,34 @@ def matmul_nn(kernels, m, n, k, a, a_row, panels, panel_rows, d, c, c_row):
 
 
 @inlined
-def pack_transposed(first, last, n, panels, panel_rows, out, out_rows):
-    """Pack the transpose of rows [first, last) of a packed matrix of n columns.
+def pack_transposed(first, last, left, right, panels, panel_rows, columns, out):
+    """Pack the transpose of rows [first, last) and columns [left, right) of a packed matrix.
 
     Parameters
     ----------
     first, last : int64
         Rows of the source; multiples of the number of lanes.
-    n : int64
-        Columns of the source.
+    left, right : int64
+        Columns of the source; `left` is such a multiple. Up to the next one, more may be taken than are asked for.
     panels, panel_rows : pointer, int64
-        Packed source and the rows in each of its panels.
-    out, out_rows : pointer, int64
-        Packed transpose and the rows in each of its panels: `n` rounded up to whole vectors.
-        Columns [first, last) of it are written; rows from `n` on may be.
+        Packed source and the rows in each of its panels; as many columns has the transpose.
+    columns : int64
+        Columns of the source, with their padding; as many rows has each panel of the transpose.
+    out : pointer
+        Packed transpose.
     """
     width = lane_count(out)
     nr = NV * width
-    rows_in_all = panel_rows
-    for j in range(0, n, width):
-        left = j // nr * nr
-        source_row = min(nr, (n - left + width - 1) // width * width)
-        source = shift(panels, left * panel_rows + j - left)
+    for j in range(left, right, width):
+        panel = j // nr * nr
+        source_row = min(nr, columns - panel)
+        source = shift(panels, panel * panel_rows + j - panel)
         for p in range(first, last, width):
             top = p // nr * nr
-            out_row = min(nr, rows_in_all - top)
+            out_row = min(nr, panel_rows - top)
             transpose_tile(
-                n - j, shift(source, p * source_row), source_row, shift(out, top * out_rows + j * out_row + p - top),
-                out_row,
+                right - j, shift(source, p * source_row), source_row,
+                shift(out, top * columns + j * out_row + p - top), out_row,
             )  # fmt: skip
 
 
@@ -298,10 +303,11 @@ def kernel_addresses(dtype, *, dense=True, sparse=False):
     """
     values = types.CPointer(from_dtype(np.dtype(dtype)))
     marks, listed, n = types.CPointer(types.uint16), types.CPointer(types.int32), types.int64
+    lines = types.CPointer(n)
     tile = (values, n, n, values, n, values, n, values, n)
     kinds = {
         MULTIPLY: (multiply_panel, (n, n, n, *tile)),
-        MULTIPLY_AHEAD: (multiply_ahead, (n, n, n, types.CPointer(n), n, *tile)),
+        MULTIPLY_AHEAD: (multiply_ahead, (n, n, n, lines, n, lines, n, *tile)),
         MATMUL_SPARSE: (matmul_sparse, (n, n, n, values, n, marks, n, n, values, n, values, values, n, listed)),
         LIST_BLOCK: (list_block, (marks, n, n, listed, n)),
         MULTIPLY_BLOCK: (multiply_block, (n, n, values, n, values, n, values, n, values, n, listed, n)),

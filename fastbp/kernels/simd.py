@@ -202,6 +202,19 @@ def splat(typingctx, pointer, value):
 
 
 @intrinsic
+def progression(typingctx, pointer, first, step):
+    """Return the vector first, first + step, first + 2 step ... of integers as wide as what the pointer points at."""
+    vector = Vector(pointer.dtype)
+
+    def codegen(context, builder, sig, args):
+        kind = context.get_value_type(vector)
+        steps = builder.mul(ir.Constant(kind, list(range(vector.count))), emit_splat(builder, args[2], vector.count))
+        return builder.add(emit_splat(builder, args[1], vector.count), steps)
+
+    return vector(pointer, pointer.dtype, pointer.dtype), codegen
+
+
+@intrinsic
 def first_lanes(typingctx, value, n):
     """Return the mask of the first n places of a vector like `value`."""
 
