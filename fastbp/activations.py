@@ -28,8 +28,9 @@ import numpy as np
 from numba import types
 from numba.np.numpy_support import from_dtype
 
+from fastbp.kernels.columns import to_columns, to_rows
 from fastbp.kernels.elementary import erf, exp, expm1, tanh
-from fastbp.kernels.intrinsics import call_at, lane_count, lanes, pointer, shift
+from fastbp.kernels.intrinsics import call_at, lane_count, lanes, pointer, shift, square_like
 from fastbp.kernels.jit import address_of, cached_jit, called_by_address, inlined
 from fastbp.kernels.simd import first_lanes, fma, largest, load, select, splat, store, total
 
@@ -210,16 +211,33 @@ def _silu_slope(c0, c1, z, a, delta, n):
 @called_by_address
 def _softmax(c0, c1, z, a, n, row, m):
     """Set m rows of n outputs, `row` apart; what pads them to whole vectors becomes 0."""
-    if n <= lane_count(z):
-        # Most outputs fit in one vector. Rows do not wait for each other then: several are in work at once.
-        inside = first_lanes(splat(z, 0.0), n)
-        for i in range(0, m * row, row):
-            x = select(inside, load(z, i), -np.inf)
-            x = select(inside, exp(x - largest(x)), 0.0)
-            store(a, i, x / total(x))
+    width = lane_count(z)
+    if n <= width:
+        columns = square_like(z)
+        for i in range(0, m, width):
+            n_rows = min(width, m - i)
+            to_columns(shift(z, i * row), row, n_rows, n, columns)
+            _softmax_of_columns(columns, n)
+            to_rows(columns, n_rows, n, shift(a, i * row), row)
     else:
         for i in range(0, m * row, row):
             _softmax_of_many(shift(z, i), shift(a, i), n)
+
+
+@inlined
+def _softmax_of_columns(columns, n):
+    end, width = n * lane_count(columns), lane_count(columns)
+    top = load(columns, 0)
+    for j in range(width, end, width):
+        x = load(columns, j)
+        top = select(x > top, x, top)
+    sums = splat(columns, 0.0)
+    for j in range(0, end, width):
+        x = exp(load(columns, j) - top)
+        store(columns, j, x)
+        sums = sums + x
+    for j in range(0, end, width):
+        store(columns, j, load(columns, j) / sums)
 
 
 @inlined

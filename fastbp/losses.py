@@ -18,16 +18,15 @@ LOG_LOSS, SQUARED_ERROR = range(2)
 
 
 @inlined
-def loss_and_residual(code, multiclass, n, y, a, residual, eps):
-    """Compare one row of outputs with its targets.
+def loss_terms(code, multiclass, y, a, eps):
+    """Compare outputs with their targets.
 
-    - squared_error: 1/2 sum_o (y_o - a_o)^2 (Maren 2020, Eq. 6.5), dC/da = a - y. Maren's Eq. 6.16 prints its left
+    - squared_error: 1/2 (y_o - a_o)^2 (Maren 2020, Eq. 6.5), dC/da = a - y. Maren's Eq. 6.16 prints its left
       side as 1/2 dx^2/dx = 2 1/2 x where d(x^2/2)/dx = x is meant; Lopez Davila's sec. 5 has C = (a - y)^2, and so a
       factor of 2 that the 1/2 of sec. 4 takes away.
-    - log_loss, softmax outputs: -sum_o y_o log a_o; with logistic outputs
-      -sum_o [y_o log a_o + (1 - y_o) log(1 - a_o)]. Lopez Davila prints it without the minus and with
-      y and a exchanged. Its dC/dz = a - y for both. As in scikit-learn, probabilities are
-      clipped to [eps, 1 - eps] in the loss, not in the delta.
+    - log_loss, softmax outputs: -y_o log a_o; with logistic outputs -[y_o log a_o + (1 - y_o) log(1 - a_o)]. Lopez
+      Davila prints it without the minus and with y and a exchanged. Its dC/dz = a - y for both. As in scikit-learn,
+      probabilities are clipped to [eps, 1 - eps] in the loss, not in the delta.
 
     Parameters
     ----------
@@ -35,34 +34,60 @@ def loss_and_residual(code, multiclass, n, y, a, residual, eps):
         A value of `LOSSES`.
     multiclass : bool
         Whether the outputs are a softmax.
-    n : int64
-        Number of outputs.
-    y, a, residual : pointer
-        Targets, outputs, and where a - y goes. The last two are padded to whole vectors; the padding
-        of the residual is set to zero.
+    y, a : vector
+        Targets and outputs.
     eps : float64
         The distance from 1 to the next number of the type.
 
     Returns
     -------
-    float
-        The loss of this row.
+    vector
+        What each output adds to the loss of its sample.
     """
-    step = lane_count(a)
-    sums = splat(a, 0.0)
-    for j in range(0, n, step):
-        target = load_first(y, j, n - j)
+    if code == SQUARED_ERROR:
+        difference = a - y
+        return difference * difference * 0.5
+    p = select(a < eps, eps, a)
+    p = select(p > 1.0 - eps, 1.0 - eps, p)
+    value = y * log(p)
+    if not multiclass:
+        value = value + (1.0 - y) * log(1.0 - p)
+    return -value
+
+
+@inlined
+def set_residual(n, y, a, residual):
+    """Set a - y for one sample.
+
+    Parameters
+    ----------
+    n : int64
+        Number of outputs.
+    y, a, residual : pointer
+        Targets, outputs, and where a - y goes. The last two are padded to whole vectors; the padding
+        of the residual is set to zero.
+    """
+    for j in range(0, n, lane_count(a)):
         output = load(a, j)
-        inside = first_lanes(output, n - j)
-        difference = select(inside, output - target, 0.0)
-        store(residual, j, difference)
-        if code == SQUARED_ERROR:
-            sums = sums + difference * difference * 0.5
-        else:
-            p = select(output < eps, eps, output)
-            p = select(p > 1.0 - eps, 1.0 - eps, p)
-            value = target * log(p)
-            if not multiclass:
-                value = value + (1.0 - target) * log(1.0 - p)
-            sums = sums - select(inside, value, 0.0)
+        store(residual, j, select(first_lanes(output, n - j), output - load_first(y, j, n - j), 0.0))
+
+
+@inlined
+def loss_of_row(code, multiclass, n, y, a, eps):
+    """Return the loss of one sample: the sum of its `loss_terms`, whose parameters these are, but for pointers."""
+    sums = splat(a, 0.0)
+    for j in range(0, n, lane_count(a)):
+        output = load(a, j)
+        terms = loss_terms(code, multiclass, load_first(y, j, n - j), output, eps)
+        sums = sums + select(first_lanes(output, n - j), terms, 0.0)
     return np.float64(total(sums))
+
+
+@inlined
+def losses_of_columns(code, multiclass, n, y, a, eps):
+    """Return the losses of several samples, whose targets and outputs are n columns (see `kernels.columns`)."""
+    width = lane_count(a)
+    sums = splat(a, 0.0)
+    for j in range(0, n * width, width):
+        sums = sums + loss_terms(code, multiclass, load(y, j), load(a, j), eps)
+    return sums

@@ -15,7 +15,7 @@ PACKAGE = Path(fastbp.__file__).parent
 LAYERS = [
     {"network", "schedules", "kernels.intrinsics", "kernels.jit"},
     {"kernels.simd", "kernels.matmul", "kernels.shuffle", "kernels.threads"},
-    {"kernels.elementary"},
+    {"kernels.columns", "kernels.elementary"},
     {"activations", "losses", "optimizers"},
     {"kernels.backprop"},
     {"kernels.prediction", "kernels.online"},

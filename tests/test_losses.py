@@ -1,3 +1,5 @@
+from itertools import product
+
 import numpy as np
 import pytest
 import reference
@@ -6,8 +8,10 @@ from scipy.special import expit
 from scipy.special import softmax as softmax_of
 
 from fastbp import losses
-from fastbp.kernels.intrinsics import lanes, pointer
-from fastbp.losses import LOG_LOSS, LOSSES, SQUARED_ERROR, loss_and_residual
+from fastbp.kernels.columns import to_columns
+from fastbp.kernels.intrinsics import get, lanes, pointer, square_like
+from fastbp.kernels.simd import store
+from fastbp.losses import LOG_LOSS, LOSSES, SQUARED_ERROR, loss_of_row, losses_of_columns, set_residual
 
 DTYPES = [np.float32, np.float64]
 KINDS = ["squared_error", "logistic", "softmax"]
@@ -17,7 +21,8 @@ CANARY = -12345.0
 @njit
 def run_loss(code, multiclass, n, y, y_at, a, residual, at, eps):
     y, a, residual = pointer(y, y_at), pointer(a, at), pointer(residual, at)
-    return loss_and_residual(code, multiclass, n, y, a, residual, eps)
+    set_residual(n, y, a, residual)
+    return loss_of_row(code, multiclass, n, y, a, eps)
 
 
 def run(kind, y, a):
@@ -63,6 +68,34 @@ def test_value_and_residual(kind, dtype):
             eps = np.finfo(dtype).eps
             np.testing.assert_allclose(loss, naive(kind, y, a), rtol=20 * eps, atol=4 * eps)
             np.testing.assert_array_equal(residual, a - y)
+
+
+@njit
+def run_columns(code, multiclass, n, y, a, eps, out):
+    y, a, width = pointer(y, 0), pointer(a, 0), a.shape[1]
+    targets, outputs = square_like(y), square_like(a)
+    m = out.size
+    to_columns(y, width, m, n, targets)
+    to_columns(a, width, m, n, outputs)
+    square = square_like(a)
+    store(square, 0, losses_of_columns(code, multiclass, n, targets, outputs, eps))
+    for i in range(m):
+        out[i] = get(square, i)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_losses_of_several_samples_at_once(kind, dtype):
+    width, eps = lanes(np.dtype(dtype).itemsize), np.finfo(dtype).eps
+    code = SQUARED_ERROR if kind == "squared_error" else LOG_LOSS
+    for n, m in product(range(1, width + 1), (1, 2, width - 1, width)):
+        samples = [rows(kind, n, dtype, seed) for seed in range(m)]
+        padded = np.full((2, width, width), np.nan, dtype)  # what pads a row, and other rows, may be anything
+        padded[:, :m, :n] = np.swapaxes(samples, 0, 1)
+        out = np.zeros(m)
+        run_columns(code, kind == "softmax", n, *padded, eps, out)
+        expected = [naive(kind, *sample) for sample in samples]
+        np.testing.assert_allclose(out, expected, rtol=20 * eps, atol=4 * eps)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -22,6 +22,7 @@ import numpy as np
 from numba import prange
 
 from fastbp.activations import set_value
+from fastbp.kernels.columns import to_columns
 from fastbp.kernels.intrinsics import (
     MARKED,
     MR,
@@ -40,6 +41,7 @@ from fastbp.kernels.intrinsics import (
     reader_of,
     restore_subnormals,
     shift,
+    square_like,
 )
 from fastbp.kernels.jit import cached_jit, inlined, jit
 from fastbp.kernels.matmul import (
@@ -55,9 +57,9 @@ from fastbp.kernels.matmul import (
     pack_transposed,
     tile_heights,
 )
-from fastbp.kernels.simd import first_lanes, load, load_converted, progression, select, store
+from fastbp.kernels.simd import first_lanes, load, load_converted, load_first, progression, select, store
 from fastbp.kernels.threads import join_team, share, wait_for_team
-from fastbp.losses import SQUARED_ERROR, loss_and_residual
+from fastbp.losses import SQUARED_ERROR, loss_of_row, losses_of_columns, set_residual
 from fastbp.network import Layer
 from fastbp.optimizers import NO_UPDATE, update
 
@@ -339,27 +341,51 @@ def forward(net, first, last, multiplied):
             set_value(layer.value, layer.by_rows, c0, c1, z, a, layer.fan_out, layer.row, m)
 
 
-@jit
-def output_delta(net, loss, samples, position, first, last, row_loss, eps):
-    """Set row losses and delta^L; with sample weights both are multiplied by them."""
+@inlined
+def set_output_delta(net, loss, samples, position, first, last):
+    """Set delta^L of rows [first, last); with sample weights it is multiplied by them."""
     index = net.n_layers - 1
     layer = get_layer(net, index)
     n = layer.fan_out
-    c0, c1 = get(net.coefficients, 2 * index), get(net.coefficients, 2 * index + 1)
     for i in range(first, last):
-        sample = get(samples.order, position + i)
-        z = shift(net.space, layer.z + i * layer.row)
-        a = shift(net.space, layer.a + i * layer.row)
-        delta = shift(net.space, layer.delta + i * layer.row)
-        value = loss_and_residual(loss, layer.by_rows, n, shift(samples.y, sample * n), a, delta, eps)
-        if loss == SQUARED_ERROR and layer.slope != 0:
-            call_at(layer.slope, (c0, c1, z, a, delta, layer.padded))
-        if samples.weighted:
-            weight = get(samples.weight, sample)
-            value *= weight
-            for j in range(n):
+        y = shift(samples.y, get(samples.order, position + i) * n)
+        set_residual(n, y, shift(net.space, layer.a + i * layer.row), shift(net.space, layer.delta + i * layer.row))
+    delta = shift(net.space, layer.delta + first * layer.row)
+    if loss == SQUARED_ERROR and layer.slope != 0:
+        c0, c1 = get(net.coefficients, 2 * index), get(net.coefficients, 2 * index + 1)
+        z, a = shift(net.space, layer.z + first * layer.row), shift(net.space, layer.a + first * layer.row)
+        call_at(layer.slope, (c0, c1, z, a, delta, (last - first) * layer.row))
+    if samples.weighted:
+        for i in range(last - first):
+            weight = get(samples.weight, get(samples.order, position + first + i))
+            for j in range(i * layer.row, i * layer.row + n):
                 put(delta, j, get(delta, j) * weight)
-        put(row_loss, i, value)
+
+
+@jit
+def set_losses(net, loss, samples, position, first, last, row_loss, eps):
+    """Set the losses of rows [first, last); with sample weights they are multiplied by them."""
+    layer = get_layer(net, net.n_layers - 1)
+    n, width = layer.fan_out, lane_count(net.space)
+    if n <= width:
+        square, y, a = square_like(net.space), square_like(net.space), square_like(net.space)
+        for begin in range(first, last, width):
+            m = min(width, last - begin)
+            for i in range(m):
+                sample = get(samples.order, position + begin + i)
+                store(square, i * width, load_first(samples.y, sample * n, n))
+            to_columns(square, width, m, n, y)
+            to_columns(shift(net.space, layer.a + begin * layer.row), layer.row, m, n, a)
+            store(square, 0, losses_of_columns(loss, layer.by_rows, n, y, a, eps))
+            for i in range(m):
+                put(row_loss, begin + i, get(square, i))
+    else:
+        for i in range(first, last):
+            y = shift(samples.y, get(samples.order, position + i) * n)
+            put(row_loss, i, loss_of_row(loss, layer.by_rows, n, y, shift(net.space, layer.a + i * layer.row), eps))
+    if samples.weighted:
+        for i in range(first, last):
+            put(row_loss, i, get(row_loss, i) * get(samples.weight, get(samples.order, position + i)))
 
 
 @inlined
@@ -652,7 +678,8 @@ def train(data, state, plan, losses, scratch, team, wanted):
                     take(net, get_layer(net, 0), samples, position, first, last)
                     ask_for(samples, position + m + first, position + m + last)
                 forward(net, first, last, streamed)
-                output_delta(net, loss, samples, position, first, last, training.row_loss, eps)
+                set_output_delta(net, loss, samples, position, first, last)
+                set_losses(net, loss, samples, position, first, last, training.row_loss, eps)
                 _backward(net, first, last)
             wait_for_team(team, n_threads)
             if rank == 0:

@@ -617,6 +617,20 @@ def transpose_tile(typingctx, n, source, source_row, out, out_row):
     return types.void(types.int64, source, types.int64, out, types.int64), codegen
 
 
+@intrinsic
+def square_like(typingctx, base):
+    """Return room on the stack for a square of lanes x lanes numbers, of the type that a pointer points at."""
+
+    def codegen(context, builder, signature, args):
+        element = context.get_data_type(base.dtype)
+        count = lanes(base.dtype.bitwidth // 8)
+        place = cgutils.alloca_once(builder, ir.ArrayType(element, count * count))
+        place.align = 64
+        return builder.bitcast(place, element.as_pointer())
+
+    return base(base), codegen
+
+
 def _emit_transposition(builder, n, vector, source, source_row, out, out_row):
     """Build the transposition of the first n columns; LLVM leaves out shuffles that are not used."""
     width = vector.count

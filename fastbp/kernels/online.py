@@ -12,8 +12,8 @@ from fastbp.kernels.backprop import (
     ask_for,
     batch_weight,
     get_layer,
-    output_delta,
     point_at,
+    set_output_delta,
     step,
     take,
 )
@@ -31,6 +31,7 @@ from fastbp.kernels.intrinsics import (
 from fastbp.kernels.jit import cached_jit, inlined
 from fastbp.kernels.matmul import ONE, pack_transposed
 from fastbp.kernels.simd import fma, load, store
+from fastbp.losses import loss_of_row
 
 # Samples between the one that is asked for and the one that is in work.
 AHEAD = 32
@@ -107,7 +108,7 @@ def train_online(data, state, plan, losses, scratch, team, wanted):
     eps = np.float64(np.finfo(state.space.dtype).eps)
     sizes, results = pointer(plan.sizes, 0), pointer(losses, 0)
     n_params = state.params.size
-    inputs = get_layer(net, 0)
+    inputs, outputs = get_layer(net, 0), get_layer(net, net.n_layers - 1)
     for index in range(1, net.n_layers):
         _transpose(net, get_layer(net, index))
     for batch in range(plan.first_batch, plan.last_batch):
@@ -118,8 +119,10 @@ def train_online(data, state, plan, losses, scratch, team, wanted):
             continue
         take(net, inputs, samples, batch, 0, 1)
         _forward(net)
-        output_delta(net, plan.loss, samples, batch, 0, 1, training.row_loss, eps)
-        value = get(training.row_loss, 0)
+        set_output_delta(net, plan.loss, samples, batch, 0, 1)
+        y = shift(samples.y, get(samples.order, batch) * outputs.fan_out)
+        value = loss_of_row(plan.loss, outputs.by_rows, outputs.fan_out, y, shift(net.space, outputs.a), eps)
+        value *= divisor
         _backward(net)
         _gradient(net, grads)
         size = get(sizes, batch - plan.first_batch)

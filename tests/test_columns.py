@@ -1,0 +1,55 @@
+from itertools import product
+
+import numpy as np
+import pytest
+from numba import njit
+
+from fastbp.kernels.columns import to_columns, to_rows
+from fastbp.kernels.intrinsics import lanes, pointer
+
+DTYPES = [np.float32, np.float64]
+CANARY = -12345.0
+
+
+@njit
+def run_to_columns(rows, at, row, m, n, columns):
+    to_columns(pointer(rows, at), row, m, n, pointer(columns, 0))
+
+
+@njit
+def run_to_rows(columns, m, n, rows, at, row):
+    to_rows(pointer(columns, 0), m, n, pointer(rows, at), row)
+
+
+def shapes(dtype):
+    width = lanes(np.dtype(dtype).itemsize)
+    sizes = {1, 2, width - 1, width}
+    return width, product(sizes, sizes, (0, width))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_to_columns(dtype):
+    width, cases = shapes(dtype)
+    for m, n, gap in cases:
+        row = width + gap
+        # Only these rows are read: behind them the array ends.
+        rows = np.random.default_rng(0).normal(size=(m, row)).astype(dtype)
+        memory = np.append(np.full(3, np.nan, dtype), rows)
+        columns = np.full((width, width), CANARY, dtype)
+        run_to_columns(memory, 3, row, m, n, columns.ravel())
+        np.testing.assert_array_equal(columns[:n, :m], rows[:, :n].T)
+        assert not columns[:n, m:].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_to_rows(dtype):
+    width, cases = shapes(dtype)
+    for m, n, gap in cases:
+        row = width + gap
+        columns = np.random.default_rng(1).normal(size=(width, width)).astype(dtype)
+        expected = np.full((m + 2, row), CANARY, dtype)
+        rows = expected.copy()
+        expected[1:-1, :width] = 0
+        expected[1:-1, :n] = columns[:n, :m].T
+        run_to_rows(columns.ravel(), m, n, rows.ravel(), row, row)
+        np.testing.assert_array_equal(rows, expected)
