@@ -261,7 +261,7 @@ def _list_samples(samples, begin, end, room):
     return count
 
 
-@inlined
+@jit
 def take_and_multiply(net, samples, position, first, last, stride):
     """Copy inputs to rows [first, last) and compute z^1, while the inputs of the next rows are on their way.
 
@@ -309,7 +309,7 @@ def take_and_multiply(net, samples, position, first, last, stride):
         )  # fmt: skip
 
 
-@inlined
+@jit
 def forward(net, first, last, multiplied):
     """Compute the activations of rows [first, last), layer by layer (Maren 2020, Eqs. 6.3, 6.4, 6.9, 6.10).
 
@@ -341,7 +341,7 @@ def forward(net, first, last, multiplied):
             set_value(layer.value, layer.by_rows, c0, c1, z, a, layer.fan_out, layer.row, m)
 
 
-@inlined
+@jit
 def set_output_delta(net, loss, samples, position, first, last):
     """Set delta^L of rows [first, last); with sample weights it is multiplied by them."""
     index = net.n_layers - 1
@@ -388,7 +388,7 @@ def set_losses(net, loss, samples, position, first, last, row_loss, eps):
             put(row_loss, i, get(row_loss, i) * get(samples.weight, get(samples.order, position + i)))
 
 
-@inlined
+@jit
 def _backward(net, first, last):
     """Carry the deltas of rows [first, last) back to the first layer."""
     for index in range(net.n_layers - 1, 0, -1):
@@ -502,7 +502,7 @@ def _transpose_all(net, rank, n_threads):
             _transpose_block(net, layer, part, _block_at(layer, part, i, width))
 
 
-@inlined
+@jit
 def _descend(net, training, ahead, solver, size, alpha, m, divisor, begins, ends, rank, n_threads):
     """Sum this thread's part of the gradient over m rows, and update with it.
 

@@ -5,11 +5,11 @@ that holds the same output of several samples is used fully, and no sum goes acr
 """
 
 from fastbp.kernels.intrinsics import lane_count, square_like, transpose_tile
-from fastbp.kernels.jit import inlined
+from fastbp.kernels.jit import jit
 from fastbp.kernels.simd import load, splat, store
 
 
-@inlined
+@jit
 def to_columns(rows, row, m, n, columns):
     """Set n columns of a square, a vector each, from m rows; no more of either than the square has.
 
@@ -32,7 +32,7 @@ def to_columns(rows, row, m, n, columns):
     transpose_tile(n, whole, width, columns, width)
 
 
-@inlined
+@jit
 def to_rows(columns, m, n, rows, row):
     """Set m rows from n columns; what pads the rows to whole vectors becomes zero."""
     width = lane_count(rows)
