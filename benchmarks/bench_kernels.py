@@ -20,9 +20,10 @@ from numba import njit, prange
 from fastbp import BackpropClassifier, training
 from fastbp.activations import Relu, Softmax
 from fastbp.kernels.backprop import BLOCK_ROWS, Data
-from fastbp.kernels.intrinsics import NV, call_at, lane_count, pointer, shift
+from fastbp.kernels.intrinsics import call_at, lane_count, pointer, shift
 from fastbp.kernels.matmul import MULTIPLY, NONE, ONE, kernel_addresses, matmul_nn, pack_transposed
 from fastbp.kernels.threads import share
+from fastbp.kernels.tiles import NV
 from fastbp.network import Layer, aligned_zeros, initial_parameters
 from fastbp.plain import PlainNetwork
 

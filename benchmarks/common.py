@@ -19,7 +19,8 @@ from numba import njit, prange
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from fastbp.kernels import backprop
-from fastbp.kernels.intrinsics import HAS_FMA, MR, NV, VECTOR_BITS, lanes, micro_kernel, pointer
+from fastbp.kernels.intrinsics import HAS_FMA, VECTOR_BITS, lanes, pointer
+from fastbp.kernels.tiles import MR, NV, micro_kernel
 
 # The options of `fastbp.kernels.jit`, with a Python wrapper and no disk cache: the first call compiles.
 NJIT = {"error_model": "numpy", "nogil": True}

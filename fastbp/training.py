@@ -14,8 +14,9 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from fastbp.kernels import backprop, matmul, online, threads
-from fastbp.kernels.intrinsics import MARKED, MR, NV, lanes
+from fastbp.kernels.intrinsics import lanes
 from fastbp.kernels.shuffle import shuffle
+from fastbp.kernels.tiles import MARKED, MR, NV
 from fastbp.losses import LOSSES
 from fastbp.network import Layer, Network, aligned_zeros
 from fastbp.optimizers import SOLVERS, step_sizes

@@ -16,10 +16,11 @@ import fastbp
 from fastbp import BackpropClassifier, training
 from fastbp.activations import ACTIVATIONS, Activation, Gaussian, Identity, Logistic, Relu, Softmax, Tanh, Threshold
 from fastbp.kernels import backprop, prediction, threads
-from fastbp.kernels.intrinsics import MARKED, MR, NV, lanes, pointer
+from fastbp.kernels.intrinsics import lanes, pointer
 from fastbp.kernels.matmul import kernel_addresses
 from fastbp.kernels.online import is_small, train_online
 from fastbp.kernels.simd import load_converted, store
+from fastbp.kernels.tiles import MARKED, MR, NV
 from fastbp.losses import LOSSES
 from fastbp.optimizers import NO_UPDATE, SOLVERS, step_sizes
 from fastbp.prediction import Predictor

@@ -14,8 +14,8 @@ PACKAGE = Path(fastbp.__file__).parent
 # From the bottom to the top; a module may import only what stands further down.
 LAYERS = [
     {"network", "schedules", "kernels.intrinsics", "kernels.jit"},
-    {"kernels.simd", "kernels.matmul", "kernels.shuffle", "kernels.threads"},
-    {"kernels.columns", "kernels.elementary"},
+    {"kernels.simd", "kernels.tiles", "kernels.concurrency", "kernels.shuffle"},
+    {"kernels.columns", "kernels.elementary", "kernels.matmul", "kernels.threads"},
     {"activations", "losses", "optimizers"},
     {"kernels.backprop"},
     {"kernels.prediction", "kernels.online"},
@@ -92,7 +92,7 @@ def test_who_speaks_llvm_and_who_counts_threads():
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom) and (node.module, node.names[0].name) == ("llvmlite", "ir")
     }
-    assert speakers == {"kernels.intrinsics", "kernels.simd"}
+    assert speakers == {f"kernels.{name}" for name in ("intrinsics", "simd", "tiles", "concurrency")}
     called = {
         (module, node.func.attr)
         for module, tree in TREES.items()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numba import njit
 
-from fastbp.kernels.intrinsics import MARKED, MR, NV, lanes, pointer
+from fastbp.kernels.intrinsics import lanes, pointer
 from fastbp.kernels.matmul import (
     kernel_addresses,
     list_block,
@@ -17,6 +17,7 @@ from fastbp.kernels.matmul import (
     multiply_panel_ahead,
     pack_transposed,
 )
+from fastbp.kernels.tiles import MARKED, MR, NV
 
 DTYPES = [np.float32, np.float64]
 # What lies around the outputs: no kernel computes it.

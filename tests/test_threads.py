@@ -12,7 +12,7 @@ from numba import njit
 
 import fastbp
 from fastbp.kernels import threads
-from fastbp.kernels.intrinsics import MOVES_THREADS, current_cpu
+from fastbp.kernels.concurrency import MOVES_THREADS, current_cpu
 from fastbp.kernels.threads import (
     MIN_WORK_PER_THREAD,
     join_team,

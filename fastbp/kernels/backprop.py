@@ -24,9 +24,6 @@ from numba import prange
 from fastbp.activations import set_value
 from fastbp.kernels.columns import to_columns
 from fastbp.kernels.intrinsics import (
-    MARKED,
-    MR,
-    NV,
     VECTOR_BITS,
     address,
     call_at,
@@ -59,6 +56,7 @@ from fastbp.kernels.matmul import (
 )
 from fastbp.kernels.simd import first_lanes, load, load_converted, load_first, progression, select, store
 from fastbp.kernels.threads import join_team, share, wait_for_team
+from fastbp.kernels.tiles import MARKED, MR, NV
 from fastbp.losses import SQUARED_ERROR, loss_of_row, losses_of_columns, set_residual
 from fastbp.network import Layer
 from fastbp.optimizers import NO_UPDATE, update

@@ -4,9 +4,10 @@ A vector register that holds one row of 10 outputs is only partly used, and thei
 that holds the same output of several samples is used fully, and no sum goes across it.
 """
 
-from fastbp.kernels.intrinsics import lane_count, square_like, transpose_tile
+from fastbp.kernels.intrinsics import lane_count, square_like
 from fastbp.kernels.jit import jit
 from fastbp.kernels.simd import load, splat, store
+from fastbp.kernels.tiles import transpose_tile
 
 
 @jit

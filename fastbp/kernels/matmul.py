@@ -21,24 +21,20 @@ import numpy as np
 from numba import types
 from numba.np.numpy_support import from_dtype
 
-from fastbp.kernels.intrinsics import (
+from fastbp.kernels.intrinsics import call_at, get, lane_count, shift, view
+from fastbp.kernels.jit import address_of, called_by_address, inlined, jit
+from fastbp.kernels.tiles import (
     MARKED,
     MR,
     NV,
     append_marked,
     append_set_bits,
-    call_at,
-    get,
-    lane_count,
     micro_kernel,
     micro_kernel_ahead,
     micro_kernel_listed,
     nonzero_bits,
-    shift,
     transpose_tile,
-    view,
 )
-from fastbp.kernels.jit import address_of, called_by_address, inlined, jit
 
 # As arguments these are numbers like any other; a literal would have its function compiled once more.
 NONE, ONE = np.int64(0), np.int64(1)

@@ -26,11 +26,11 @@ from fastbp.kernels.intrinsics import (
     put,
     restore_subnormals,
     shift,
-    short_row_kernel,
 )
 from fastbp.kernels.jit import cached_jit, inlined
 from fastbp.kernels.matmul import ONE, pack_transposed
 from fastbp.kernels.simd import fma, load, store
+from fastbp.kernels.tiles import short_row_kernel
 from fastbp.losses import loss_of_row
 
 # Samples between the one that is asked for and the one that is in work.

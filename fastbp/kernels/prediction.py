@@ -14,7 +14,6 @@ from fastbp.kernels.backprop import (
     take_sample,
 )
 from fastbp.kernels.intrinsics import (
-    ROW_VECTORS,
     call_at,
     flush_subnormals,
     get,
@@ -23,13 +22,13 @@ from fastbp.kernels.intrinsics import (
     pointer_at,
     put,
     restore_subnormals,
-    row_kernel,
     shift,
 )
 from fastbp.kernels.jit import cached_jit, inlined
 from fastbp.kernels.matmul import ONE
 from fastbp.kernels.simd import fma, load, splat, total
 from fastbp.kernels.threads import join_team, next_ticket
+from fastbp.kernels.tiles import ROW_VECTORS, row_kernel
 
 # What `predict_few` knows of each layer.
 N_FACTS = 6

@@ -17,21 +17,18 @@ import numba
 import numpy as np
 from numba.np.ufunc import parallel as numba_parallel
 
-from fastbp.kernels.intrinsics import (
+from fastbp.kernels.concurrency import (
     MOST_CPUS,
     atomic_add,
     atomic_load,
     atomic_store,
     current_cpu,
-    get,
     get_cpus,
-    pointer,
-    put,
     set_cpus,
-    shift,
     spin_pause,
     yield_thread,
 )
+from fastbp.kernels.intrinsics import get, pointer, put, shift
 from fastbp.kernels.jit import address_of, inlined, jit
 
 # Cells of the team's array, 128 bytes apart, so that no two share a cache line.

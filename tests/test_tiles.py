@@ -1,0 +1,273 @@
+from itertools import product
+
+import numpy as np
+import pytest
+from numba import njit
+from reference import fma_naive
+
+from fastbp.kernels.intrinsics import (
+    lanes,
+    pointer,
+)
+from fastbp.kernels.tiles import (
+    FEW_COLUMNS,
+    MARKED,
+    MR,
+    NV,
+    ROW_VECTORS,
+    append_marked,
+    append_set_bits,
+    micro_kernel,
+    micro_kernel_ahead,
+    micro_kernel_listed,
+    nonzero_bits,
+    row_kernel,
+    short_row_kernel,
+    transpose_tile,
+)
+
+DTYPES = [np.float32, np.float64]
+# What lies around the outputs: no kernel computes it.
+CANARY = -12345.0
+
+
+def tile_naive(a, b, d):
+    """C = D + A B, each element one chain of fused multiply-adds."""
+    c = d.copy()
+    for i, j in np.ndindex(c.shape):
+        for p in range(a.shape[1]):
+            c[i, j] = fma_naive(a[i, p], b[p, j], c[i, j], c.dtype.type)
+    return c
+
+
+@njit
+def run_tile(mr, nv, k, a, a_row, a_col, b, b_row, d, d_row, c, c_at, c_row):
+    a, b, d, c = pointer(a, 0), pointer(b, 0), pointer(d, 0), pointer(c, c_at)
+    micro_kernel(mr, nv, k, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
+
+
+def tile(mr, nv, a, b, d, *, transposed=False, gap=3):
+    """Run the kernel on padded copies, check that it writes only its tile, and return that."""
+    dtype = b.dtype
+    n = nv * lanes(dtype.itemsize)
+    k = a.shape[1]
+    a = np.pad(a[:mr].T if transposed else a[:mr], ((0, 1), (0, gap)), constant_values=np.nan)
+    a_row, a_col = (1, a.shape[1]) if transposed else (a.shape[1], 1)
+    b = np.pad(b[:, :n], ((0, 1), (0, gap)), constant_values=np.nan)
+    d_row = 0 if d.ndim == 1 else n + gap + 1
+    d = d[:n] if d.ndim == 1 else np.pad(d[:mr, :n], ((0, 0), (0, gap + 1)), constant_values=np.nan)
+    c = np.full((mr + 2, n + gap), CANARY, dtype)
+    place = (c.ravel(), n + gap, n + gap)
+    run_tile(mr, nv, k, a.ravel(), a_row, a_col, b.ravel(), n + gap, d.ravel(), d_row, *place)
+    inside = c[1:-1, :n].copy()
+    c[1:-1, :n] = CANARY
+    assert (c == CANARY).all()
+    return inside
+
+
+def operands(dtype, k, seed=0):
+    rng = np.random.default_rng(seed)
+    n = NV * lanes(np.dtype(dtype).itemsize)
+    return [rng.normal(size=shape).astype(dtype) for shape in [(MR, k), (k, n), (MR, n)]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_tile_is_a_chain_of_fused_multiply_adds(dtype, k):
+    a, b, d = operands(dtype, k)
+    expected = tile_naive(a, b, d)
+    for mr in range(1, MR + 1):
+        for nv in range(1, NV + 1):
+            n = nv * lanes(b.itemsize)
+            for transposed in (False, True):
+                np.testing.assert_array_equal(tile(mr, nv, a, b, d, transposed=transposed), expected[:mr, :n])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_have_the_same_bits_in_tiles_of_any_shape(dtype):
+    a, b, d = operands(dtype, 300)
+    alone = np.vstack([tile(1, NV, a[i:], b, d[i:]) for i in range(MR)])
+    for mr in range(1, MR + 1):
+        for nv in range(1, NV + 1):
+            n = nv * lanes(b.itemsize)
+            for gap in (0, 5):
+                np.testing.assert_array_equal(tile(mr, nv, a, b, d, gap=gap), alone[:mr, :n])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_reduction_may_be_cut_and_continued(dtype):
+    a, b, d = operands(dtype, 41)
+    whole = tile(MR, NV, a, b, d)
+    for cut in (1, 16, 40):
+        begun = tile(MR, NV, a[:, :cut], b[:cut], d)
+        np.testing.assert_array_equal(tile(MR, NV, a[:, cut:], b[cut:], begun), whole)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tile_starts_from_one_row_or_from_itself(dtype):
+    a, b, d = operands(dtype, 7)
+    n = d.shape[1]
+    expected = tile(MR, NV, a, b, np.tile(d[0], (MR, 1)))
+    np.testing.assert_array_equal(tile(MR, NV, a, b, d[0]), expected)
+    c = np.tile(d[0], (MR, 1))
+    run_tile(MR, NV, 7, a.ravel(), 7, 1, b.ravel(), n, c.ravel(), n, c.ravel(), 0, n)
+    np.testing.assert_array_equal(c, expected)
+
+
+@njit
+def run_listed(mr, nv, listed, a, a_row, a_col, b, b_row, d, d_row, c, c_at, c_row):
+    k, listed = listed.size, pointer(listed, 0)
+    a, b, d, c = pointer(a, 0), pointer(b, 0), pointer(d, 0), pointer(c, c_at)
+    micro_kernel_listed(mr, nv, k, listed, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tile_over_listed_indices(dtype):
+    a, b, d = operands(dtype, 50)
+    row = b.shape[1]
+    for listed in ([0], [49], [3, 4, 20, 41], range(50)):
+        numbers = np.array(listed, np.int32)
+        for mr in range(1, MR + 1):
+            for nv in range(1, NV + 1):
+                n = nv * lanes(b.itemsize)
+                expected = np.full((mr + 2, n + 3), CANARY, dtype)
+                expected[1:-1, :n] = tile(mr, nv, a[:, numbers], b[numbers], d)
+                for values, a_row, a_col in [(a, 50, 1), (np.ascontiguousarray(a.T), 1, MR)]:
+                    c = np.full_like(expected, CANARY)
+                    place = (c.ravel(), n + 3, n + 3)
+                    args = (numbers, values.ravel(), a_row, a_col, b.ravel(), row, d.ravel(), row)
+                    run_listed(mr, nv, *args, *place)
+                    np.testing.assert_array_equal(c, expected)
+
+
+@njit
+def run_ahead(mr, nv, k, read, written, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
+    n_read, n_written, read, written = read.size, written.size, pointer(read, 0), pointer(written, 0)
+    a, b, d, c = pointer(a, 0), pointer(b, 0), pointer(d, 0), pointer(c, 0)
+    micro_kernel_ahead(mr, nv, k, read, n_read, written, n_written, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tile_that_asks_for_memory(dtype):
+    a, b, d = operands(dtype, 50)
+    row = b.shape[1]
+    for n_read, n_written in ((1, 1), (7, 1), (1, 7), (50, 12), (20, 60)):
+        # What is asked for is neither read nor written: any address will do.
+        read, written = np.arange(n_read) * 64, np.arange(n_written) * 64
+        for mr in range(1, MR + 1):
+            for nv in range(1, NV + 1):
+                c = np.zeros((mr, nv * lanes(b.itemsize)), dtype)
+                args = (read, written, a.ravel(), 50, 1, b.ravel(), row, d.ravel(), row)
+                run_ahead(mr, nv, 50, *args, c.ravel(), c.shape[1])
+                np.testing.assert_array_equal(c, tile(mr, nv, a, b, d))
+
+
+@njit
+def run_row(n, k, x, w, w_row, d, out, out_at):
+    row_kernel(n, k, pointer(x, 0), pointer(w, 0), w_row, pointer(d, 0), pointer(out, out_at))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_row_kernel_has_the_bits_of_the_tile(dtype):
+    width = lanes(np.dtype(dtype).itemsize)
+    rng = np.random.default_rng(4)
+    most = ROW_VECTORS * width
+    x = rng.normal(size=(1, 50)).astype(dtype)
+    w = rng.normal(size=(50, most)).astype(dtype)
+    d = rng.normal(size=(1, most)).astype(dtype)
+    for k in (1, 50):
+        expected = np.hstack([tile(1, 1, x[:, :k], w[:k, j:], d[:, j:]) for j in range(0, most, width)])[0]
+        for n in range(1, most + 1):
+            written = -(-n // width) * width
+            out = np.full(written + 2, CANARY, dtype)
+            run_row(n, k, x.ravel(), w[:, :n].ravel(), n, d[0, :n].copy(), out, 1)
+            np.testing.assert_array_equal(out, [CANARY, *expected[:n], *[0] * (written - n), CANARY])
+
+
+@njit
+def run_short_row(n, k, x, w, d, out, out_at):
+    short_row_kernel(n, k, pointer(x, 0), pointer(w, 0), pointer(d, 0), pointer(out, out_at))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_short_row_kernel(dtype):
+    width = lanes(np.dtype(dtype).itemsize)
+    rng = np.random.default_rng(4)
+    for vectors, k in product(range(1, NV + 1), range(1, 23)):
+        n = vectors * width
+        # Sums of whole numbers are exact in any order.
+        x, w, d = (rng.integers(-9, 10, shape).astype(dtype) for shape in (k, (k, n), n))
+        out = np.full(n + 2, CANARY, dtype)
+        run_short_row(n, k, x, w.ravel(), d, out, 1)
+        np.testing.assert_array_equal(out, [CANARY, *(d + x @ w), CANARY])
+
+
+# --- squares ---
+
+
+@njit
+def run_transpose(n, source, at, source_row, out, out_at, out_row):
+    transpose_tile(n, pointer(source, at), source_row, pointer(out, out_at), out_row)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_transpose_tile(dtype):
+    width = lanes(np.dtype(dtype).itemsize)
+    rows = [(width, width), (width + 3, width), (width, width + 5), (4 * width, 3 * width)]
+    for (source_row, out_row), n in product(rows, range(1, width + 3)):
+        source = np.arange(1.0, source_row * (width + 1) + 1, dtype=dtype).reshape(width + 1, source_row)
+        out = np.full((width + 2, out_row), CANARY, dtype)
+        run_transpose(n, source.ravel(), 0, source_row, out.ravel(), out_row, out_row)
+        expected = np.full_like(out, CANARY)
+        written = min(FEW_COLUMNS, width) if n <= FEW_COLUMNS else width
+        expected[1 : 1 + written, :width] = source[:width, :written].T
+        np.testing.assert_array_equal(out, expected)
+
+
+# --- lists of what is not zero ---
+
+
+@njit
+def run_nonzero_bits(values, at):
+    return nonzero_bits(pointer(values, at))
+
+
+@njit
+def run_append_set_bits(bits, base, out, count):
+    return append_set_bits(bits, base, pointer(out, 0), count)
+
+
+@njit
+def run_append_marked(marks, bits, n, base, out, count):
+    return append_marked(pointer(marks, 0), bits, n, base, pointer(out, 0), count)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nonzero_bits(dtype):
+    values = np.zeros(MARKED + 2, dtype)
+    assert run_nonzero_bits(values, 1) == 0
+    values[0] = values[-1] = 1  # outside
+    values[[3, MARKED, 5, 6, 7]] = -1, np.nan, -0.0, np.inf, np.finfo(dtype).tiny
+    assert run_nonzero_bits(values, 1) == sum(1 << i for i in (2, 5, 6, MARKED - 1))
+    assert run_nonzero_bits(np.ones(MARKED, dtype), 0) == (1 << MARKED) - 1
+
+
+def test_append_set_bits():
+    rng = np.random.default_rng(0)
+    for bits in [0, 1, 1 << (MARKED - 1), (1 << MARKED) - 1, *rng.integers(0, 1 << MARKED, 50)]:
+        out = np.full(3 + MARKED + 1, CANARY, np.int32)
+        count = run_append_set_bits(bits, 100, out, 3)
+        assert out[3:count].tolist() == [100 + i for i in range(MARKED) if bits >> i & 1]
+        assert (out[:3] == CANARY).all() and out[-1] == CANARY
+
+
+def test_append_marked():
+    rng = np.random.default_rng(0)
+    for n in (1, 5, MARKED - 1, MARKED, 100):
+        marks = rng.integers(0, 1 << MARKED, MARKED).astype(np.uint16)
+        marks[::3] = 0
+        for bits in (1, 1 << (MARKED - 1), 0b1010, (1 << MARKED) - 1):
+            out = np.full(3 + MARKED + 1, CANARY, np.int32)
+            count = run_append_marked(marks, bits, n, 100, out, 3)
+            assert out[3:count].tolist() == [100 + i for i in range(min(n, MARKED)) if marks[i] & bits]
+            assert (out[:3] == CANARY).all() and out[-1] == CANARY
