@@ -22,7 +22,8 @@ import time
 from importlib.util import find_spec
 from statistics import median
 
-from race import Failed, Worker, in_turns, machine, sayer, serve, start
+from race import machine
+from turns import Failed, Worker, in_turns, sayer, serve, start
 
 NETWORKS = {
     "784-128-10": (784, 128, 10),

@@ -1,0 +1,483 @@
+"""The contestants of the race: one class for each library, imported where it is used.
+
+`race` says what they have in common and what is measured.
+"""
+
+import time
+from pathlib import Path
+
+RATES = {"adam": 1e-3, "sgd": 0.1}
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
+
+
+class Contestant:
+    """One way to train one workload.
+
+    `run(amount)` trains from fresh weights and returns the seconds of this and of what in it is no training.
+    """
+
+    note = ""
+    per_amount = 1  # batches in one unit of `amount`
+
+    def __init__(self, job):
+        import numpy as np
+
+        self.__dict__.update(job)
+        folder = Path(self.folder)
+        self.X, self.y, self.Y = (np.load(folder / f"{name}.npy") for name in ("X", "labels", "targets"))
+        with np.load(folder / "start.npz") as start:
+            self.start = [start[name] for name in start.files]  # weights of each layer, then biases
+        self.n_layers = len(self.units) - 1
+        self.rate = RATES[self.solver]
+        self.prepare()
+
+    def prepare(self):
+        """Compile, or do once what need not be timed."""
+
+    def calibrate(self, seconds):
+        """Choose how much to train in one measurement, so that it takes about so long."""
+        self.amount, spent = self.least, 0.0
+        while True:
+            long, short = self.run(self.amount)
+            spent = max(long - short, 1e-6)
+            if spent > seconds / 5:
+                break
+            self.amount = max(2 * self.amount, round(self.amount * seconds / 4 / max(spent, seconds / 100)))
+        epoch = len(self.X) // self.batch_size // self.per_amount
+        self.amount = max(self.least, round(self.amount * seconds / spent))
+        if self.amount > epoch:
+            self.amount = round(self.amount / epoch) * epoch
+        return self.note
+
+    @property
+    def least(self):
+        """The smallest amount that is worth timing."""
+        return 1 if self.per_amount > 1 else min(20, len(self.X) // self.batch_size)
+
+    def measure(self):
+        """Return samples, seconds of a measurement, and seconds in it that are no training."""
+        return [self.amount * self.per_amount * self.batch_size, *self.run(self.amount)]
+
+    def one_epoch(self):
+        """Train once on all data."""
+        self.run(len(self.X) // self.batch_size // self.per_amount)
+
+    def check(self):
+        """Train one epoch; return the loss on some of the data, and how far the weights have moved."""
+        import numpy as np
+
+        self.one_epoch()
+        params = [np.asarray(p, dtype=np.float64) for p in self.params()]
+        a, y = self.X[:2000].astype(np.float64), self.Y[:2000]
+        for layer in range(self.n_layers):
+            z = a @ params[layer] + params[self.n_layers + layer]
+            last = layer == self.n_layers - 1
+            a = np.maximum(z, 0) if self.activation == "relu" and not last else 1 / (1 + np.exp(-z))
+        if self.loss == "squared_error":
+            loss = 0.5 * ((a - y) ** 2).sum() / len(y)
+        elif self.units[-1] == 1:
+            loss = np.mean(np.logaddexp(0, z) - y * z)
+        else:
+            loss = np.mean(np.logaddexp.reduce(z, axis=1) - (y * z).sum(axis=1))
+        moved = sum(((p - q) ** 2).sum() for p, q in zip(params, self.start, strict=True)) ** 0.5
+        return [float(loss), float(moved)]
+
+
+class Estimator(Contestant):
+    """A scikit-learn estimator: the marginal seconds of an epoch."""
+
+    def prepare(self):
+        """Compile, or do once what need not be timed."""
+        import numpy as np
+
+        self.per_amount = len(self.X) // self.batch_size
+        chosen = {
+            "hidden_layer_sizes": self.units[1:-1], "activation": self.activation, "solver": self.solver, "alpha": 0.0,
+            "batch_size": self.batch_size, "learning_rate_init": self.rate, "tol": 0.0, "n_iter_no_change": np.inf,
+            "random_state": 0, "beta_1": BETA_1, "beta_2": BETA_2, "epsilon": EPSILON,
+        }  # fmt: skip
+        if self.solver == "sgd":
+            chosen |= {"momentum": 0.0, "nesterovs_momentum": False}
+        self.estimator = self.make(chosen)
+        rows = 2 * self.batch_size
+        self._fit(1, np.r_[:rows, self._all_classes()])
+
+    def _all_classes(self):
+        import numpy as np
+
+        return np.unique(self.y, return_index=True)[1]
+
+    def _fit(self, epochs, rows=slice(None)):
+        import warnings
+
+        X, y = self.X[rows], self.y[rows]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it is meant to end before it converges
+            begin = time.perf_counter()
+            self.estimator.set_params(max_iter=epochs).fit(X, y)
+            return time.perf_counter() - begin
+
+    def calibrate(self, seconds):
+        """Choose how much to train in one measurement, so that it takes about so long."""
+        # A slow one gets a shorter epoch: 50 batches tell about how slow it is.
+        rows = slice(0, 50 * self.batch_size)
+        batches = min(50, self.per_amount)
+        rate = 2 * batches / max(self._fit(3, rows) - self._fit(1, rows), 1e-6)
+        n_batches = min(self.per_amount, max(2, round(seconds * rate)))
+        self.X, self.y = self.X[: n_batches * self.batch_size], self.y[: n_batches * self.batch_size]
+        self.per_amount = n_batches
+        return super().calibrate(seconds)
+
+    def run(self, amount):
+        """Train from fresh weights; return the seconds, and those of it that are no training."""
+        short = self._fit(1)
+        return self._fit(1 + amount), short
+
+    def one_epoch(self):
+        """Train once on all data."""
+        self._fit(1)
+
+    def params(self):
+        """Return the weights and biases, as those of `start`."""
+        return [*self.estimator.coefs_, *self.estimator.intercepts_]
+
+
+class Fastbp(Estimator):
+    """fastbp through its public estimator."""
+
+    def make(self, chosen):
+        """Return the estimator with these parameters."""
+        from fastbp import BackpropClassifier
+
+        return BackpropClassifier(**chosen, loss=self.loss, n_jobs=self.threads)
+
+
+class ScikitLearn(Estimator):
+    """scikit-learn's MLPClassifier."""
+
+    def make(self, chosen):
+        """Return the estimator with these parameters."""
+        from sklearn.neural_network import MLPClassifier
+
+        self.note = "log loss" if self.loss == "squared_error" else ""
+        return MLPClassifier(**chosen)
+
+
+class NumPy(Contestant):
+    """Plain NumPy."""
+
+    def prepare(self):
+        """Compile, or do once what need not be timed."""
+        from numpy.random import default_rng
+
+        self.note = "no loss"
+        self.rng = default_rng(0)
+
+    def run(self, amount):
+        """Train from fresh weights; return the seconds, and those of it that are no training."""
+        from fastbp.plain import PlainNetwork
+
+        # Anything but these two losses gives logistic outputs whose delta is a - y.
+        self.network = PlainNetwork(
+            self.start[: self.n_layers], self.start[self.n_layers :], activation=self.activation, alpha=0.0,
+            loss=self.loss if self.units[-1] > 1 else "log loss of one unit", solver=self.solver,
+            learning_rate=self.rate, beta_1=BETA_1, beta_2=BETA_2, epsilon=EPSILON,
+        )  # fmt: skip
+        begin = time.perf_counter()
+        rows = amount * self.batch_size
+        while rows > 0:
+            order = self.rng.permutation(len(self.X))[:rows]
+            self.network.epoch(self.X, self.Y, order, self.batch_size)
+            rows -= len(order)
+        return time.perf_counter() - begin, 0.0
+
+    def params(self):
+        """Return the weights and biases, as those of `start`."""
+        return self.network.params
+
+
+class Torch(Contestant):
+    """PyTorch, eager."""
+
+    def prepare(self):
+        """Compile, or do once what need not be timed."""
+        import torch
+        import torch.nn.functional as F
+
+        torch.set_num_threads(self.threads)
+        torch.set_flush_denormal(True)
+        self.torch, self.F = torch, F
+        self.inputs = torch.from_numpy(self.X)
+        # Cross entropy is faster with class numbers than with rows of 0 and 1.
+        numbers = self.loss == "log_loss" and self.units[-1] > 1
+        self.targets = torch.from_numpy(self.y if numbers else self.Y)
+        self.act = torch.relu if self.activation == "relu" else torch.sigmoid
+        # As nn.Linear keeps them: weights of shape (fan_out, fan_in).
+        self.first = [torch.from_numpy(p.T.copy()) for p in self.start]
+        self.weights = [p.clone() for p in self.first]
+        self.make_step()
+        self.per_epoch = False
+        self.run(2)
+
+    def make_step(self):
+        """Build the module and warm the step up."""
+        torch = self.torch
+        layers = []
+        for layer, (fan_in, fan_out) in enumerate(zip(self.units[:-1], self.units[1:], strict=True)):
+            linear = torch.nn.Linear(fan_in, fan_out)
+            linear.weight = torch.nn.Parameter(self.weights[layer])
+            linear.bias = torch.nn.Parameter(self.weights[self.n_layers + layer])
+            layers += [linear, torch.nn.ReLU() if self.activation == "relu" else torch.nn.Sigmoid()]
+        self.module = torch.nn.Sequential(*layers[:-1])
+        self.loss_of_batch = lambda x, target: self._loss(self.module(x), target)
+
+    def _loss(self, z, target):
+        if self.loss == "squared_error":
+            return self.F.mse_loss(self.torch.sigmoid(z), target, reduction="sum") * (0.5 / self.batch_size)
+        if self.units[-1] == 1:
+            return self.F.binary_cross_entropy_with_logits(z, target)
+        return self.F.cross_entropy(z, target)
+
+    def _optimizer(self):
+        parameters = self.module.parameters()
+        if self.solver == "adam":
+            return self.torch.optim.Adam(parameters, lr=self.rate, betas=(BETA_1, BETA_2), eps=EPSILON, fused=True)
+        # For so few parameters the plain loop over them is faster than `fused` and `foreach`.
+        return self.torch.optim.SGD(parameters, lr=self.rate, foreach=False)
+
+    def reset(self):
+        """Go back to the first weights."""
+        with self.torch.no_grad():
+            for p, q in zip(self.weights, self.first, strict=True):
+                p.copy_(q)
+
+    def calibrate(self, seconds):
+        """Choose how much to train in one measurement, so that it takes about so long."""
+        trial = min(len(self.X) // self.batch_size, 200)
+        spent = {}
+        for self.per_epoch in (False, True):
+            self.run(10)
+            spent[self.per_epoch] = min(self.run(trial)[0] for _ in range(3))
+        self.per_epoch = spent[True] < spent[False]
+        self.note = "order applied per " + ("epoch" if self.per_epoch else "batch")
+        return super().calibrate(seconds)
+
+    def _batches(self, amount):
+        size = self.batch_size
+        while amount > 0:
+            order = self.torch.randperm(len(self.inputs))[: amount * size]
+            amount -= len(order) // size
+            if self.per_epoch:
+                inputs = self.inputs.index_select(0, order).split(size)
+                yield from zip(inputs, self.targets.index_select(0, order).split(size), strict=True)
+            else:
+                for rows in order.split(size):
+                    yield self.inputs.index_select(0, rows), self.targets.index_select(0, rows)
+
+    def run(self, amount):
+        """Train from fresh weights; return the seconds, and those of it that are no training."""
+        self.reset()
+        optimizer = self._optimizer()
+        begin = time.perf_counter()
+        total = 0.0
+        for x, target in self._batches(amount):
+            optimizer.zero_grad()
+            loss = self.loss_of_batch(x, target)
+            loss.backward()
+            optimizer.step()
+            total += loss.item()  # on a CPU nothing waits for this; adding tensors up takes longer
+        return time.perf_counter() - begin, 0.0
+
+    def params(self):
+        """Return the weights and biases, as those of `start`."""
+        return [p.detach().numpy().T for p in self.weights]
+
+
+class TorchCompile(Torch):
+    """PyTorch, the whole step compiled as one graph.
+
+    The step is written with `torch.func`: of modules and optimizers, `torch.compile` makes several graphs with Python
+    between them, which was two to five times as slow on small networks.
+    """
+
+    def make_step(self):
+        """Compile the whole step, or what of it can be compiled."""
+        torch = self.torch
+        self.moments = [[torch.zeros_like(p) for p in self.weights] for _ in range(2)]
+        self.steps, self.total = torch.zeros(()), torch.zeros(())
+        try:
+            torch._inductor.config.cpp_wrapper = True  # calls the kernels from C++
+            self.step = torch.compile(self._step, fullgraph=True, dynamic=False)
+            self.run(2)
+            self.note = "whole step in one graph"
+        except Exception as error:
+            torch._inductor.config.cpp_wrapper = False
+            torch._dynamo.reset()
+            self.step = None
+            super().make_step()
+            self.loss_of_batch = torch.compile(self.loss_of_batch, dynamic=False)
+            self.note = f"FALLBACK, loss and gradient compiled, eager fused optimizer ({type(error).__name__})"
+
+    def _step(self, rows):
+        torch, n = self.torch, self.n_layers
+        x, target = self.inputs.index_select(0, rows), self.targets.index_select(0, rows)
+
+        def loss_of(weights):
+            a = x
+            for layer in range(n):
+                a = self.F.linear(a, weights[layer], weights[n + layer])
+                a = self.act(a) if layer < n - 1 else a
+            return self._loss(a, target)
+
+        grads, loss = torch.func.grad_and_value(loss_of)(self.weights)
+        if self.solver == "sgd":
+            for p, g in zip(self.weights, grads, strict=True):
+                p.sub_(g, alpha=self.rate)
+        else:
+            self.steps.add_(1)
+            size = self.rate * torch.sqrt(1 - BETA_2**self.steps) / (1 - BETA_1**self.steps)
+            for p, g, m, v in zip(self.weights, grads, *self.moments, strict=True):
+                m.lerp_(g, 1 - BETA_1)
+                v.mul_(BETA_2).addcmul_(g, g, value=1 - BETA_2)
+                p.sub_(size * m / (v.sqrt() + EPSILON))
+        self.total.add_(loss)
+
+    def calibrate(self, seconds):
+        """Choose how much to train in one measurement, so that it takes about so long."""
+        return Contestant.calibrate(self, seconds)
+
+    def run(self, amount):
+        """Train from fresh weights; return the seconds, and those of it that are no training."""
+        if self.step is None:
+            return super().run(amount)
+        self.reset()
+        for moment in self.moments:
+            for p in moment:
+                p.zero_()
+        self.steps.zero_()
+        begin = time.perf_counter()
+        self.total.zero_()
+        while amount > 0:
+            order = self.torch.randperm(len(self.inputs))[: amount * self.batch_size]
+            amount -= len(order) // self.batch_size
+            for rows in order.split(self.batch_size):
+                self.step(rows)
+        self.total.item()
+        return time.perf_counter() - begin, 0.0
+
+
+class Jax(Contestant):
+    """JAX, a whole epoch in one jitted scan."""
+
+    def prepare(self):
+        """Compile, or do once what need not be timed."""
+        import jax
+        import numpy as np
+
+        self.jax, self.rng = jax, np.random.default_rng(0)
+        self.per_amount = len(self.X) // self.batch_size
+        self.inputs, self.targets = jax.numpy.asarray(self.X), jax.numpy.asarray(self.Y)
+        # Sorting random keys, as JAX shuffles, can take longer than the training of a small network. Unrolled
+        # steps save the scan's own cost, which is seen in small batches only.
+        work = self.batch_size * sum(a * b for a, b in zip(self.units[:-1], self.units[1:], strict=True))
+        unrolled = (1, 4, 16) if work < 2e6 else (1,)
+        self.ways = {("JAX", 1): self._epoch(True, 1)} | {("NumPy", u): self._epoch(False, u) for u in unrolled}
+        for way in self.ways:
+            self._try(way)
+
+    def _try(self, way):
+        self.way = way
+        return self.run(1)[0]
+
+    def _loss(self, params, x, target):
+        jax, n = self.jax, self.n_layers
+        for layer in range(n):
+            z = x @ params[layer] + params[n + layer]
+            x = jax.nn.relu(z) if self.activation == "relu" else jax.nn.sigmoid(z)
+        if self.loss == "squared_error":
+            return 0.5 * ((x - target) ** 2).sum() / self.batch_size
+        if self.units[-1] == 1:
+            return (jax.nn.softplus(z) - target * z).mean()
+        return (jax.nn.logsumexp(z, axis=1) - (target * z).sum(axis=1)).mean()
+
+    def _step(self, state, inputs, targets):
+        params, first, second, steps = state
+        loss, grads = self.jax.value_and_grad(self._loss)(params, inputs, targets)
+        steps = steps + 1
+        if self.solver == "sgd":
+            return ([p - self.rate * g for p, g in zip(params, grads, strict=True)], first, second, steps), loss
+        first = [BETA_1 * m + (1 - BETA_1) * g for m, g in zip(first, grads, strict=True)]
+        second = [BETA_2 * v + (1 - BETA_2) * g * g for v, g in zip(second, grads, strict=True)]
+        size = self.rate * self.jax.numpy.sqrt(1 - BETA_2**steps) / (1 - BETA_1**steps)
+        params = [
+            p - size * m / (self.jax.numpy.sqrt(v) + EPSILON) for p, m, v in zip(params, first, second, strict=True)
+        ]
+        return (params, first, second, steps), loss
+
+    def _epoch(self, shuffle, unroll):
+        jax = self.jax
+        n = len(self.X)
+
+        def epoch(state, seed, inputs, targets):
+            order = jax.random.permutation(jax.random.key(seed), n) if shuffle else seed
+
+            def step(state, rows):
+                x, target = (a.at[rows].get(mode="promise_in_bounds") for a in (inputs, targets))
+                return self._step(state, x, target)
+
+            state, losses = jax.lax.scan(step, state, order.reshape(-1, self.batch_size), unroll=unroll)
+            return state, losses.mean()
+
+        return jax.jit(epoch, donate_argnums=0)
+
+    def run(self, amount):
+        """Train from fresh weights; return the seconds, and those of it that are no training."""
+        jnp, epoch = self.jax.numpy, self.ways[self.way]
+        params = [jnp.array(p) for p in self.start]
+        zeros = [jnp.zeros_like(p) for p in params] if self.solver == "adam" else []
+        state = self.jax.block_until_ready((params, zeros, [jnp.zeros_like(p) for p in zeros], jnp.float32(0)))
+        begin = time.perf_counter()
+        for number in range(amount):
+            order = number if self.way[0] == "JAX" else self.rng.permutation(len(self.X)).astype("int32")
+            state, loss = epoch(state, order, self.inputs, self.targets)
+        loss.block_until_ready()
+        spent = time.perf_counter() - begin
+        self.last = state[0]
+        return spent, 0.0
+
+    def calibrate(self, seconds):
+        """Choose how much to train in one measurement, so that it takes about so long."""
+        spent = {way: min(self._try(way) for _ in range(3)) for way in self.ways}
+        self.way = min(spent, key=spent.get)
+        self.note = f"order from {self.way[0]}, unrolled {self.way[1]}"
+        return super().calibrate(seconds)
+
+    def params(self):
+        """Return the weights and biases, as those of `start`."""
+        return self.last
+
+
+class Peak:
+    """What the cores can do: fused multiply-adds in registers, nothing else."""
+
+    note = ""
+
+    def __init__(self, job):
+        import common
+
+        self.work, self.flops = common.register_work("float32", job["threads"])
+
+    def measure(self):
+        """Return the GFLOP/s of the best of several calls."""
+        best = float("inf")
+        for _ in range(20):
+            begin = time.perf_counter()
+            self.work()
+            best = min(best, time.perf_counter() - begin)
+        return self.flops / best / 1e9
+
+
+MAKE = {
+    "fastbp": Fastbp, "PyTorch": Torch, "torch.compile": TorchCompile, "JAX": Jax, "scikit-learn": ScikitLearn,
+    "NumPy": NumPy, "peak": Peak,
+}  # fmt: skip
