@@ -65,7 +65,7 @@ def _deltas(kernels, layer, below, m, weights, space, rank, size):
 
 @njit(**common.NJIT)
 def _gradient(kernels, layer, below, m, weights, space, rank, size):
-    """Compute A^T D for this thread's rows of the weights, as `backprop._descend`; without update, not flipped."""
+    """Compute A^T D for this thread's rows of the weights; `backprop._descend` shares out blocks, and updates."""
     width = lane_count(pointer(space, 0))
     first, last = share(layer[AT.fan_in], BLOCK_ROWS, rank, size)
     source = pointer(space, layer[AT.source])

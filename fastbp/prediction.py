@@ -93,7 +93,7 @@ class Predictor:
         table, size = network.workspace(block * n_threads)
         sparse = n >= MANY_ROWS and training.mostly_zero(x)
         marks, listed = training.room_for_lists(network.units[0], block * n_threads, n_threads) if sparse else (0, 0)
-        kernels = matmul.kernel_addresses(network.dtype, sparse=sparse)
+        kernels = matmul.kernel_addresses(network.dtype, writing=False, sparse=sparse)
         bad = np.zeros(n_threads, np.int64)
         args = (
             x, np.arange(n), table, network.coefficients, network.pack(self._coefs, self._intercepts),

@@ -218,6 +218,8 @@ class Session:
         self._train = online.train_online if one_by_one else backprop.train
         n_grads = network.n_params if chunk < batch_size or one_by_one else 0
         marks, listed = room_for_lists(network.units[0], chunk, self.n_threads) if sparse else (0, 0)
+        n_bytes = params.nbytes + memory.first.nbytes + memory.second.nbytes
+        writing = backprop.count_arrays_ahead(n_bytes, self.n_threads, memory.second.size > 0) > 0
         self.state = backprop.State(
             table=table,
             coefficients=network.coefficients,
@@ -229,7 +231,7 @@ class Session:
             space=aligned_zeros(size, network.dtype),
             row_loss=np.zeros(chunk),
             squares=np.zeros(network.count_blocks(backprop.BLOCK_ROWS)),
-            kernels=matmul.kernel_addresses(network.dtype, sparse=sparse, dense=not one_by_one),
+            kernels=matmul.kernel_addresses(network.dtype, dense=not one_by_one, writing=writing, sparse=sparse),
             marks=np.zeros(marks, np.uint16),
             listed=np.zeros(listed, np.int32),
             ahead=np.zeros(self.n_threads * backprop.room_ahead(network.units[0]), np.int64),

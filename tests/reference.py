@@ -6,14 +6,9 @@ A. J. Maren, "Backpropagation" (2020), Eqs. 6.1 to 6.30; A. Lopez Davila, "Neura
 The Backpropagation Algorithm", secs. 2 to 5.
 """
 
-from fractions import Fraction
-from math import frexp, ldexp
-
 import numpy as np
 from scipy.special import expit, softmax, xlogy
 from scipy.stats import norm
-
-from fastbp.kernels.intrinsics import HAS_FMA
 
 
 def logistic_slope(z, slope=1.0):
@@ -117,22 +112,3 @@ def adam_naive(params, grads, first, second, t, rate, beta_1=0.9, beta_2=0.999, 
         m[...] = beta_1 * m + (1 - beta_1) * g
         v[...] = beta_2 * v + (1 - beta_2) * g**2
         w -= rate * np.sqrt(1 - beta_2**t) / (1 - beta_1**t) * m / (np.sqrt(v) + epsilon)
-
-
-_DIGITS = {np.float32: 24, np.float64: 53}
-
-
-def _rounded(value, dtype):
-    """Round an exact number to the nearest of a type, ties to even."""
-    if value == 0:
-        return 0.0
-    places = _DIGITS[dtype] - frexp(float(value))[1]
-    return ldexp(round(value * Fraction(2) ** places), -places)
-
-
-def fma_naive(x, y, z, dtype):
-    """Return x y + z, rounded once where the machine has FMA, else twice."""
-    product = Fraction(float(x)) * Fraction(float(y))
-    if not HAS_FMA:
-        product = Fraction(_rounded(product, dtype))
-    return _rounded(product + Fraction(float(z)), dtype)

@@ -1,6 +1,7 @@
 import pickle
 from dataclasses import FrozenInstanceError, asdict
 from fractions import Fraction
+from itertools import product
 
 import numpy as np
 import pytest
@@ -201,9 +202,11 @@ def test_relu_has_no_derivative_at_its_kink():
 def test_softmax(dtype):
     rng = np.random.default_rng(0)
     eps = np.finfo(dtype).eps
-    for n in range(1, 70):
-        z = (3 * rng.normal(size=(1 + n % 5, n))).astype(dtype)
+    width = lanes(np.dtype(dtype).itemsize)
+    for n, m in product(range(1, 70), (1, 3, width - 1, width, width + 1, 2 * width + 3)):
+        z = (3 * rng.normal(size=(m, n))).astype(dtype)
         a = softmax_of(z)
+        np.testing.assert_array_equal(a[-1], softmax_of(z[-1])[0])  # the same bits among other rows
         expected = reference.VALUE["softmax"](z.astype(np.float64))
         np.testing.assert_allclose(a, expected, rtol=50 * eps)
         np.testing.assert_allclose(a.sum(axis=1, dtype=np.float64), 1, rtol=n * eps)
@@ -215,11 +218,11 @@ def test_softmax(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", [5, 37])
 def test_nan_comes_through_softmax(n, dtype):
-    for place in (0, n - 1):
-        rows = np.zeros((3, n), dtype)
-        rows[1, place] = np.nan
+    for m, row, place in product((3, 40), (1, -1), (0, n - 1)):
+        rows = np.zeros((m, n), dtype)
+        rows[row, place] = np.nan
         a = softmax_of(rows)
-        assert np.isnan(a[1]).all() and np.isfinite(a[[0, 2]]).all()
+        assert np.isnan(a[row]).all() and np.isfinite(np.delete(a, row, axis=0)).all()
 
 
 def test_names_are_those_of_the_table():

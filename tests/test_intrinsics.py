@@ -19,6 +19,7 @@ from fastbp.kernels.intrinsics import (
     pointer,
     pointer_at,
     prefetch,
+    prefetch_to_write,
     put,
     restore_subnormals,
     shift,
@@ -88,6 +89,24 @@ def test_call_at():
     address = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
     run_call_at(address, values, pair, 3)
     assert values.tolist() == [21.5, 0]
+
+
+@njit
+def run_prefetch(values):
+    prefetch(pointer(values, 0), 1)
+
+
+@njit
+def run_prefetch_to_write(values):
+    prefetch_to_write(pointer(values, 0), 1)
+
+
+@pytest.mark.skipif("prfchw" not in intrinsics._FEATURES, reason="this machine has one kind of prefetch only")
+@pytest.mark.parametrize(("run", "instruction"), [(run_prefetch, "prefetcht0"), (run_prefetch_to_write, "prefetchw")])
+def test_prefetch(run, instruction):
+    run(np.zeros(3))
+    (code,) = run.inspect_asm().values()
+    assert instruction in code
 
 
 # --- modes ---

@@ -206,7 +206,7 @@ print(json.dumps({
 # All that a first fit and a prediction need: each takes time. Nothing for inputs that are mostly zero, for several
 # threads, for other activations.
 COMPILED = [
-    "_logistic", "_logistic_slope", "_relu", "_relu_slope", "multiply_ahead", "multiply_panel", "predict", "train",
+    "_logistic", "_logistic_slope", "_relu", "_relu_slope", "multiply_panel", "multiply_reading", "predict", "train",
 ]  # fmt: skip
 
 

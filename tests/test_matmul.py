@@ -14,7 +14,7 @@ from fastbp.kernels.matmul import (
     matmul_sparse,
     multiply_block,
     multiply_panel,
-    multiply_panel_ahead,
+    multiply_panel_writing,
     pack_transposed,
 )
 from fastbp.kernels.tiles import MARKED, MR, NV
@@ -81,16 +81,16 @@ def run_multiply_panel(kernels, m, nv, k, a, a_row, a_col, b, b_row, d, d_at, d_
 
 
 @njit
-def run_multiply_panel_ahead(kernels, m, nv, k, a, a_row, a_col, b, b_row, d, d_at, d_row, c, c_at, c_row):
-    lines = 64 * np.arange(3 + 10 * m)  # what is asked for is not read: any address will do
+def run_multiply_panel_writing(kernels, m, nv, k, a, a_row, a_col, b, b_row, d, d_at, d_row, c, c_at, c_row):
+    lines = 64 * np.arange(1 + m * m)  # what is asked for is not read: any address will do
     a, b, d, c, ahead = pointer(a, 0), pointer(b, 0), pointer(d, d_at), pointer(c, c_at), pointer(lines, 0)
     kernels = pointer(kernels, 0)
-    multiply_panel_ahead(kernels, m, nv, k, ahead, lines.size, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
+    multiply_panel_writing(kernels, m, nv, k, ahead, lines.size, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("run", [run_multiply_panel, run_multiply_panel_ahead])
+@pytest.mark.parametrize("run", [run_multiply_panel, run_multiply_panel_writing])
 def test_multiply_panel(run, dtype, transposed):
     """With A transposed it is the gradient of the weights: units by samples, times samples by units."""
     rng = np.random.default_rng(1)

@@ -2,9 +2,9 @@ from itertools import product
 
 import numpy as np
 import pytest
+from exact import fma_naive
 from numba import njit
 from numba.core.errors import TypingError
-from reference import fma_naive
 
 from fastbp.kernels.intrinsics import (
     lane_count,

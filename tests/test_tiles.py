@@ -2,8 +2,8 @@ from itertools import product
 
 import numpy as np
 import pytest
+from exact import fma_naive
 from numba import njit
-from reference import fma_naive
 
 from fastbp.kernels.intrinsics import (
     lanes,
@@ -18,8 +18,9 @@ from fastbp.kernels.tiles import (
     append_marked,
     append_set_bits,
     micro_kernel,
-    micro_kernel_ahead,
     micro_kernel_listed,
+    micro_kernel_reading,
+    micro_kernel_writing,
     nonzero_bits,
     row_kernel,
     short_row_kernel,
@@ -141,24 +142,32 @@ def test_tile_over_listed_indices(dtype):
 
 
 @njit
-def run_ahead(mr, nv, k, read, written, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
-    n_read, n_written, read, written = read.size, written.size, pointer(read, 0), pointer(written, 0)
+def run_reading(mr, nv, k, ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
+    n_ahead, ahead = ahead.size, pointer(ahead, 0)
     a, b, d, c = pointer(a, 0), pointer(b, 0), pointer(d, 0), pointer(c, 0)
-    micro_kernel_ahead(mr, nv, k, read, n_read, written, n_written, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
+    micro_kernel_reading(mr, nv, k, ahead, n_ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
+
+
+@njit
+def run_writing(mr, nv, k, ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
+    n_ahead, ahead = ahead.size, pointer(ahead, 0)
+    a, b, d, c = pointer(a, 0), pointer(b, 0), pointer(d, 0), pointer(c, 0)
+    micro_kernel_writing(mr, nv, k, ahead, n_ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_tile_that_asks_for_memory(dtype):
+@pytest.mark.parametrize("run", [run_reading, run_writing])
+def test_tile_that_asks_for_memory(run, dtype):
     a, b, d = operands(dtype, 50)
     row = b.shape[1]
-    for n_read, n_written in ((1, 1), (7, 1), (1, 7), (50, 12), (20, 60)):
+    for n_ahead in (1, 7, 50, 60):
         # What is asked for is neither read nor written: any address will do.
-        read, written = np.arange(n_read) * 64, np.arange(n_written) * 64
+        ahead = np.arange(n_ahead) * 64
         for mr in range(1, MR + 1):
             for nv in range(1, NV + 1):
                 c = np.zeros((mr, nv * lanes(b.itemsize)), dtype)
-                args = (read, written, a.ravel(), 50, 1, b.ravel(), row, d.ravel(), row)
-                run_ahead(mr, nv, 50, *args, c.ravel(), c.shape[1])
+                args = (ahead, a.ravel(), 50, 1, b.ravel(), row, d.ravel(), row)
+                run(mr, nv, 50, *args, c.ravel(), c.shape[1])
                 np.testing.assert_array_equal(c, tile(mr, nv, a, b, d))
 
 

@@ -1,7 +1,7 @@
 """Forward and backward passes, and training over many batches in one call.
 
 A batch goes through in two phases. In the first each thread takes rows of the batch from
-the input to the deltas of all layers; in the second each thread takes rows of the weights,
+the input to the deltas of all layers; in the second each thread takes blocks of the weights,
 sums their gradient over the whole batch and updates them while it is in the cache. No sum
 is split between threads, so that the result has the same bits for any number of them.
 
@@ -45,12 +45,12 @@ from fastbp.kernels.matmul import (
     LIST_BLOCK,
     MATMUL_SPARSE,
     MULTIPLY,
-    MULTIPLY_AHEAD,
     MULTIPLY_BLOCK,
+    MULTIPLY_READING,
     NONE,
     ONE,
     matmul_nn,
-    multiply_panel_ahead,
+    multiply_panel_writing,
     pack_transposed,
     tile_heights,
 )
@@ -71,8 +71,9 @@ LINE, FEW_LINES = 64, 4
 # that it is pushed out of the cache again.
 ROWS_AHEAD = 2 * MR
 # Bytes of parameters and the optimizer's memory from which on they are asked for too: less than that stays in the
-# second level of the cache from one batch to the next. On several threads the parameters alone are asked for, as other
-# threads have read them: block by block where a block is some time's work, all at once where it is not.
+# second level of the cache from one batch to the next. On several threads the parameters are asked for in any case, as
+# other threads have read them. From MEDIUM on that goes on during the product for the block before, else just before
+# the block's own; the first layer's are not where zeros are left out.
 LARGE, MEDIUM = 2**21, 2**19
 
 
@@ -159,7 +160,7 @@ class Training(NamedTuple):
     squares: Any
     settings: Any
     scratch: Any  # this thread's part
-    n_ahead: int  # arrays that are asked for before they are updated: parameters, and the optimizer's memory
+    n_ahead: int  # see count_arrays_ahead
 
 
 _read_layer = reader_of(Layer)
@@ -232,14 +233,14 @@ BLOCK_TILES = -(-BLOCK_ROWS // MR)
 def room_ahead(n_inputs):
     """Return the room for the addresses that a thread lists at once.
 
-    That is a line for each step of the first layer's sums, or those of a block and of what the optimizer keeps of it,
+    That is a line for each step of the first layer's sums, or those of a block and of what the optimizer keeps of it;
     and a vector more, as they are written so.
     """
     return max(n_inputs, 3 * BLOCK_LINES) + VECTOR_BITS // 64
 
 
 @inlined
-def _list_row(begins, n_bytes, lines, count, room):
+def _list_lines(begins, n_bytes, lines, count, room):
     """Append the cache lines of so many bytes to a list of addresses, as long as there is room; return its length."""
     n_lines = min((begins % LINE + n_bytes + LINE - 1) // LINE, room - count)
     for j in range(0, n_lines, lane_count(lines)):
@@ -255,7 +256,7 @@ def _list_samples(samples, begin, end, room):
     for i in range(begin, end):
         sample = get(samples.order, min(i, samples.n_seen - 1))
         _ask_for_targets(samples, sample)
-        count = _list_row(address(samples.x, sample * samples.n_inputs), n_bytes, samples.ahead, count, room)
+        count = _list_lines(address(samples.x, sample * samples.n_inputs), n_bytes, samples.ahead, count, room)
     return count
 
 
@@ -289,14 +290,12 @@ def take_and_multiply(net, samples, position, first, last, stride):
         # Rows behind the last one are, but for some at the border, those of this thread in the batches that follow.
         batches, row_ahead = divmod(i - first + ROWS_AHEAD, last - first)
         upcoming = position + first + batches * stride + row_ahead
-        n_read = _list_samples(samples, upcoming, upcoming + rows, k)
-        z = shift(net.space, layer.z + i * layer.row)
-        put(samples.ahead, n_read, address(z, 0))
+        n_ahead = _list_samples(samples, upcoming, upcoming + rows, k)
         args = (
-            rows, nv, k, samples.ahead, n_read, shift(samples.ahead, n_read), ONE, shift(source, i * row), row, ONE,
-            weights, nv * width, bias, NONE, z, layer.row,
+            rows, nv, k, samples.ahead, n_ahead, shift(source, i * row), row, ONE, weights, nv * width, bias, NONE,
+            shift(net.space, layer.z + i * layer.row), layer.row,
         )  # fmt: skip
-        call_at(get(net.kernels, MULTIPLY_AHEAD), args)
+        call_at(get(net.kernels, MULTIPLY_READING), args)
         i += rows
     done = nv * width
     if done < layer.padded:
@@ -424,6 +423,7 @@ class Part(NamedTuple):
     n_columns: int  # with their padding
     panel_rows: int
     n_panels: int
+    n_blocks: int  # of all threads
     first: int  # blocks of this thread: all panels of some rows, then of the next
     last: int
 
@@ -445,8 +445,9 @@ def part_of(layer, width, rank, n_threads):
     if layer.flipped:
         n_rows, n_columns, panel_rows = layer.fan_out, layer.rows, layer.padded
     n_panels = (n_columns + NV * width - 1) // (NV * width)
-    first, last = share((n_rows + BLOCK_ROWS - 1) // BLOCK_ROWS * n_panels, ONE, rank, n_threads)
-    return Part(n_rows, n_columns, panel_rows, n_panels, first, last)
+    n_blocks = (n_rows + BLOCK_ROWS - 1) // BLOCK_ROWS * n_panels
+    first, last = share(n_blocks, ONE, rank, n_threads)
+    return Part(n_rows, n_columns, panel_rows, n_panels, n_blocks, first, last)
 
 
 @inlined
@@ -463,19 +464,21 @@ def _list_block(net, training, lines, block):
     """List the cache lines of a block, and what comes from afar of the optimizer's memory of it; return how many."""
     n = block.rows * block.row
     n_bytes, room = n * itemsize(net.params), 3 * BLOCK_LINES
-    count = _list_row(address(net.params, block.offset), n_bytes, lines, NONE, room)
+    count = _list_lines(address(net.params, block.offset), n_bytes, lines, NONE, room)
     if training.n_ahead > 1:
-        count = _list_row(address(training.first, block.offset), n_bytes, lines, count, room)
+        count = _list_lines(address(training.first, block.offset), n_bytes, lines, count, room)
     if training.n_ahead > 2:
-        count = _list_row(address(training.second, block.offset), n_bytes, lines, count, room)
+        count = _list_lines(address(training.second, block.offset), n_bytes, lines, count, room)
     return count
 
 
 @inlined
 def _ask_to_write(net, block):
     """Ask for the cache lines of a block that other threads have read."""
-    for i in range(block.offset, block.offset + block.rows * block.row, LINE // itemsize(net.params)):
+    last = block.offset + block.rows * block.row - 1
+    for i in range(block.offset, last, LINE // itemsize(net.params)):
         prefetch_to_write(net.params, i)
+    prefetch_to_write(net.params, last)
 
 
 @jit
@@ -509,7 +512,8 @@ def _descend(net, training, ahead, solver, size, alpha, m, divisor, begins, ends
     """
     width = lane_count(net.params)
     nr = NV * width
-    in_place = begins and ends and solver != NO_UPDATE  # the gradient is needed here and now only
+    updates = ends and solver != NO_UPDATE
+    in_place = begins and updates  # the gradient is needed here and now only
     asking = training.n_ahead > 0 and in_place and m * BLOCK_TILES >= training.n_ahead * BLOCK_LINES
     zeros = net.space  # begins with zeros
     one = training.scratch
@@ -531,6 +535,8 @@ def _descend(net, training, ahead, solver, size, alpha, m, divisor, begins, ends
             x, y = shift(net.space, a + block.p), shift(net.space, b + block.j)
             out = tile if in_place else shift(training.grads, block.offset)
             start, start_row = (zeros, 0) if begins else (out, row)
+            if n_threads > 1 and updates and not sparse and (i == part.first or not asking):
+                _ask_to_write(net, block)
             if sparse:
                 if block.j == 0 or i == part.first:
                     marks = shift(net.marks, block.p // MARKED * net.n_marked)
@@ -538,14 +544,12 @@ def _descend(net, training, ahead, solver, size, alpha, m, divisor, begins, ends
                 args = (count, nv, x, a_row, y, b_row, start, start_row, out, row, net.listed, room)
                 call_at(get(net.kernels, MULTIPLY_BLOCK), args)
             elif asking:
-                following = i + 1 if i + 1 < part.last else i  # behind the last one any lines will do
-                n_ahead = _list_block(net, training, ahead, _block_at(layer, part, following, width))
-                multiply_panel_ahead(
+                following = _block_at(layer, part, min(i + 1, part.last - 1), width)
+                n_ahead = _list_block(net, training, ahead, following)
+                multiply_panel_writing(
                     net.kernels, count, nv, m, ahead, n_ahead, x, ONE, a_row, y, b_row, start, start_row, out, row
                 )
             else:
-                if ends and n_threads > 1:
-                    _ask_to_write(net, block)
                 args = (count, nv, m, x, ONE, a_row, y, b_row, start, start_row, out, row)
                 call_at(get(net.kernels, MULTIPLY), args)
             if ends:
@@ -553,9 +557,9 @@ def _descend(net, training, ahead, solver, size, alpha, m, divisor, begins, ends
                     _clear_padding(out, count, row, layer.fan_in - block.j)
                 squares = step(net, training, solver, size, alpha, divisor, block.offset, out, count * row)
                 put(training.squares, done + i, squares)
-                if layer.transposed >= 0 and solver != NO_UPDATE:
+                if layer.transposed >= 0 and updates:
                     _transpose_block(net, layer, part, block)
-        done += (part.n_rows + BLOCK_ROWS - 1) // BLOCK_ROWS * part.n_panels
+        done += part.n_blocks
         # The bias is the weight of an input that is always one.
         left, right = share(layer.padded, width, rank, n_threads)
         for j in range(left, right, nr):
@@ -592,12 +596,17 @@ def batch_weight(samples, start, stop):
     return total
 
 
-@inlined
-def _count_arrays_ahead(state, wanted):
-    n_bytes = (state.params.size + state.first.size + state.second.size) * state.params.itemsize
+def count_arrays_ahead(n_bytes, n_threads, has_second):
+    """Count the arrays of which blocks are asked for before they are updated: parameters, and the optimizer's memory.
+
+    `n_bytes` are those of all of them.
+    """
     if n_bytes >= LARGE:
-        return 3 if state.second.size else 2
-    return 1 if wanted > 1 and n_bytes >= MEDIUM else 0
+        return 3 if has_second else 2
+    return 1 if n_threads > 1 and n_bytes >= MEDIUM else 0
+
+
+_count_arrays_ahead = jit(count_arrays_ahead)
 
 
 @inlined
@@ -608,10 +617,11 @@ def point_at(data, state, plan, scratch, rank, wanted):
         pointer(state.transposed, 0), pointer(state.space, 0), pointer(state.kernels, 0), state.marks.size > 0,
         pointer(state.marks, 0), plan.chunk, pointer(state.listed, rank * (state.listed.size // wanted)),
     )  # fmt: skip
+    n_bytes = (state.params.size + state.first.size + state.second.size) * state.params.itemsize
     training = Training(
         pointer(state.first, 0), pointer(state.second, 0), pointer(state.grads, 0), pointer(state.row_loss, 0),
         pointer(state.squares, 0), pointer(plan.settings, 0), pointer(scratch, rank * (scratch.size // wanted)),
-        _count_arrays_ahead(state, wanted),
+        _count_arrays_ahead(n_bytes, wanted, state.second.size > 0),
     )  # fmt: skip
     samples = Samples(
         pointer(data.x, 0), data.x.shape[1], pointer(data.y, 0), data.y.shape[1], pointer(data.weight, 0),

@@ -35,7 +35,7 @@ def to_columns(rows, row, m, n, columns):
 
 @jit
 def to_rows(columns, m, n, rows, row):
-    """Set m rows from n columns; what pads the rows to whole vectors becomes zero."""
+    """Set m rows from n columns; what pads the rows to whole vectors becomes zero, and so do the other columns."""
     width = lane_count(rows)
     for j in range(n, width):
         store(columns, j * width, splat(rows, 0.0))
@@ -43,6 +43,6 @@ def to_rows(columns, m, n, rows, row):
         transpose_tile(width, columns, width, rows, row)
         return
     whole = square_like(rows)
-    transpose_tile(width, columns, width, whole, width)
+    transpose_tile(m, columns, width, whole, width)
     for i in range(m):
         store(rows, i * row, load(whole, i * width))

@@ -243,7 +243,8 @@ def square_like(typingctx, base):
     def codegen(context, builder, signature, args):
         element = context.get_data_type(base.dtype)
         count = lanes(base.dtype.bitwidth // 8)
-        place = cgutils.alloca_once(builder, ir.ArrayType(element, count * count))
+        with builder.goto_entry_block():  # once for a call, and not set to zeros
+            place = builder.alloca(ir.ArrayType(element, count * count))
         place.align = 64
         return builder.bitcast(place, element.as_pointer())
 

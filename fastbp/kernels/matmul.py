@@ -30,8 +30,9 @@ from fastbp.kernels.tiles import (
     append_marked,
     append_set_bits,
     micro_kernel,
-    micro_kernel_ahead,
     micro_kernel_listed,
+    micro_kernel_reading,
+    micro_kernel_writing,
     nonzero_bits,
     transpose_tile,
 )
@@ -39,7 +40,7 @@ from fastbp.kernels.tiles import (
 # As arguments these are numbers like any other; a literal would have its function compiled once more.
 NONE, ONE = np.int64(0), np.int64(1)
 # Places in the table of `kernel_addresses`.
-MULTIPLY, MULTIPLY_AHEAD, MATMUL_SPARSE, LIST_BLOCK, MULTIPLY_BLOCK = range(5)
+MULTIPLY, MULTIPLY_READING, MULTIPLY_WRITING, MATMUL_SPARSE, LIST_BLOCK, MULTIPLY_BLOCK = range(6)
 
 
 @inlined
@@ -77,30 +78,31 @@ def multiply_panel(m, nv, k, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
 
 
 @called_by_address
-def multiply_ahead(
-    rows, nv, k, read, n_read, written, n_written, a, a_row, a_col, b, b_row, d, d_row, c, c_row
-):  # fmt: skip
-    """Compute one register tile, and ask for memory; see `micro_kernel_ahead`."""
-    micro_kernel_ahead(
-        rows, nv, k, read, n_read, written, n_written, a, a_row, a_col, b, b_row, d, d_row, c, c_row
-    )  # fmt: skip
+def multiply_reading(rows, nv, k, ahead, n_ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
+    """Compute one register tile, and ask for memory that will be read; see `tiles.micro_kernel_reading`."""
+    micro_kernel_reading(rows, nv, k, ahead, n_ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
+
+
+@called_by_address
+def multiply_writing(rows, nv, k, ahead, n_ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
+    """Compute one register tile, and ask for memory that will be written; see `tiles.micro_kernel_writing`."""
+    micro_kernel_writing(rows, nv, k, ahead, n_ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
 
 
 @inlined
-def multiply_panel_ahead(kernels, m, nv, k, ahead, n_ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
-    """Do as `multiply_panel`, and ask for memory that will be written: at least an address for each tile."""
+def multiply_panel_writing(kernels, m, nv, k, ahead, n_ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
+    """Do as `multiply_panel`, and ask for memory that will be written: at least one line, addresses as for a tile."""
     tiles = (m + MR - 1) // MR
     low, higher = tile_heights(m)
     i = np.int64(0)
     for tile in range(tiles):
         rows = low + 1 if tile < higher else low
         begin, end = n_ahead * tile // tiles, n_ahead * (tile + 1) // tiles
-        lines = shift(ahead, begin)
         args = (
-            rows, nv, k, lines, ONE, lines, end - begin, shift(a, i * a_row), a_row, a_col, b, b_row,
+            rows, nv, k, shift(ahead, begin), end - begin, shift(a, i * a_row), a_row, a_col, b, b_row,
             shift(d, i * d_row), d_row, shift(c, i * c_row), c_row,
         )  # fmt: skip
-        call_at(get(kernels, MULTIPLY_AHEAD), args)
+        call_at(get(kernels, MULTIPLY_WRITING), args)
         i += rows
 
 
@@ -280,7 +282,7 @@ def multiply_block(count, nv, a, a_row, b, b_row, d, d_row, c, c_row, listed, ro
         )  # fmt: skip
 
 
-def kernel_addresses(dtype, *, dense=True, sparse=False):
+def kernel_addresses(dtype, *, dense=True, writing=True, sparse=False):
     """Return where the kernels are that other kernels call, compiled now if need be.
 
     Compiled into each of their callers, the register tiles took a quarter of the time of a first fit.
@@ -289,8 +291,9 @@ def kernel_addresses(dtype, *, dense=True, sparse=False):
     ----------
     dtype : dtype
         float32 or float64.
-    dense, sparse : bool
-        Whether the products of matrices are needed, and those for inputs that are mostly zero.
+    dense, writing, sparse : bool
+        Whether the products of matrices are needed, those that ask for memory to write, and those for inputs that are
+        mostly zero.
 
     Returns
     -------
@@ -299,17 +302,18 @@ def kernel_addresses(dtype, *, dense=True, sparse=False):
     """
     values = types.CPointer(from_dtype(np.dtype(dtype)))
     marks, listed, n = types.CPointer(types.uint16), types.CPointer(types.int32), types.int64
-    lines = types.CPointer(n)
     tile = (values, n, n, values, n, values, n, values, n)
     kinds = {
         MULTIPLY: (multiply_panel, (n, n, n, *tile)),
-        MULTIPLY_AHEAD: (multiply_ahead, (n, n, n, lines, n, lines, n, *tile)),
+        MULTIPLY_READING: (multiply_reading, (n, n, n, types.CPointer(n), n, *tile)),
+        MULTIPLY_WRITING: (multiply_writing, (n, n, n, types.CPointer(n), n, *tile)),
         MATMUL_SPARSE: (matmul_sparse, (n, n, n, values, n, marks, n, n, values, n, values, values, n, listed)),
         LIST_BLOCK: (list_block, (marks, n, n, listed, n)),
         MULTIPLY_BLOCK: (multiply_block, (n, n, values, n, values, n, values, n, values, n, listed, n)),
     }
     addresses = np.zeros(len(kinds), dtype=np.int64)
+    needed = {MULTIPLY: dense, MULTIPLY_READING: dense, MULTIPLY_WRITING: dense and writing}
     for place, (kernel, types_of_arguments) in kinds.items():
-        if dense if place in (MULTIPLY, MULTIPLY_AHEAD) else sparse:
+        if needed.get(place, sparse):
             addresses[place] = address_of(kernel, types_of_arguments)
     return addresses

@@ -122,7 +122,7 @@ def train_online(data, state, plan, losses, scratch, team, wanted):
         set_output_delta(net, plan.loss, samples, batch, 0, 1)
         y = shift(samples.y, get(samples.order, batch) * outputs.fan_out)
         value = loss_of_row(plan.loss, outputs.by_rows, outputs.fan_out, y, shift(net.space, outputs.a), eps)
-        value *= divisor
+        value *= divisor  # the sample's weight
         _backward(net)
         _gradient(net, grads)
         size = get(sizes, batch - plan.first_batch)

@@ -19,10 +19,7 @@ from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, register_model
 
-from fastbp.kernels.intrinsics import emit_first_lanes, emit_fma, emit_masked_load, emit_splat, lanes
-
-_INT32 = ir.IntType(32)
-_INT64 = ir.IntType(64)
+from fastbp.kernels.intrinsics import INT32, emit_first_lanes, emit_fma, emit_masked_load, emit_splat, lanes
 
 
 class Vector(types.Type):
@@ -308,10 +305,10 @@ def _halving(combine, description):
             half = x.count // 2
             while half:
                 order = [(i + half) % x.count for i in range(x.count)]
-                other = builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(_INT32, x.count), order))
+                other = builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(INT32, x.count), order))
                 value = combine(builder, value, other)
                 half //= 2
-            return builder.extract_element(value, _INT32(0))
+            return builder.extract_element(value, INT32(0))
 
         return x.dtype(x), codegen
 

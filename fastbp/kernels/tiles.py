@@ -54,7 +54,11 @@ def micro_kernel(typingctx, mr, nv, k, a, a_row, a_col, b, b_row, d, d_row, c, c
     c, c_row : pointer, int64
         C is (mr, nv * lanes); may be D. No pointer needs an alignment.
     """
-    return _tile_signature(mr, nv, k, a, a_row, a_col, b, b_row, d, d_row, c, c_row), _generate_tiles
+
+    def codegen(context, builder, signature, args):
+        return _emit_tiles(context, builder, signature, args[:3], args[3:])
+
+    return _tile_signature(mr, nv, k, a, a_row, a_col, b, b_row, d, d_row, c, c_row), codegen
 
 
 @intrinsic
@@ -63,43 +67,48 @@ def micro_kernel_listed(typingctx, mr, nv, k, listed, a, a_row, a_col, b, b_row,
 
     Left out are indices for which A is zero in all rows: the results are the same, but for the sign of a zero.
     """
-    return _tile_signature(mr, nv, k, listed, a, a_row, a_col, b, b_row, d, d_row, c, c_row), _generate_tiles
+
+    def codegen(context, builder, signature, args):
+        return _emit_tiles(context, builder, signature, args[:3], args[4:], listed=args[3])
+
+    return _tile_signature(mr, nv, k, listed, a, a_row, a_col, b, b_row, d, d_row, c, c_row), codegen
 
 
-@intrinsic
-def micro_kernel_ahead(
-    typingctx, mr, nv, k, read, n_read, written, n_written, a, a_row, a_col, b, b_row, d, d_row, c, c_row
-):  # fmt: skip
-    """Do as `micro_kernel`, and ask for memory that will be needed soon.
+def _micro_kernel_ahead(*, to_write):
+    @intrinsic
+    def kernel(typingctx, mr, nv, k, ahead, n_ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
+        def codegen(context, builder, signature, args):
+            return _emit_tiles(context, builder, signature, args[:3], args[5:], ahead=(*args[3:5], to_write))
 
-    The pointers `read` and `written` point at lists of at least one address each (int64), in cache lines that will be
-    read, and written. They are asked for at even distances over the `k` steps, so that they arrive without holding
-    the product up; of more than `k` only so many are.
+        return _tile_signature(mr, nv, k, ahead, n_ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row), codegen
+
+    kernel.__doc__ = f"""Do as `micro_kernel`, and ask for memory that will soon be {"written" if to_write else "read"}.
+
+    The pointer `ahead` points at a list of `n_ahead` addresses (int64), at least one, in as many cache lines. They are
+    asked for at even distances over the `k` steps, so that they arrive without holding the product up; of more than
+    `k` only so many are.
     """
-    operands = a, a_row, a_col, b, b_row, d, d_row, c, c_row
-    return _tile_signature(mr, nv, k, read, n_read, written, n_written, *operands), _generate_tiles
+    return kernel
+
+
+micro_kernel_reading = _micro_kernel_ahead(to_write=False)
+micro_kernel_writing = _micro_kernel_ahead(to_write=True)
 
 
 def _tile_signature(*kinds):
     return types.void(*(kind if isinstance(kind, types.CPointer) else types.int64 for kind in kinds))
 
 
-def _generate_tiles(context, builder, signature, args):
+def _emit_tiles(context, builder, signature, shape, operands, listed=None, ahead=None):
     """Build one block of code for each tile shape, chosen by a jump."""
-    mr, nv, k, *operands = args
-    listed, ahead = None, []
-    if len(operands) == 10:
-        listed, *operands = operands
-    elif len(operands) == 13:
-        read, n_read, written, n_written, *operands = operands
-        ahead = [(read, n_read, False), (written, n_written, True)]
+    mr, nv, k = shape
     vector = _vector_of(context, signature.args[-2].dtype)
 
-    def emit(shape):
-        _emit_tile(builder, shape // NV + 1, shape % NV + 1, vector, k, listed, ahead, *operands)
+    def emit(number):
+        _emit_tile(builder, number // NV + 1, number % NV + 1, vector, k, listed, ahead, *operands)
 
-    shape = builder.add(builder.mul(builder.sub(mr, INT64(1)), INT64(NV)), builder.sub(nv, INT64(1)))
-    _emit_choice(builder, "tile", shape, MR * NV, emit)
+    number = builder.add(builder.mul(builder.sub(mr, INT64(1)), INT64(NV)), builder.sub(nv, INT64(1)))
+    _emit_choice(builder, "tile", number, MR * NV, emit)
     return context.get_dummy_value()
 
 
@@ -116,8 +125,9 @@ def _emit_tile(builder, rows, vectors, vector, k, listed, ahead, a, a_row, a_col
         return builder.load(place, align=align)
 
     start = [load(d, d_row, i, j) for i, j in places]
-    # Which line is next: a fraction of the steps, counted in 2^-32.
-    ahead = [(lines, builder.udiv(builder.shl(n, INT64(32)), k), to_write) for lines, n, to_write in ahead]
+    if ahead is not None:
+        lines, n_lines, to_write = ahead
+        share = builder.udiv(builder.shl(n_lines, INT64(32)), k)  # of a line in a step, counted in 2^-32
     before = builder.block
     loop = builder.append_basic_block("tile.loop")
     end = builder.append_basic_block("tile.end")
@@ -137,7 +147,7 @@ def _emit_tile(builder, rows, vectors, vector, k, listed, ahead, a, a_row, a_col
         index = builder.zext(builder.load(builder.gep(listed, [p]), align=4), INT64)
         a_now = emit_offset(builder, a, builder.mul(index, a_col))
         b_now = emit_offset(builder, b, builder.mul(index, b_row))
-    for lines, share, to_write in ahead:
+    if ahead is not None:
         now = builder.lshr(builder.mul(p, share), INT64(32))
         line = builder.inttoptr(builder.load(builder.gep(lines, [now]), align=8), ir.IntType(8).as_pointer())
         emit_prefetch(builder, line, to_write=to_write)
