@@ -228,6 +228,8 @@ def _targets(results, workloads, peaks):
     yield ""
     yield "## Targets"
     yield ""
+    yield "What the project aims at: the ratio to the best peer, and the share of the FMA peak."
+    yield ""
     yield "| workload | threads | ratio wanted | reached | % of peak wanted | reached | |"
     yield "|---|---:|---:|---:|---:|---:|---|"
     for name, wanted in TARGETS.items():
