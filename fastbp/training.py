@@ -218,8 +218,7 @@ class Session:
         self._train = online.train_online if one_by_one else backprop.train
         n_grads = network.n_params if chunk < batch_size or one_by_one else 0
         marks, listed = room_for_lists(network.units[0], chunk, self.n_threads) if sparse else (0, 0)
-        n_bytes = params.nbytes + memory.first.nbytes + memory.second.nbytes
-        writing = backprop.count_arrays_ahead(n_bytes, self.n_threads, memory.second.size > 0) > 0
+        writing = backprop.count_arrays_ahead(params, memory.first, memory.second, self.n_threads) > 0
         self.state = backprop.State(
             table=table,
             coefficients=network.coefficients,

@@ -102,7 +102,7 @@ class State(NamedTuple):
     kernels: np.ndarray  # int64, from matmul.kernel_addresses
     marks: np.ndarray  # (n_groups * chunk + MARKED,) uint16: which inputs are not zero
     listed: np.ndarray  # int32, a part for each thread: lists of them
-    ahead: np.ndarray  # int64, a part for each thread: addresses that will soon be read
+    ahead: np.ndarray  # int64, a part for each thread: addresses that will soon be read or written
     done: np.ndarray  # (1,) int64: batches of this call that are done
 
 
@@ -596,17 +596,15 @@ def batch_weight(samples, start, stop):
     return total
 
 
-def count_arrays_ahead(n_bytes, n_threads, has_second):
-    """Count the arrays of which blocks are asked for before they are updated: parameters, and the optimizer's memory.
-
-    `n_bytes` are those of all of them.
-    """
+def count_arrays_ahead(params, first, second, n_threads):
+    """Count the arrays, of parameters and the optimizer's memory, of which blocks are asked for before their update."""
+    n_bytes = (params.size + first.size + second.size) * params.itemsize
     if n_bytes >= LARGE:
-        return 3 if has_second else 2
+        return 3 if second.size else 2
     return 1 if n_threads > 1 and n_bytes >= MEDIUM else 0
 
 
-_count_arrays_ahead = jit(count_arrays_ahead)
+_count_arrays_ahead = inlined(count_arrays_ahead)
 
 
 @inlined
@@ -617,11 +615,10 @@ def point_at(data, state, plan, scratch, rank, wanted):
         pointer(state.transposed, 0), pointer(state.space, 0), pointer(state.kernels, 0), state.marks.size > 0,
         pointer(state.marks, 0), plan.chunk, pointer(state.listed, rank * (state.listed.size // wanted)),
     )  # fmt: skip
-    n_bytes = (state.params.size + state.first.size + state.second.size) * state.params.itemsize
     training = Training(
         pointer(state.first, 0), pointer(state.second, 0), pointer(state.grads, 0), pointer(state.row_loss, 0),
         pointer(state.squares, 0), pointer(plan.settings, 0), pointer(scratch, rank * (scratch.size // wanted)),
-        _count_arrays_ahead(n_bytes, wanted, state.second.size > 0),
+        _count_arrays_ahead(state.params, state.first, state.second, wanted),
     )  # fmt: skip
     samples = Samples(
         pointer(data.x, 0), data.x.shape[1], pointer(data.y, 0), data.y.shape[1], pointer(data.weight, 0),
