@@ -11,7 +11,7 @@ from sklearn.model_selection import train_test_split
 
 from fastbp import BackpropClassifier, show_versions, warmup
 from fastbp.activations import get_activation
-from fastbp.network import initial_parameters
+from fastbp.initializers import initial_parameters
 from fastbp.plain import PlainNetwork
 
 

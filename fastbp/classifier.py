@@ -3,13 +3,14 @@
 from numbers import Integral
 
 import numpy as np
-from sklearn.base import ClassifierMixin, _fit_context
+from sklearn.base import ClassifierMixin
 from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import check_scalar
-from sklearn.utils.multiclass import _check_partial_fit_first_call, type_of_target, unique_labels
-from sklearn.utils.validation import _check_feature_names, check_is_fitted, column_or_1d
+from sklearn.utils.multiclass import type_of_target, unique_labels
+from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from fastbp.activations import Logistic, Softmax, get_activation
+from fastbp.compat import check_feature_names, check_partial_fit_first_call, fit_context
 from fastbp.estimator import BaseBackprop, targets_and_weights
 
 
@@ -203,7 +204,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         self.dtype = dtype
         self.n_jobs = n_jobs
 
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y, sample_weight=None):
         """Train the network.
 
@@ -245,7 +246,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
             self._fit_network(X, self._binarizer.transform(y), sample_weight, dtype, first=first, one_epoch=False)
         return self
 
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y, sample_weight=None, classes=None):
         """Train for one epoch over the given samples, from where the last call ended.
 
@@ -273,8 +274,8 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         with self._all_or_nothing():
             first = not hasattr(self, "coefs_")
             if not first and self.t_ == 0:
-                _check_feature_names(self, X, reset=True)  # `initialize` does not know them
-            if _check_partial_fit_first_call(self, classes):
+                check_feature_names(self, X, reset=True)  # `initialize` does not know them
+            if check_partial_fit_first_call(self, classes):
                 multilabel = type_of_target(y).startswith("multilabel")
                 self._binarizer = LabelBinarizer().fit(y if multilabel else classes)
             X, y, dtype = self._check_X(X, y, reset=first)
@@ -283,7 +284,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
             self._fit_network(X, self._binarizer.transform(y), sample_weight, dtype, first=first, one_epoch=True)
         return self
 
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fit_context(prefer_skip_nested_validation=True)
     def initialize(self, n_features, classes):
         """Set random weights, those that `fit` with the same `random_state` and dtype begins with, and learn nothing.
 

@@ -19,8 +19,8 @@ from fastbp.kernels import backprop, prediction, threads
 from fastbp.kernels.intrinsics import lanes, pointer
 from fastbp.kernels.matmul import kernel_addresses
 from fastbp.kernels.online import is_small, train_online
-from fastbp.kernels.simd import load_converted, store
-from fastbp.kernels.tiles import MARKED, MR, NV
+from fastbp.codegen.vectors import load_converted, store
+from fastbp.codegen.tiles import MASK_BITS, MR, NV
 from fastbp.losses import LOSSES
 from fastbp.optimizers import NO_UPDATE, SOLVERS, step_sizes
 from fastbp.prediction import Predictor
@@ -176,7 +176,7 @@ class Trainer:
         self.data = backprop.Data(*map(guards.array, (problem.X, problem.Y, problem.weight, order)))
         table, size = network.workspace(self.chunk)
         keeps_grads = optimizer is None or self.chunk < self.batch_size or kernel is train_online
-        marks, listed = training.room_for_lists(network.units[0], self.chunk, n_threads) if sparse else (0, 0)
+        masks, indices = training.index_capacity(network.units[0], self.chunk, n_threads) if sparse else (0, 0)
         self.state = backprop.State(
             table=guards.array(table),
             coefficients=guards.array(network.coefficients),
@@ -189,9 +189,9 @@ class Trainer:
             row_loss=guards.zeros(self.chunk, np.float64),
             squares=guards.zeros(network.count_blocks(backprop.BLOCK_ROWS), np.float64),
             kernels=guards.array(kernel_addresses(dtype, sparse=sparse)),
-            marks=guards.zeros(marks, np.uint16),
-            listed=guards.zeros(listed, np.int32),
-            ahead=guards.zeros(n_threads * backprop.room_ahead(network.units[0]), np.int64),
+            masks=guards.zeros(masks, np.uint16),
+            indices=guards.zeros(indices, np.int32),
+            ahead=guards.zeros(n_threads * backprop.prefetch_capacity(network.units[0]), np.int64),
             done=guards.zeros(1, np.int64),
         )
         self.settings = guards.array(settings)
@@ -299,9 +299,9 @@ def test_gradient_of_everything(hidden, loss, output):
                     losses.append(trainer.run().losses[0])
                 params[:] = start
                 slope = (losses[0] - losses[1]) / 2e-5
-                # Relative to the steepest direction: in this one the loss may hardly change.
-                steepest = np.linalg.norm(gradient) * np.linalg.norm(direction)
-                assert abs(slope - gradient @ direction) <= 1e-6 * max(steepest, 1e-3)
+                # Relative to the max_derivative direction: in this one the loss may hardly change.
+                max_derivative = np.linalg.norm(gradient) * np.linalg.norm(direction)
+                assert abs(slope - gradient @ direction) <= 1e-6 * max(max_derivative, 1e-3)
 
 
 def _central_differences(trainer):
@@ -587,7 +587,7 @@ def assert_same_training(trainer, other):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("optimizer", [None, "nesterov", "adam"])
 def test_same_training_without_the_inputs_that_are_zero(optimizer, dtype):
-    for n_inputs in (1, MARKED - 1, MARKED, MARKED + 1, 2 * MARKED + 7, 70):
+    for n_inputs in (1, MASK_BITS - 1, MASK_BITS, MASK_BITS + 1, 2 * MASK_BITS + 7, 70):
         for n, batch_size, chunk in [(50, 23, 23), (50, 23, 6), (30, 1, 1), (40, 17, 16)]:
             size = n if optimizer is None else batch_size
             problem = make([n_inputs, 40, 9, 3], [Relu(), Tanh()], n=n, dtype=dtype, weighted=True, alpha=0.1)
@@ -661,15 +661,15 @@ def _predict(problem, X, block, n_threads=1, sparse=False, guards=Guards):
     network, guards = problem.network, guards()
     n_rows = block * n_threads
     table, size = network.workspace(n_rows)
-    marks, listed = training.room_for_lists(network.units[0], n_rows, n_threads) if sparse else (0, 0)
+    masks, indices = training.index_capacity(network.units[0], n_rows, n_threads) if sparse else (0, 0)
     out = guards.array(np.full((len(X), network.units[-1]), np.nan, problem.dtype))
     bad = guards.zeros(n_threads, np.int64)
     args = (
         guards.array(X), guards.array(np.arange(len(X))), guards.array(table), guards.array(network.coefficients),
         guards.array(_packed(problem)), guards.zeros(size, problem.dtype),
         guards.array(kernel_addresses(problem.dtype, sparse=sparse)),
-        guards.zeros(marks, np.uint16), guards.zeros(listed, np.int32),
-        guards.zeros(n_threads * backprop.room_ahead(network.units[0]), np.int64), out, bad, block,
+        guards.zeros(masks, np.uint16), guards.zeros(indices, np.int32),
+        guards.zeros(n_threads * backprop.prefetch_capacity(network.units[0]), np.int64), out, bad, block,
     )  # fmt: skip
     threads.run(prediction.predict, prediction.predict_on_threads, args, n_threads)
     guards.check()
@@ -683,7 +683,7 @@ def _predict_few(problem, X, guards=Guards):
     coefs = [guards.array(W) for W in problem.coefs]
     intercepts = [guards.array(b) for b in problem.intercepts]
     layers = [
-        (W.ctypes.data, b.ctypes.data, *W.shape, activation.value_address(problem.dtype), activation.by_rows)
+        (W.ctypes.data, b.ctypes.data, *W.shape, activation.forward_address(problem.dtype), activation.by_rows)
         for W, b, activation in zip(coefs, intercepts, problem.activations, strict=True)
     ]
     space = guards.array(np.full((2, network.widest), np.nan, problem.dtype))
@@ -731,7 +731,7 @@ def test_a_row_is_predicted_with_the_same_bits_anywhere(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_prediction_without_the_inputs_that_are_zero(dtype):
-    for n_inputs in (1, MARKED, MARKED + 1, 70):
+    for n_inputs in (1, MASK_BITS, MASK_BITS + 1, 70):
         problem = _with_zeros(make([n_inputs, 40, 3], Tanh(), n=60, dtype=dtype))
         expected = _predict(problem, problem.X, 7)
         for block in (1, 7, 16, 60):

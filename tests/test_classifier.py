@@ -227,7 +227,7 @@ def test_batches_split_over_many_calls_give_the_same_bits(digits, monkeypatch):
     X, y = digits
     options = dict(hidden_layer_sizes=(9,), batch_size=7, max_iter=3, random_state=0, n_jobs=1)
     expected = BackpropClassifier(**options).fit(X, y)
-    monkeypatch.setattr(training._Pace, "choose", lambda self: (1, 3))
+    monkeypatch.setattr(training.ThreadTuner, "choose", lambda self: (1, 3))
     clf = BackpropClassifier(**options).fit(X, y)
     np.testing.assert_array_equal(clf.coefs_[0], expected.coefs_[0])
     assert clf.loss_curve_ == expected.loss_curve_

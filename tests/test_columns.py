@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numba import njit
 
-from fastbp.kernels.columns import to_columns, to_rows
+from fastbp.codegen.transpose import to_columns, to_rows
 from fastbp.kernels.intrinsics import lanes, pointer
 
 DTYPES = [np.float32, np.float64]

@@ -13,16 +13,16 @@ from fastbp.kernels.intrinsics import (
     VECTOR_BITS,
     call_at,
     flush_subnormals,
-    get,
+    load_scalar,
     lane_count,
     lanes,
     pointer,
     pointer_at,
     prefetch,
-    prefetch_to_write,
-    put,
+    prefetch_for_write,
+    store_scalar,
     restore_subnormals,
-    shift,
+    offset,
     view,
 )
 
@@ -35,7 +35,7 @@ CANARY = -12345.0
 def run_pointers(values, offset, address):
     base = pointer(values, offset)
     there = pointer_at(base, address)
-    return lane_count(base), base[0], shift(base, 2)[0], shift(base, -1)[0], there[0]
+    return lane_count(base), base[0], offset(base, 2)[0], offset(base, -1)[0], there[0]
 
 
 @njit
@@ -59,9 +59,9 @@ def test_pointers_and_views_count_in_elements(dtype):
 def run_get_and_put(values):
     base = pointer(values, 2)
     prefetch(base, 1)
-    put(base, 0, get(base, -1) + get(base, 3))
-    put(base, 1, 7)
-    put(base, 2, 1.5)
+    store_scalar(base, 0, load_scalar(base, -1) + load_scalar(base, 3))
+    store_scalar(base, 1, 7)
+    store_scalar(base, 2, 1.5)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
@@ -98,7 +98,7 @@ def run_prefetch(values):
 
 @njit
 def run_prefetch_to_write(values):
-    prefetch_to_write(pointer(values, 0), 1)
+    prefetch_for_write(pointer(values, 0), 1)
 
 
 @pytest.mark.skipif("prfchw" not in intrinsics._FEATURES, reason="this machine has one kind of prefetch only")
@@ -153,7 +153,7 @@ def test_subnormals_are_flushed_and_come_back(dtype):
 def test_a_machine_without_vector_extensions_gets_the_least(tmp_path):
     root = Path(fastbp.__file__).parents[1]
     code = (
-        "from fastbp.kernels.intrinsics import *; from fastbp.kernels.tiles import NV; print(HAS_FMA, VECTOR_BITS, NV)"
+        "from fastbp.kernels.intrinsics import *; from fastbp.codegen.tiles import NV; print(HAS_FMA, VECTOR_BITS, NV)"
     )
     env = {**os.environ, "PYTHONPATH": str(root), "NUMBA_CPU_NAME": "generic"}
     env.pop("NUMBA_CPU_FEATURES", None)

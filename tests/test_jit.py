@@ -13,7 +13,7 @@ import pytest
 
 import fastbp
 from fastbp.kernels import jit
-from fastbp.kernels.jit import cached_jit
+from fastbp.codegen.jit import cached_jit
 
 PACKAGE = Path(fastbp.__file__).parent
 SOURCE = """
@@ -170,7 +170,7 @@ def finish(process):
 
 
 def test_processes_that_start_at_once_without_a_cache(tmp_path):
-    source = "from fastbp.kernels.jit import cached_jit\n" + SOURCE.replace("def", "@cached_jit\ndef")
+    source = "from fastbp.codegen.jit import cached_jit\n" + SOURCE.replace("def", "@cached_jit\ndef")
     (tmp_path / "small.py").write_text(source)
     script = """
 import warnings
@@ -190,7 +190,7 @@ from numba.core.dispatcher import Dispatcher
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     from fastbp import BackpropClassifier
-    from fastbp.kernels.jit import _ForgivingCache
+    from fastbp.codegen.jit import _ForgivingCache
     X = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
     model = BackpropClassifier(3, max_iter=2, n_jobs=1, random_state=0).fit(X, np.arange(20) % 2)
     probabilities = model.predict_proba(X).tolist()
@@ -206,7 +206,7 @@ print(json.dumps({
 # All that a first fit and a prediction need: each takes time. Nothing for inputs that are mostly zero, for several
 # threads, for other activations.
 COMPILED = [
-    "_logistic", "_logistic_slope", "_relu", "_relu_slope", "multiply_panel", "multiply_reading", "predict", "train",
+    "_logistic", "_logistic_backward", "_relu", "_relu_backward", "multiply_panel", "multiply_tile_prefetch", "predict", "train",
 ]  # fmt: skip
 
 
@@ -267,7 +267,7 @@ import gc, json, warnings
 import numpy as np
 from numba.core.dispatcher import Dispatcher
 import fastbp
-from fastbp.kernels.jit import _ForgivingCache
+from fastbp.codegen.jit import _ForgivingCache
 from fastbp.kernels.shuffle import FEW
 from fastbp.system import _VARIANTS
 warnings.simplefilter("ignore")

@@ -7,17 +7,17 @@ from numba import njit
 from fastbp.kernels.intrinsics import lanes, pointer
 from fastbp.kernels.matmul import (
     kernel_addresses,
-    list_block,
-    list_columns,
-    mark_row,
+    index_block,
+    nonzero_columns,
+    set_masks,
     matmul_nn,
     matmul_sparse,
-    multiply_block,
+    multiply_indexed_block,
     multiply_panel,
-    multiply_panel_writing,
+    multiply_panel_prefetch_write,
     pack_transposed,
 )
-from fastbp.kernels.tiles import MARKED, MR, NV
+from fastbp.codegen.tiles import MASK_BITS, MR, NV
 
 DTYPES = [np.float32, np.float64]
 # What lies around the outputs: no kernel computes it.
@@ -85,7 +85,7 @@ def run_multiply_panel_writing(kernels, m, nv, k, a, a_row, a_col, b, b_row, d, 
     lines = 64 * np.arange(1 + m * m)  # what is asked for is not read: any address will do
     a, b, d, c, ahead = pointer(a, 0), pointer(b, 0), pointer(d, d_at), pointer(c, c_at), pointer(lines, 0)
     kernels = pointer(kernels, 0)
-    multiply_panel_writing(kernels, m, nv, k, ahead, lines.size, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
+    multiply_panel_prefetch_write(kernels, m, nv, k, ahead, lines.size, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -182,43 +182,43 @@ def sparse_numbers(rng, rows, columns, dtype):
     a[rng.random((rows, columns)) < 0.6] = 0
     a[rng.random(rows) < 0.2] = 0
     a[:, rng.random(columns) < 0.4] = 0
-    a[:MR, :MARKED] = 0
+    a[:MR, :MASK_BITS] = 0
     return a
 
 
 def marks_naive(a, room):
-    """Bit j of marks[group, i] says whether a[i, group * MARKED + j] is not zero."""
-    groups = -(-a.shape[1] // MARKED)
-    marks = np.zeros((groups, room), np.uint16)
+    """Bit j of masks[group, i] says whether a[i, group * MASK_BITS + j] is not zero."""
+    groups = -(-a.shape[1] // MASK_BITS)
+    masks = np.zeros((groups, room), np.uint16)
     for i, j in np.argwhere(a):
-        marks[j // MARKED, i] |= 1 << (j % MARKED)
-    return marks
+        masks[j // MASK_BITS, i] |= 1 << (j % MASK_BITS)
+    return masks
 
 
 @njit
-def run_mark_row(row, k, marks, n_rows, i):
-    mark_row(pointer(row, 0), k, pointer(marks, 0), n_rows, i)
+def run_mark_row(row, k, masks, n_rows, i):
+    set_masks(pointer(row, 0), k, pointer(masks, 0), n_rows, i)
 
 
 @njit
-def run_list_columns(marks, n_rows, k, first, rows, out):
-    return list_columns(pointer(marks, 0), n_rows, k, first, rows, pointer(out, 0))
+def run_list_columns(masks, n_rows, k, first, rows, out):
+    return nonzero_columns(pointer(masks, 0), n_rows, k, first, rows, pointer(out, 0))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_marks_and_lists_of_columns(dtype):
     rng = np.random.default_rng(4)
-    for k in [*range(1, 2 * MARKED + 2), 100]:
+    for k in [*range(1, 2 * MASK_BITS + 2), 100]:
         a = sparse_numbers(rng, 9, k, dtype)
         expected = marks_naive(a, 11)
-        marks = np.full_like(expected, 0xAAAA)
+        masks = np.full_like(expected, 0xAAAA)
         for i, row in enumerate(a):
-            run_mark_row(np.append(row, np.ones(MARKED, dtype)), k, marks.ravel(), 11, i)
+            run_mark_row(np.append(row, np.ones(MASK_BITS, dtype)), k, masks.ravel(), 11, i)
         expected[:, 9:] = 0xAAAA
-        np.testing.assert_array_equal(marks, expected)
+        np.testing.assert_array_equal(masks, expected)
         for first, rows in [(0, 9), (0, 1), (4, 5), (8, 1)]:
-            out = np.full(k + MARKED + 1, -1, np.int32)
-            count = run_list_columns(marks.ravel(), 11, k, first, rows, out)
+            out = np.full(k + MASK_BITS + 1, -1, np.int32)
+            count = run_list_columns(masks.ravel(), 11, k, first, rows, out)
             # At least one, which then adds zeros.
             columns = np.flatnonzero(a[first : first + rows].any(axis=0)).tolist() or [0]
             assert out[:count].tolist() == columns
@@ -226,10 +226,10 @@ def test_marks_and_lists_of_columns(dtype):
 
 
 @njit
-def run_matmul_sparse(m, n, k, a, a_at, marks, n_rows, first, panels, d, c, c_at, c_row, listed):
+def run_matmul_sparse(m, n, k, a, a_at, masks, n_rows, first, panels, d, c, c_at, c_row, indices):
     a, panels, d, c = pointer(a, a_at), pointer(panels, 0), pointer(d, 0), pointer(c, c_at)
-    marks, listed = pointer(marks, 0), pointer(listed, 0)
-    matmul_sparse(m, n, k, a, k, marks, n_rows, first, panels, k, d, c, c_row, listed)
+    masks, indices = pointer(masks, 0), pointer(indices, 0)
+    matmul_sparse(m, n, k, a, k, masks, n_rows, first, panels, k, d, c, c_row, indices)
 
 
 def test_matmul_sparse():
@@ -249,29 +249,29 @@ def test_matmul_sparse():
         expected = c.copy()
         expected[1:-1, :written] = d
         expected[1:-1, :n] += a[first : first + m] @ b
-        listed = np.full(k + MARKED + 1, -1, np.int32)
+        indices = np.full(k + MASK_BITS + 1, -1, np.int32)
         place = (c.ravel(), c.shape[1], c.shape[1])
-        marks = marks_naive(a, room).ravel()
+        masks = marks_naive(a, room).ravel()
         panels = pack_naive(b, k, dtype)
-        run_matmul_sparse(m, n, k, a.ravel(), first * k, marks, room, first, panels, d, *place, listed)
+        run_matmul_sparse(m, n, k, a.ravel(), first * k, masks, room, first, panels, d, *place, indices)
         np.testing.assert_array_equal(c, expected, err_msg=f"{m=} {n=} {k=}")
-        assert listed[-1] == -1
+        assert indices[-1] == -1
 
 
 @njit
-def run_block(count, nv, m, marks, a, a_row, b, b_row, d, d_row, c, c_at, c_row, listed, room):
-    listed = pointer(listed, 0)
-    list_block(pointer(marks, 0), m, count, listed, room)
+def run_block(count, nv, m, masks, a, a_row, b, b_row, d, d_row, c, c_at, c_row, indices, room):
+    indices = pointer(indices, 0)
+    index_block(pointer(masks, 0), m, count, indices, room)
     a, b, d, c = pointer(a, 0), pointer(b, 0), pointer(d, 0), pointer(c, c_at)
-    multiply_block(count, nv, a, a_row, b, b_row, d, d_row, c, c_row, listed, room)
+    multiply_indexed_block(count, nv, a, a_row, b, b_row, d, d_row, c, c_row, indices, room)
 
 
 def test_gradient_of_a_block_over_listed_rows():
     dtype = np.float32
     rng = np.random.default_rng(6)
     width = lanes(np.dtype(dtype).itemsize)
-    for count, nv in product(range(1, MARKED + 1), range(1, NV + 1)):
-        for m in (1, MARKED - 1, MARKED, MARKED + 1, 3 * MARKED + 5):
+    for count, nv in product(range(1, MASK_BITS + 1), range(1, NV + 1)):
+        for m in (1, MASK_BITS - 1, MASK_BITS, MASK_BITS + 1, 3 * MASK_BITS + 5):
             n = nv * width
             a = sparse_numbers(rng, m, count, dtype)
             b = whole_numbers(rng, m, n, dtype=dtype)
@@ -280,17 +280,17 @@ def test_gradient_of_a_block_over_listed_rows():
             expected = c.copy()
             expected[1:-1, :n] = d + a.T @ b
             # Behind the last mark others are read, but do not count.
-            marks = np.append(marks_naive(a, m), np.full(MARKED, 0xFFFF, np.uint16))
-            room = m + MARKED
-            listed = np.full(MARKED + -(-count // MR) * room + 1, -1, np.int32)
+            masks = np.append(marks_naive(a, m), np.full(MASK_BITS, 0xFFFF, np.uint16))
+            room = m + MASK_BITS
+            indices = np.full(MASK_BITS + -(-count // MR) * room + 1, -1, np.int32)
             place = (c.ravel(), n + 3, n + 3)
-            run_block(count, nv, m, marks, a.ravel(), count, b.ravel(), n, d, 0, *place, listed, room)
+            run_block(count, nv, m, masks, a.ravel(), count, b.ravel(), n, d, 0, *place, indices, room)
             np.testing.assert_array_equal(c, expected, err_msg=f"{count=} {nv=} {m=}")
-            assert listed[-1] == -1
+            assert indices[-1] == -1
             # For each tile of columns the rows in which it is not zero, at least one.
             tiles = -(-count // MR)
             for tile in range(tiles):
                 columns = a[:, count * tile // tiles : count * (tile + 1) // tiles]
                 rows = np.flatnonzero(columns.any(axis=1)).tolist() or [0]
-                begin = MARKED + tile * room
-                assert listed[begin : begin + listed[tile]].tolist() == rows
+                begin = MASK_BITS + tile * room
+                assert indices[begin : begin + indices[tile]].tolist() == rows

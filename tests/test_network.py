@@ -8,7 +8,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 
 from fastbp.activations import Activation, Relu, Softmax, Tanh, get_activation
-from fastbp.network import Layer, Network, aligned_zeros, initial_parameters
+from fastbp.kernels.network import Layer, Network, aligned_zeros, initial_parameters
 from fastbp.training import make_network
 
 SHAPES = [
@@ -129,8 +129,8 @@ def test_regions_of_the_workspace_do_not_overlap(units, layout, n_rows):
     regions = {(0, network.widest), (layers[0].source, n_rows * layers[0].source_row)}
     for layer, activation in zip(layers, network.activations, strict=True):
         assert (layer.z != layer.a) == activation.keeps_z
-        assert layer.value == activation.value_address(network.dtype)
-        assert layer.slope == activation.slope_address(network.dtype)
+        assert layer.value == activation.forward_address(network.dtype)
+        assert layer.slope == activation.backward_address(network.dtype)
         assert layer.by_rows == activation.by_rows
         assert layer.row >= layer.padded
         regions |= {(begin, n_rows * layer.row) for begin in (layer.z, layer.a, layer.delta)}

@@ -11,7 +11,7 @@ from fastbp.kernels.intrinsics import (
     lanes,
     pointer,
 )
-from fastbp.kernels.simd import (
+from fastbp.codegen.vectors import (
     absolute,
     bits_as_float,
     first_lanes,

@@ -12,14 +12,14 @@ from numba import njit
 
 import fastbp
 from fastbp.kernels import threads
-from fastbp.kernels.concurrency import MOVES_THREADS, current_cpu
+from fastbp.kernels.concurrency import HAS_AFFINITY, current_cpu
 from fastbp.kernels.threads import (
     MIN_WORK_PER_THREAD,
     join_team,
     next_ticket,
     share,
     thread_count,
-    wait_for_team,
+    barrier,
 )
 
 
@@ -68,11 +68,11 @@ def march(team, wanted, rounds, steps, seen):
         return
     for step in range(rounds):
         steps[rank * 16] = step + 1
-        wait_for_team(team, size)
+        barrier(team, size)
         for other in range(size):
             if steps[other * 16] != step + 1:
                 seen[rank * 16] += 1
-        wait_for_team(team, size)
+        barrier(team, size)
     seen[rank * 16 + 1] = size
 
 
@@ -106,7 +106,7 @@ def run_spread(team, rank, size):
     return here, current_cpu()
 
 
-@pytest.mark.skipif(not MOVES_THREADS, reason="only Linux tells and lets threads move")
+@pytest.mark.skipif(not HAS_AFFINITY, reason="only Linux tells and lets threads move")
 def test_a_thread_leaves_the_processors_of_its_team():
     def place(team, rank, cpu):
         team[threads._PLACES + threads._EACH * rank] = cpu + 1

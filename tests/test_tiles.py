@@ -9,19 +9,19 @@ from fastbp.kernels.intrinsics import (
     lanes,
     pointer,
 )
-from fastbp.kernels.tiles import (
+from fastbp.codegen.tiles import (
     FEW_COLUMNS,
-    MARKED,
+    MASK_BITS,
     MR,
     NV,
     ROW_VECTORS,
-    append_marked,
+    append_where_any,
     append_set_bits,
     micro_kernel,
-    micro_kernel_listed,
-    micro_kernel_reading,
-    micro_kernel_writing,
-    nonzero_bits,
+    micro_kernel_indexed,
+    micro_kernel_prefetch,
+    micro_kernel_prefetch_write,
+    nonzero_mask,
     row_kernel,
     short_row_kernel,
     transpose_tile,
@@ -116,18 +116,18 @@ def test_tile_starts_from_one_row_or_from_itself(dtype):
 
 
 @njit
-def run_listed(mr, nv, listed, a, a_row, a_col, b, b_row, d, d_row, c, c_at, c_row):
-    k, listed = listed.size, pointer(listed, 0)
+def run_listed(mr, nv, indices, a, a_row, a_col, b, b_row, d, d_row, c, c_at, c_row):
+    k, indices = indices.size, pointer(indices, 0)
     a, b, d, c = pointer(a, 0), pointer(b, 0), pointer(d, 0), pointer(c, c_at)
-    micro_kernel_listed(mr, nv, k, listed, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
+    micro_kernel_indexed(mr, nv, k, indices, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_tile_over_listed_indices(dtype):
     a, b, d = operands(dtype, 50)
     row = b.shape[1]
-    for listed in ([0], [49], [3, 4, 20, 41], range(50)):
-        numbers = np.array(listed, np.int32)
+    for indices in ([0], [49], [3, 4, 20, 41], range(50)):
+        numbers = np.array(indices, np.int32)
         for mr in range(1, MR + 1):
             for nv in range(1, NV + 1):
                 n = nv * lanes(b.itemsize)
@@ -143,16 +143,16 @@ def test_tile_over_listed_indices(dtype):
 
 @njit
 def run_reading(mr, nv, k, ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
-    n_ahead, ahead = ahead.size, pointer(ahead, 0)
+    n_prefetch, ahead = ahead.size, pointer(ahead, 0)
     a, b, d, c = pointer(a, 0), pointer(b, 0), pointer(d, 0), pointer(c, 0)
-    micro_kernel_reading(mr, nv, k, ahead, n_ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
+    micro_kernel_prefetch(mr, nv, k, ahead, n_prefetch, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
 
 
 @njit
 def run_writing(mr, nv, k, ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
-    n_ahead, ahead = ahead.size, pointer(ahead, 0)
+    n_prefetch, ahead = ahead.size, pointer(ahead, 0)
     a, b, d, c = pointer(a, 0), pointer(b, 0), pointer(d, 0), pointer(c, 0)
-    micro_kernel_writing(mr, nv, k, ahead, n_ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
+    micro_kernel_prefetch_write(mr, nv, k, ahead, n_prefetch, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -160,9 +160,9 @@ def run_writing(mr, nv, k, ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
 def test_tile_that_asks_for_memory(run, dtype):
     a, b, d = operands(dtype, 50)
     row = b.shape[1]
-    for n_ahead in (1, 7, 50, 60):
+    for n_prefetch in (1, 7, 50, 60):
         # What is asked for is neither read nor written: any address will do.
-        ahead = np.arange(n_ahead) * 64
+        ahead = np.arange(n_prefetch) * 64
         for mr in range(1, MR + 1):
             for nv in range(1, NV + 1):
                 c = np.zeros((mr, nv * lanes(b.itemsize)), dtype)
@@ -238,7 +238,7 @@ def test_transpose_tile(dtype):
 
 @njit
 def run_nonzero_bits(values, at):
-    return nonzero_bits(pointer(values, at))
+    return nonzero_mask(pointer(values, at))
 
 
 @njit
@@ -247,36 +247,36 @@ def run_append_set_bits(bits, base, out, count):
 
 
 @njit
-def run_append_marked(marks, bits, n, base, out, count):
-    return append_marked(pointer(marks, 0), bits, n, base, pointer(out, 0), count)
+def run_append_marked(masks, bits, n, base, out, count):
+    return append_where_any(pointer(masks, 0), bits, n, base, pointer(out, 0), count)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_nonzero_bits(dtype):
-    values = np.zeros(MARKED + 2, dtype)
+    values = np.zeros(MASK_BITS + 2, dtype)
     assert run_nonzero_bits(values, 1) == 0
     values[0] = values[-1] = 1  # outside
-    values[[3, MARKED, 5, 6, 7]] = -1, np.nan, -0.0, np.inf, np.finfo(dtype).tiny
-    assert run_nonzero_bits(values, 1) == sum(1 << i for i in (2, 5, 6, MARKED - 1))
-    assert run_nonzero_bits(np.ones(MARKED, dtype), 0) == (1 << MARKED) - 1
+    values[[3, MASK_BITS, 5, 6, 7]] = -1, np.nan, -0.0, np.inf, np.finfo(dtype).tiny
+    assert run_nonzero_bits(values, 1) == sum(1 << i for i in (2, 5, 6, MASK_BITS - 1))
+    assert run_nonzero_bits(np.ones(MASK_BITS, dtype), 0) == (1 << MASK_BITS) - 1
 
 
 def test_append_set_bits():
     rng = np.random.default_rng(0)
-    for bits in [0, 1, 1 << (MARKED - 1), (1 << MARKED) - 1, *rng.integers(0, 1 << MARKED, 50)]:
-        out = np.full(3 + MARKED + 1, CANARY, np.int32)
+    for bits in [0, 1, 1 << (MASK_BITS - 1), (1 << MASK_BITS) - 1, *rng.integers(0, 1 << MASK_BITS, 50)]:
+        out = np.full(3 + MASK_BITS + 1, CANARY, np.int32)
         count = run_append_set_bits(bits, 100, out, 3)
-        assert out[3:count].tolist() == [100 + i for i in range(MARKED) if bits >> i & 1]
+        assert out[3:count].tolist() == [100 + i for i in range(MASK_BITS) if bits >> i & 1]
         assert (out[:3] == CANARY).all() and out[-1] == CANARY
 
 
 def test_append_marked():
     rng = np.random.default_rng(0)
-    for n in (1, 5, MARKED - 1, MARKED, 100):
-        marks = rng.integers(0, 1 << MARKED, MARKED).astype(np.uint16)
-        marks[::3] = 0
-        for bits in (1, 1 << (MARKED - 1), 0b1010, (1 << MARKED) - 1):
-            out = np.full(3 + MARKED + 1, CANARY, np.int32)
-            count = run_append_marked(marks, bits, n, 100, out, 3)
-            assert out[3:count].tolist() == [100 + i for i in range(min(n, MARKED)) if marks[i] & bits]
+    for n in (1, 5, MASK_BITS - 1, MASK_BITS, 100):
+        masks = rng.integers(0, 1 << MASK_BITS, MASK_BITS).astype(np.uint16)
+        masks[::3] = 0
+        for bits in (1, 1 << (MASK_BITS - 1), 0b1010, (1 << MASK_BITS) - 1):
+            out = np.full(3 + MASK_BITS + 1, CANARY, np.int32)
+            count = run_append_marked(masks, bits, n, 100, out, 3)
+            assert out[3:count].tolist() == [100 + i for i in range(min(n, MASK_BITS)) if masks[i] & bits]
             assert (out[:3] == CANARY).all() and out[-1] == CANARY
