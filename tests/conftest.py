@@ -1,4 +1,4 @@
-"""What holds for all tests: which are numerical, and that none runs for ever."""
+"""What holds for all tests: kinds of tests, and that none runs for ever."""
 
 import faulthandler
 import os
@@ -10,6 +10,7 @@ NUMERICAL = {
     "test_activations", "test_backprop", "test_columns", "test_elementary", "test_inspection", "test_intrinsics",
     "test_losses", "test_matmul", "test_optimizers", "test_simd", "test_tiles",
 }  # fmt: skip
+ESTIMATOR = {"test_classifier", "test_plots"}
 # Of the estimator's tests those that compare with scikit-learn's results.
 NUMERICAL_OF_THE_ESTIMATOR = ("test_same_", "test_float32_", "test_any_layout_", "test_a_prediction_", "test_squared_")
 
@@ -18,6 +19,7 @@ _terminal = pytest.StashKey[int]()
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "numerical: what is computed depends on the processor's vector instructions")
+    config.addinivalue_line("markers", "estimator: what users of scikit-learn see")
     try:
         config.stash[_terminal] = os.dup(2)  # pytest captures the stream itself during a test
     except OSError:  # there is no standard error
@@ -29,6 +31,8 @@ def pytest_collection_modifyitems(items):
         of_the_estimator = item.path.stem == "test_classifier" and item.name.startswith(NUMERICAL_OF_THE_ESTIMATOR)
         if item.path.stem in NUMERICAL or of_the_estimator:
             item.add_marker("numerical")
+        if item.path.stem in ESTIMATOR:
+            item.add_marker("estimator")
 
 
 # pytest-timeout interrupts a test from Python. Compiled code does not notice that: a kernel that waits for ever, as a
