@@ -281,6 +281,8 @@ def targets_and_weights(X, Y, sample_weight, dtype):
     weight = np.empty(0, dtype)
     if sample_weight is not None:
         weight = check_sample_weight(sample_weight, X, dtype=dtype, ensure_non_negative=True)
+        if not weight.any():  # scikit-learn before 1.9 lets these pass
+            raise ValueError("Sample weights must contain at least one non-zero number.")
     return np.ascontiguousarray(Y, dtype=dtype), weight
 
 

@@ -117,7 +117,7 @@ print([d for d in found if d.signatures], parallel._is_initialized)
 def test_import_compiles_nothing(tmp_path):
     env = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "NUMBA_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-c", IMPORT]
-    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=100)
     # Nothing compiled, no thread started, nothing written.
     assert (done.returncode, done.stdout) == (0, "[] False\n"), done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -162,11 +162,19 @@ def start(script, folder, **changes):
     )  # fmt: skip
 
 
-def finish(process):
-    """Return what the process prints."""
-    out, err = process.communicate(timeout=100)
-    assert process.returncode == 0, err
-    return json.loads(out)
+def finish(*processes):
+    """Return what each process prints; none of them is left running."""
+    results = []
+    try:
+        for process in processes:
+            out, err = process.communicate(timeout=300)
+            assert process.returncode == 0, err
+            results.append(json.loads(out))
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return results
 
 
 def test_processes_that_start_at_once_without_a_cache(tmp_path):
@@ -179,7 +187,7 @@ warnings.simplefilter("error")
 print(small.twice(4.0) + small.thrice(4.0))
 """
     processes = [start(script, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache")) for _ in range(2)]
-    assert [finish(process) for process in processes] == [20.0] * 2
+    assert finish(*processes) == [20.0] * 2
 
 
 # What a user does, with the warnings of ours and what was compiled.
@@ -224,7 +232,7 @@ def first_fits(tmp_path_factory):
         start(FIT, folder, NUMBA_CACHE_DIR=str(folder)),
         start(FIT, nowhere, NUMBA_CACHE_DIR=below, HOME=below, XDG_CACHE_HOME=below),
     ]
-    return folder, *map(finish, processes)
+    return folder, *finish(*processes)
 
 
 def test_fit_with_an_empty_cache(first_fits):
@@ -245,7 +253,7 @@ def test_fit_in_a_second_process_compiles_nothing(first_fits, tmp_path):
     files = snapshot(folder)
     assert files
     # A home folder is not needed for it either.
-    result = finish(start(FIT, tmp_path, NUMBA_CACHE_DIR=str(folder), HOME=None, XDG_CACHE_HOME=None))
+    (result,) = finish(start(FIT, tmp_path, NUMBA_CACHE_DIR=str(folder), HOME=None, XDG_CACHE_HOME=None))
     assert result == {"warnings": [], "compiled": [], "probabilities": cached["probabilities"]}
     assert snapshot(folder) == files
 
@@ -257,7 +265,7 @@ def test_fit_with_a_damaged_cache(first_fits, tmp_path):
     assert len(damaged) == 2
     for path in damaged:
         path.write_bytes(path.read_bytes()[:-100])
-    result = finish(start(FIT, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache")))
+    (result,) = finish(start(FIT, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache")))
     assert len(result["warnings"]) == 1 and "could not be read" in result["warnings"][0]
     assert (result["compiled"], result["probabilities"]) == (["predict"], cached["probabilities"])
 
@@ -286,7 +294,4 @@ print(json.dumps([len(ours) > 20, sorted(d.__name__ for d in ours if len(d.overl
 
 
 def test_nothing_is_left_to_compile_after_warmup(tmp_path):
-    process = start(WARMUP, tmp_path)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert json.loads(out) == [True, []]
+    assert finish(start(WARMUP, tmp_path)) == [[True, []]]

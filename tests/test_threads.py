@@ -86,7 +86,7 @@ def test_each_ticket_is_given_once():
     team = threads.new_team(1)
     drawn = np.zeros((3, 200_000), np.int64)
     draw(team, drawn[0, :0])
-    crew = [Thread(target=draw, args=(team, row)) for row in drawn]
+    crew = [Thread(target=draw, args=(team, row), daemon=True) for row in drawn]
     for thread in crew:
         thread.start()
     for thread in crew:
@@ -137,7 +137,7 @@ def test_a_thread_leaves_the_processors_of_its_team():
         done.append(True)
 
     done = []
-    thread = Thread(target=check)
+    thread = Thread(target=check, daemon=True)
     thread.start()
     thread.join()
     assert done
@@ -168,7 +168,7 @@ def test_a_team_keeps_step(wanted):
     for _ in range(20):
         team = threads.new_team(wanted)
         steps, seen = np.zeros((2, 16 * wanted), np.int64)
-        crew = [Thread(target=march, args=(team, wanted, 50, steps, seen)) for _ in range(wanted)]
+        crew = [Thread(target=march, args=(team, wanted, 50, steps, seen), daemon=True) for _ in range(wanted)]
         for thread in crew:
             thread.start()
         for thread in crew:
@@ -307,7 +307,7 @@ def run_script(script, layer, folder):
 def has_layer(layer):
     module = {"omp": "omppool", "tbb": "tbbpool", "workqueue": "workqueue"}[layer]
     code = f"import numba.np.ufunc.{module}"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=100).returncode == 0
 
 
 @pytest.mark.parametrize("layer", ["omp", "tbb", "workqueue"])

@@ -1,0 +1,60 @@
+"""What holds for all tests: kinds of tests, and that none runs for ever."""
+
+import faulthandler
+import os
+
+import pytest
+
+# Tests whose results depend on the vector instructions in use; `.ci/run` repeats them for each width of vectors.
+NUMERICAL = {
+    "test_activations", "test_backprop", "test_columns", "test_elementary", "test_inspection", "test_intrinsics",
+    "test_losses", "test_matmul", "test_optimizers", "test_simd", "test_tiles",
+}  # fmt: skip
+ESTIMATOR = {"test_classifier", "test_plots"}
+# Of the estimator's tests those that compare with scikit-learn's results.
+NUMERICAL_OF_THE_ESTIMATOR = ("test_same_", "test_float32_", "test_any_layout_", "test_a_prediction_", "test_squared_")
+
+_terminal = pytest.StashKey[int]()
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "numerical: what is computed depends on the processor's vector instructions")
+    config.addinivalue_line("markers", "estimator: what users of scikit-learn see")
+    try:
+        config.stash[_terminal] = os.dup(2)  # pytest captures the stream itself during a test
+    except OSError:  # there is no standard error
+        config.stash[_terminal] = os.open(os.devnull, os.O_WRONLY)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        of_the_estimator = item.path.stem == "test_classifier" and item.name.startswith(NUMERICAL_OF_THE_ESTIMATOR)
+        if item.path.stem in NUMERICAL or of_the_estimator:
+            item.add_marker("numerical")
+        if item.path.stem in ESTIMATOR:
+            item.add_marker("estimator")
+
+
+# pytest-timeout interrupts a test from Python. Compiled code does not notice that: a kernel that waits for ever, as a
+# thread at a barrier, is ended with the process, some time after.
+_GRACE = 60
+
+
+def _end_later(config, seconds):
+    limit = float(config.getoption("timeout") or config.getini("timeout") or 0)
+    if limit and not config.getoption("usepdb"):
+        faulthandler.dump_traceback_later(seconds(limit), exit=True, file=config.stash[_terminal])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    _end_later(item.config, lambda limit: limit + _GRACE)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def pytest_unconfigure(config):
+    # Python waits for all threads before it ends: one that a failed test has left behind may never come back.
+    _end_later(config, lambda limit: _GRACE)
