@@ -1,11 +1,11 @@
-"""The kernels of one layer and a whole training step, against plain NumPy on the same numbers.
+"""The kernels of one layer, and a whole update, against plain NumPy on the same numbers.
 
 Run: ``pytest benchmarks/bench_kernels.py``, or a part of it with ``-k "forward and float32"``.
 
-Each test checks the results, then times fastbp, NumPy and the FMA peak in turns; the table at
-the end shows the ratios. Flops are those of the mathematics: columns that pad a layer to whole
-vectors do not count. Both sides find their operands as they lie in training: NumPy row-major,
-fastbp with weights in panels and rows padded. NumPy writes to memory that it has been given.
+Each test checks the results, and then times fastbp, NumPy and the FMA peak alternately. The table at the end shows
+the ratios. Flops count the mathematical operations; the columns that pad a layer to whole vectors do not count. Both
+sides read their operands in the layout that they have in training: row-major arrays in NumPy, weights in packed
+panels and padded rows in fastbp. NumPy writes its results to preallocated arrays.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ AT = Layer(*range(len(Layer._fields)))
 # the packed parameters, their transposes, or the gradients.
 @njit(**common.NJIT)
 def _forward(kernels, layer, below, m, weights, space, rank, size):
-    """Compute Z = A W + b for this thread's samples, as `backprop.forward`."""
+    """Compute the pre-activations Z = A W + b of this thread's samples, as `backprop.forward`."""
     first, last = share(m, 1, rank, size)
     if first < last:
         a = pointer(space, layer[AT.source] + first * layer[AT.source_row])
@@ -51,7 +51,7 @@ def _forward(kernels, layer, below, m, weights, space, rank, size):
 
 @njit(**common.NJIT)
 def _deltas(kernels, layer, below, m, weights, space, rank, size):
-    """Carry deltas back, D W^T, for this thread's samples, as `backprop._backward`."""
+    """Propagate the deltas back, D W^T, for this thread's samples, as `backprop._backward`."""
     first, last = share(m, 1, rank, size)
     if first < last:
         delta = pointer(space, layer[AT.delta] + first * layer[AT.row])
@@ -110,7 +110,7 @@ PRODUCTS = [
 
 
 class Product(NamedTuple):
-    """One matrix product, (m, k) by (k, n), as both sides do it."""
+    """One matrix product, (m, k) by (k, n), in fastbp and in NumPy."""
 
     m: int
     k: int
@@ -122,7 +122,7 @@ class Product(NamedTuple):
 
 
 class LaidOut:
-    """One layer of a workload, laid out as for training, with normal random numbers everywhere."""
+    """One layer of a workload in the memory layout of training, filled with normal random numbers."""
 
     def __init__(self, workload, index, dtype):
         units, self.m, *_ = common.WORKLOADS[workload]
@@ -200,8 +200,8 @@ def test_product(benchmark, kernel, workload, index, dtype, threads):
 
     with common.all_threads_limited(threads):
         compiled = common.first_call((kernel, dtype, threads), ours)
-        # Roundings are as good as independent, so that a sum of k terms is off by about sqrt(k) of them
-        # (Higham and Mary 2019); the factor 4 covers the worst of many elements, and both sides.
+        # Rounding errors are nearly independent, so that the error of a sum of k terms grows as sqrt(k)
+        # (Higham and Mary 2019). The factor 4 covers the largest of many elements, and the errors of both sides.
         bound = 4 * np.sqrt(product.k) * np.finfo(dtype).eps * product.magnitude.max()
         np.testing.assert_allclose(product.result(), product.numpy(), rtol=0, atol=bound)
         shape = f"{product.m}x{product.k}x{product.n}"
@@ -213,9 +213,9 @@ def test_product(benchmark, kernel, workload, index, dtype, threads):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_step(benchmark, workload, dtype, threads):
-    """One batch, from its rows in the data set to the updated parameters, entered from Python.
+    """One update, called from Python: from gathering the rows of the batch to the new parameters.
 
-    The numbers are dense, and the threads are those asked for: training itself would choose.
+    The inputs are dense. The number of threads is fixed here, whereas training chooses it by measurement.
     """
     units, m, solver, activation, *_ = common.WORKLOADS[workload]
     rng = np.random.RandomState(0)
@@ -230,7 +230,7 @@ def test_step(benchmark, workload, dtype, threads):
     memory = training.Memory.empty(network, solver, settings.learning_rate_init)
     session = training.Session(network, network.pack(*start), memory, settings, m)
     if session.n_threads != threads:
-        pytest.skip("no OpenMP or TBB layer for Numba here: training takes one thread")
+        pytest.skip("Numba has no OpenMP or TBB threading layer here: training uses one thread")
     data, losses = Data(X, Y, np.empty(0, dtype), batch), np.empty(1)
 
     def ours():
@@ -243,8 +243,8 @@ def test_step(benchmark, workload, dtype, threads):
         compiled = common.first_call(("step", dtype, threads), ours)
         numpy()
         coefs, intercepts = network.unpack(session.state.params)
-        # Adam's first step is size * g / (|g| + e) with e = 3e-7: where a gradient is as small as that, the
-        # rounding of its sum, about 1e-8 in float32, moves the step by some percent of its size, 1e-3.
+        # Adam's first update is rate * g / (|g| + e) with e = 3e-7. If a gradient is as small as e, its rounding
+        # error of about 1e-8 in float32 changes the update by some percent of the rate, which is 1e-3.
         atol = 1e-4 if dtype == "float32" else 1e-11
         for a, b in zip([*coefs, *intercepts], plain.params, strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=atol)
@@ -254,7 +254,7 @@ def test_step(benchmark, workload, dtype, threads):
 
 
 def measure(benchmark, what, flops, ours, numpy, compiled):
-    """Time both sides and the FMA peak in turns, then ours once more for pytest-benchmark's table."""
+    """Time fastbp, NumPy and the FMA peak alternately, then fastbp again for the table of pytest-benchmark."""
     kernel, _, dtype, threads = what
     benchmark.group = f"{kernel} {dtype}, {threads} thread(s)"
     if benchmark.disabled:

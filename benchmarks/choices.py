@@ -1,15 +1,15 @@
-"""The measurements behind the constants that choose a way of computing.
+"""Measurements behind the constants that select an algorithm.
 
-Run: ``python benchmarks/choices.py [zeros] [threads] [rows]`` (all if none is named).
+Run: ``python benchmarks/choices.py [zeros] [threads] [rows]`` (all three by default).
 
-- zeros: a training epoch with and without leaving out inputs that are zero, for random inputs of falling density and
-  for MNIST (FASTBP_DATA); the share of steps that remain is what `training.mostly_zero` compares with
+- zeros: an epoch with dense inputs and one with index lists of the non-zeros, for random inputs of decreasing density
+  and for MNIST (FASTBP_DATA); the fraction of remaining products is what `training.mostly_zero` compares with
   `training.WORTH_LISTING`.
-- threads: an epoch on one and on two threads for networks of growing work per batch, around
+- threads: an epoch on one and on two threads, for networks with increasing work per batch, around
   `threads.MIN_WORK_PER_THREAD` for each thread.
-- rows: prediction straight from `coefs_` and with packed weights, around `prediction.FEW_ROWS`.
+- rows: prediction directly from `coefs_` and from packed weights, around `prediction.FEW_ROWS`.
 
-All are taken in turns, and the best of several rounds counts.
+The alternatives are timed alternately, and the fastest of several rounds counts.
 """
 
 import sys
@@ -26,14 +26,14 @@ from fastbp.network import initial_parameters
 
 
 def make_network(units, batch_size):
-    """Return the layout of a relu network with softmax outputs, and its first parameters."""
+    """Return the layout of a relu network with softmax outputs, and its initial parameters."""
     activations = [*[ACTIVATIONS["relu"]] * (len(units) - 2), Softmax()]
     network = training.make_network(units, activations, np.float32, batch_size)
     return network, initial_parameters(units, [6.0] * len(activations), np.random.RandomState(0), np.float32)
 
 
 def session(units, batch_size, n_samples, n_jobs, sparse=False):
-    """Return a session of Adam."""
+    """Return a training session with Adam."""
     settings = training.Settings(
         loss="log_loss", solver="adam", alpha=0.0, batch_size=batch_size, learning_rate="constant",
         learning_rate_init=1e-3, power_t=0.5, max_iter=1, shuffle=True, tol=0.0, momentum=0.9, nesterovs_momentum=True,
@@ -45,19 +45,19 @@ def session(units, batch_size, n_samples, n_jobs, sparse=False):
 
 
 def in_turns(functions, rounds=7):
-    """Return the best seconds of each function."""
+    """Return the shortest time of each function, in seconds."""
     best = [np.inf] * len(functions)
     for round_ in range(rounds):
         for index, function in enumerate(functions):
             begin = time.perf_counter()
             function()
-            if round_:  # the first is to get ready
+            if round_:  # the first round is for warming up
                 best[index] = min(best[index], time.perf_counter() - begin)
     return best
 
 
 def measure_zeros():
-    """Compare the dense and the listed first layer."""
+    """Compare a dense first layer with one that has index lists of the non-zero inputs."""
     n = 12_000
     random_state = np.random.RandomState(0)
     Y = np.eye(10, dtype=np.float32)[random_state.randint(0, 10, n)]
@@ -70,7 +70,7 @@ def measure_zeros():
         inputs["MNIST"] = (X[random_state.permutation(len(X))[:n]] / 255).astype(np.float32)
     except FileNotFoundError as error:
         print(f"without MNIST: {error}")
-    print(f"{'784-128-10, batch 128':>24}{'listed':>8}{'gain on 1 thread':>18}")
+    print(f"{'784-128-10, batch 128':>24}{'lists':>8}{'gain on 1 thread':>18}")
     for name, X in inputs.items():
         data = backprop.Data(X, Y, np.empty(0, np.float32), random_state.permutation(n))
         sessions = [session([784, 128, 10], 128, n, 1, sparse) for sparse in (False, True)]
@@ -79,7 +79,7 @@ def measure_zeros():
 
 
 def measure_threads():
-    """Compare one thread and all, for growing work between two meetings."""
+    """Compare one thread with all threads, for increasing work between two barriers."""
     print(f"{'network, batch':>24}{'work':>12}{'threads':>9}{'gain':>7}")
     for units, batch_size in (
         ([8, 16, 3], 1), ([8, 16, 3], 16), ([8, 16, 3], 64), ([30, 64, 2], 8), ([30, 64, 2], 16), ([30, 64, 2], 32),
@@ -95,8 +95,8 @@ def measure_threads():
         with mock.patch.object(threads, "MIN_WORK_PER_THREAD", 1.0), mock.patch.object(training, "MAX_CALL", 10.0):
             one, every = session(units, batch_size, n, 1), session(units, batch_size, n, None)
             if every.n_threads == 1:
-                raise SystemExit("one thread is all there is")
-            # The choice by measurement is switched off: each session stays with its number of threads.
+                raise SystemExit("only one thread is available")
+            # The thread tuner is switched off: each session keeps its number of threads.
             with mock.patch.object(training._Pace, "choose", lambda self: (max(self.options), 10**9)):
                 alone, together = in_turns([lambda s=s, d=data: s.run(d) for s in (one, every)], 15)
         name = f"{'-'.join(map(str, units))}, {batch_size}"
@@ -104,7 +104,7 @@ def measure_threads():
 
 
 def measure_rows():
-    """Compare prediction from coefs_ as they are and from packed weights."""
+    """Compare prediction directly from `coefs_` with prediction from packed weights."""
     print(f"{'network':>24}{'rows':>6}{'direct':>10}{'packed':>10}   (microseconds)")
     for units in ([30, 64, 64, 2], [784, 128, 10], [784, 512, 512, 10]):
         network, parameters = make_network(units, None)
