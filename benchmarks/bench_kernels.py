@@ -15,16 +15,21 @@ from typing import NamedTuple
 import common
 import numpy as np
 import pytest
+from fastbp.kernels.intrinsics import shift
 from numba import njit, prange
 
 from fastbp import BackpropClassifier, training
 from fastbp.activations import Relu, Softmax
-from fastbp.kernels.backprop import BLOCK_ROWS, Data
-from fastbp.kernels.intrinsics import call_at, lane_count, pointer, shift
-from fastbp.kernels.matmul import MULTIPLY, NONE, ONE, kernel_addresses, matmul_nn, pack_transposed
+from fastbp.codegen.jit import call_at
+from fastbp.codegen.memory import lane_count, pointer
+from fastbp.codegen.tiles import NV
+from fastbp.initializers import initial_parameters
+from fastbp.kernels.addresses import kernel_addresses
+from fastbp.kernels.matmul import MULTIPLY, NONE, ONE, matmul, pack_transpose
+from fastbp.kernels.network import Layer, aligned_zeros
+from fastbp.kernels.plan import BLOCK_ROWS
+from fastbp.kernels.records import Data
 from fastbp.kernels.threads import share
-from fastbp.kernels.tiles import NV
-from fastbp.network import Layer, aligned_zeros, initial_parameters
 from fastbp.plain import PlainNetwork
 
 WORKLOADS = ("mnist-128", "mnist-512x2", "mnist-100")
@@ -42,7 +47,7 @@ def _forward(kernels, layer, below, m, weights, space, rank, size):
     if first < last:
         a = pointer(space, layer[AT.source] + first * layer[AT.source_row])
         z = pointer(space, layer[AT.z] + first * layer[AT.row])
-        matmul_nn(
+        matmul(
             pointer(kernels, 0), last - first, layer[AT.fan_out], layer[AT.fan_in], a, layer[AT.source_row],
             pointer(weights, layer[AT.weights]), layer[AT.rows], pointer(weights, layer[AT.bias]),
             z, layer[AT.row],
@@ -56,7 +61,7 @@ def _deltas(kernels, layer, below, m, weights, space, rank, size):
     if first < last:
         delta = pointer(space, layer[AT.delta] + first * layer[AT.row])
         carried = pointer(space, below[AT.delta] + first * below[AT.row])
-        matmul_nn(
+        matmul(
             pointer(kernels, 0), last - first, below[AT.fan_out], layer[AT.fan_out], delta, layer[AT.row],
             pointer(weights, layer[AT.transposed]), layer[AT.padded], pointer(space, 0),
             carried, below[AT.row],
@@ -92,7 +97,7 @@ def _on_threads(part):
 
 @njit(**common.NJIT)
 def _transpose(layer, params, transposed):
-    pack_transposed(
+    pack_transpose(
         0, layer[AT.rows], 0, layer[AT.fan_out], pointer(params, layer[AT.weights]), layer[AT.rows], layer[AT.padded],
         pointer(transposed, layer[AT.transposed]),
     )  # fmt: skip

@@ -42,7 +42,7 @@ from sklearn.utils import shuffle
 from fastbp import BackpropClassifier
 from fastbp.activations import get_activation
 from fastbp.datasets import load_mnist
-from fastbp.network import initial_parameters
+from fastbp.initializers import initial_parameters
 from fastbp.plain import PlainNetwork
 
 WORKLOADS = ("mnist-128", "mnist-100", "digits-100", "tabular-64x2", "online-16", "seed-30")

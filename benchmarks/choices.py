@@ -21,8 +21,8 @@ import numpy as np
 from fastbp import prediction, training
 from fastbp.activations import ACTIVATIONS, Softmax
 from fastbp.datasets import load_mnist
+from fastbp.initializers import initial_parameters
 from fastbp.kernels import backprop, threads
-from fastbp.network import initial_parameters
 
 
 def make_network(units, batch_size):

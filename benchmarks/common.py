@@ -18,9 +18,10 @@ import numpy as np
 from numba import njit, prange
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from fastbp.codegen.memory import pointer
+from fastbp.codegen.target import HAS_FMA, VECTOR_BITS, lanes
+from fastbp.codegen.tiles import MR, NV, micro_kernel
 from fastbp.kernels import backprop
-from fastbp.kernels.intrinsics import HAS_FMA, VECTOR_BITS, lanes, pointer
-from fastbp.kernels.tiles import MR, NV, micro_kernel
 
 # The options of `fastbp.kernels.jit`, but with a Python wrapper and without the cache on disk: each run compiles.
 NJIT = {"error_model": "numpy", "nogil": True}

@@ -15,9 +15,9 @@ from numba import njit
 from scipy.special import erf as scipy_erf
 from scipy.special import erfcx
 
-from fastbp.kernels.elementary import erf, exp, expm1, log, tanh
-from fastbp.kernels.intrinsics import lane_count, pointer
-from fastbp.kernels.simd import load, store
+from fastbp.codegen.elementary import erf, exp, expm1, log, tanh
+from fastbp.codegen.memory import lane_count, pointer
+from fastbp.codegen.vectors import load, store
 
 N = 4096
 

@@ -26,8 +26,8 @@ import numpy as np
 
 from fastbp import BackpropClassifier, training
 from fastbp.activations import Relu, Softmax
-from fastbp.kernels.backprop import Data
-from fastbp.network import initial_parameters
+from fastbp.initializers import initial_parameters
+from fastbp.kernels.records import Data
 
 BATCHES = [
     1, 2, 3, 4, 5, 7, 8, 11, 12, 13, 16, 17, 24, 31, 32, 33, 48, 61, 64, 65, 96, 100, 127, 128, 129, 200, 251, 255,

@@ -5,8 +5,8 @@ import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
-# What lies between a user's call and us: scikit-learn's decorators, meta-estimators and pipelines run by joblib.
-_BETWEEN = ("fastbp", "sklearn", "joblib")
+# What lies between the line of a user and ours: decorators and meta-estimators of scikit-learn, joblib, dispatchers of Numba.
+_BETWEEN = ("fastbp", "numba", "sklearn", "joblib")
 
 
 def _folder(package):

@@ -22,7 +22,9 @@ from fastbp.activations import (
     Threshold,
     get_activation,
 )
-from fastbp.kernels.intrinsics import call_at, lanes, pointer
+from fastbp.codegen.jit import call_at
+from fastbp.codegen.memory import pointer
+from fastbp.codegen.target import lanes
 
 DTYPES = [np.float32, np.float64]
 # What lies around a row, and is not written.
@@ -49,7 +51,7 @@ def run_rows(address, a, at, n, row, m):
 
 
 @njit
-def run_slope(address, c0, c1, z, a, delta):
+def run_backward(address, c0, c1, z, a, delta):
     call_at(address, (c0, c1, pointer(z, 0), pointer(a, 0), pointer(delta, 0), z.size))
 
 
@@ -79,7 +81,7 @@ def times(activation, z, a, delta):
     delta = padded(delta)
     address = activation.backward_address(z.dtype)
     if address:
-        run_slope(address, *activation.coefficients, padded(z), padded(a), delta)
+        run_backward(address, *activation.coefficients, padded(z), padded(a), delta)
     return delta[: z.size]
 
 
@@ -160,9 +162,9 @@ def test_derivative_against_central_differences(activation):
 
 
 @pytest.mark.parametrize("activation", OBJECTS, ids=repr)
-def test_steepest(activation):
-    slopes = np.abs(activation.derivative(np.linspace(-10, 10, 200_001)))
-    assert slopes.max() == pytest.approx(activation.max_derivative, rel=1e-4)
+def test_max_derivative(activation):
+    derivatives = np.abs(activation.derivative(np.linspace(-10, 10, 200_001)))
+    assert derivatives.max() == pytest.approx(activation.max_derivative, rel=1e-4)
 
 
 @pytest.mark.parametrize("activation", [*OBJECTS, Softmax()], ids=repr)

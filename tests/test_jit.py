@@ -10,10 +10,13 @@ from pathlib import Path
 import numba
 import numpy as np
 import pytest
+from numba import njit, typeof
+from numba.core import event
 
 import fastbp
-from fastbp.kernels import jit
-from fastbp.codegen.jit import cached_jit
+from fastbp import compat
+from fastbp.codegen import jit
+from fastbp.codegen.jit import address_of, cached_jit, call_at
 
 PACKAGE = Path(fastbp.__file__).parent
 SOURCE = """
@@ -112,7 +115,7 @@ def test_full_disk(cache, small, monkeypatch):
         saves.append(sig)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(jit.FunctionCache, "save_overload", save_overload)
+    monkeypatch.setattr(compat.FunctionCache, "save_overload", save_overload)
     compiled = cached_jit(small.twice)
     with pytest.warns(RuntimeWarning, match=r"could not be written \(OSError\(.*No space left") as caught:
         assert compiled(4.0) == 8 and compiled(4) == 8
@@ -130,7 +133,7 @@ def test_code_of_other_sources_is_stale(cache, small, monkeypatch):
 def test_source_stamp_covers_all_files(tmp_path):
     package = tmp_path / "copy"
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "*.nb?"))
-    stamp = load_module(package / "kernels" / "jit.py", "copy_of_jit")._source_stamp
+    stamp = load_module(package / "codegen" / "jit.py", "copy_of_jit")._source_stamp
 
     def new_stamp():
         stamp.cache_clear()
@@ -139,7 +142,7 @@ def test_source_stamp_covers_all_files(tmp_path):
     stamps = {new_stamp()}
     assert stamps == {new_stamp()}
     sources = sorted(package.rglob("*.py"))
-    assert package / "kernels" / "intrinsics.py" in sources
+    assert package / "codegen" / "vectors.py" in sources
     for path in sources:
         path.write_bytes(path.read_bytes() + b"\n# another version\n")
         stamps.add(new_stamp())
@@ -150,6 +153,68 @@ def test_compiled_code_divides_as_numpy_does(cache, small, tmp_path):
     path = tmp_path / "divide.py"
     path.write_text("def divide(x, y):\n    return x / y\n")
     assert cached_jit(load_module(path, "divide").divide)(1.0, 0.0) == np.inf
+
+
+@njit
+def to_be_called(values, pair, factor):
+    values[0] = factor * pair[0][1] + pair[1]
+
+
+@njit
+def run_call_at(address, values, pair, factor):
+    call_at(address, (values, pair, factor))
+
+
+def test_call_at():
+    values, pair = np.zeros(2), (np.array([5, 7]), 0.5)
+    kinds = tuple(map(typeof, (values, pair, 3)))
+    run_call_at(address_of(to_be_called, kinds), values, pair, 3)
+    assert values.tolist() == [21.5, 0]
+
+
+# --- what a user hears of compiling ---
+
+
+@pytest.fixture
+def slow(monkeypatch, small):
+    """Compiling takes longer than a user waits without a word; none has been said."""
+    monkeypatch.setattr(jit, "PATIENCE", 0.0)
+    monkeypatch.setattr(jit._CompilationNotice, "said", False)
+    monkeypatch.setattr(jit._CompilationNotice, "spent", 0.0)
+    return small
+
+
+def test_long_compiling_is_explained_once(cache, slow, caplog):
+    first = cached_jit(slow.twice)
+    first(4.0)
+    first(4)
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("fastbp", "WARNING")
+    assert "python -m fastbp warmup" in record.getMessage()
+
+
+def test_nothing_is_said_where_nothing_is_compiled(cache, slow, caplog):
+    with jit.no_compilation_notice():
+        cached_jit(slow.twice)(4.0)
+    cached_jit(slow.twice)(5.0)  # from the disk
+    assert not caplog.records
+
+
+def test_short_compiling_is_silent(cache, slow, caplog, monkeypatch):
+    monkeypatch.setattr(jit, "PATIENCE", 1000.0)
+    cached_jit(slow.twice)(4.0)
+    assert not caplog.records
+    # The seconds of several functions add up.
+    assert 0 < jit._CompilationNotice.spent < 1000
+    monkeypatch.setattr(jit._CompilationNotice, "spent", 1000.0)
+    cached_jit(slow.thrice)(4.0)
+    assert len(caplog.records) == 1
+
+
+def test_the_notice_leaves_no_listener(cache, slow):
+    before = len(event._registered["numba:compile"])
+    cached_jit(slow.twice)(4.0)
+    assert len(event._registered["numba:compile"]) == before
 
 
 def start(script, folder, **changes):
@@ -214,7 +279,8 @@ print(json.dumps({
 # All that a first fit and a prediction need: each takes time. Nothing for inputs that are mostly zero, for several
 # threads, for other activations.
 COMPILED = [
-    "_logistic", "_logistic_backward", "_relu", "_relu_backward", "multiply_panel", "multiply_tile_prefetch", "predict", "train",
+    "_logistic_backward", "_logistic_forward", "_relu_backward", "_relu_forward", "multiply_panel",
+    "multiply_tile_prefetch", "predict", "train",
 ]  # fmt: skip
 
 
@@ -226,8 +292,8 @@ def first_fits(tmp_path_factory):
     below = str(nowhere / "file" / "below")
     copy = nowhere / "fastbp"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "*.nb?"))
-    (copy / "__pycache__").touch()
-    (copy / "kernels" / "__pycache__").touch()
+    for package in (copy, copy / "codegen", copy / "kernels"):
+        (package / "__pycache__").touch()
     processes = [
         start(FIT, folder, NUMBA_CACHE_DIR=str(folder)),
         start(FIT, nowhere, NUMBA_CACHE_DIR=below, HOME=below, XDG_CACHE_HOME=below),
@@ -243,7 +309,7 @@ def test_fit_with_an_empty_cache(first_fits):
 def test_fit_without_a_folder_for_the_cache(first_fits):
     """Nothing can be written anywhere: not beside the package, not in the home folder."""
     _, cached, result = first_fits
-    assert len(result["warnings"]) == 1 and "compiling in memory" in result["warnings"][0]
+    assert len(result["warnings"]) == 1 and "compiles in memory" in result["warnings"][0]
     assert result["compiled"] == COMPILED
     assert result["probabilities"] == cached["probabilities"]
 
@@ -276,7 +342,7 @@ import numpy as np
 from numba.core.dispatcher import Dispatcher
 import fastbp
 from fastbp.codegen.jit import _ForgivingCache
-from fastbp.kernels.shuffle import FEW
+from fastbp.kernels.shuffle import MIN_SIZE
 from fastbp.system import _VARIANTS
 warnings.simplefilter("ignore")
 fastbp.warmup()
@@ -285,9 +351,9 @@ before = {d: len(d.overloads) for d in ours}
 for source, dtype in _VARIANTS:
     for zeros in (0.0, 0.95):
         rng = np.random.default_rng(0)
-        X = (rng.integers(1, 99, (FEW, 40)) * (rng.random((FEW, 40)) > zeros)).astype(source)
+        X = (rng.integers(1, 99, (MIN_SIZE, 40)) * (rng.random((MIN_SIZE, 40)) > zeros)).astype(source)
         model = fastbp.BackpropClassifier((70, 5), activation=["tanh", "gelu"], max_iter=2, dtype=dtype)
-        model.fit(X, np.arange(FEW) % 3).predict(X)
+        model.fit(X, np.arange(MIN_SIZE) % 3).predict(X)
         model.predict(X[:2])
 print(json.dumps([len(ours) > 20, sorted(d.__name__ for d in ours if len(d.overloads) > before[d])]))
 """

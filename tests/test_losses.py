@@ -8,8 +8,9 @@ from scipy.special import expit
 from scipy.special import softmax as softmax_of
 
 from fastbp import losses
+from fastbp.codegen.memory import load_scalar, pointer, stack_square
+from fastbp.codegen.target import lanes
 from fastbp.codegen.transpose import to_columns
-from fastbp.kernels.intrinsics import load_scalar, lanes, pointer, stack_square
 from fastbp.codegen.vectors import store
 from fastbp.losses import LOG_LOSS, LOSSES, SQUARED_ERROR, loss_of_row, losses_of_columns, set_residual
 

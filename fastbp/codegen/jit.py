@@ -9,8 +9,9 @@
 
 import hashlib
 import logging
+import os
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 
@@ -181,6 +182,8 @@ class _ForgivingCache(DiskCache):
             backend = open_disk_cache(self._function, _source_stamp())
             # Where the system knows no home folder, Numba makes a folder named "~" in the current one.
             if backend.cache_path.startswith("~"):
+                with suppress(OSError):
+                    os.removedirs(backend.cache_path)  # as far as they are empty
                 raise RuntimeError("there is no home folder")
             self._on_disk = backend
         return self._on_disk

@@ -1,16 +1,16 @@
-"""The training loop's own decisions; what it computes is tested with the kernels and the estimator."""
+"""The thread tuner."""
 
 import pytest
 
-from fastbp.training import MAX_CALL, ThreadTuner
+from fastbp.kernels.tuner import MAX_CALL, ThreadTuner
 
 
-def run(pace, seconds_per_batch, n_calls):
-    """Let calls take as long as a function of the number of threads and the call says; return the threads of each."""
+def run(tuner, seconds_per_batch, n_calls):
+    """Let a function of the threads and the call say how long calls take; return the threads and batches of each."""
     chosen = []
     for call in range(n_calls):
-        n_threads, n_batches = pace.choose()
-        pace.note(n_threads, n_batches, n_batches * seconds_per_batch(n_threads, call))
+        n_threads, n_batches = tuner.choose()
+        tuner.measure(n_threads, n_batches, n_batches * seconds_per_batch(n_threads, call))
         chosen.append((n_threads, n_batches))
     return chosen
 
@@ -22,7 +22,7 @@ def test_takes_the_faster_and_more_threads_at_about_the_same_speed(speed_up, exp
     others = [n_batches for n, n_batches in chosen[2:] if n != expected]
     # The other one is tried again, seldom and for a short time.
     seconds = 1e-4 / speed_up if expected == 2 else 1e-4
-    assert 1 <= len(others) <= 5 and set(others) == {int(ThreadTuner.SHORT / seconds)}
+    assert 1 <= len(others) <= 5 and set(others) == {int(ThreadTuner.TRY_SECONDS / seconds)}
     assert (expected, int(MAX_CALL / seconds)) in chosen[-2:]
 
 
