@@ -15,20 +15,20 @@ from typing import NamedTuple
 import common
 import numpy as np
 import pytest
-from fastbp.kernels.intrinsics import shift
 from numba import njit, prange
 
-from fastbp import BackpropClassifier, training
+from fastbp import BackpropClassifier
 from fastbp.activations import Relu, Softmax
 from fastbp.codegen.jit import call_at
-from fastbp.codegen.memory import lane_count, pointer
+from fastbp.codegen.memory import lane_count, offset, pointer
 from fastbp.codegen.tiles import NV
 from fastbp.initializers import initial_parameters
 from fastbp.kernels.addresses import kernel_addresses
 from fastbp.kernels.matmul import MULTIPLY, NONE, ONE, matmul, pack_transpose
-from fastbp.kernels.network import Layer, aligned_zeros
-from fastbp.kernels.plan import BLOCK_ROWS
+from fastbp.kernels.network import Layer, aligned_zeros, make_network
+from fastbp.kernels.plan import BLOCK_ROWS, training_work
 from fastbp.kernels.records import Data
+from fastbp.kernels.session import OptimizerState, Session
 from fastbp.kernels.threads import share
 from fastbp.plain import PlainNetwork
 
@@ -45,43 +45,43 @@ def _forward(kernels, layer, below, m, weights, space, rank, size):
     """Compute the pre-activations Z = A W + b of this thread's samples, as `backprop.forward`."""
     first, last = share(m, 1, rank, size)
     if first < last:
-        a = pointer(space, layer[AT.source] + first * layer[AT.source_row])
+        a = pointer(space, layer[AT.input] + first * layer[AT.input_row])
         z = pointer(space, layer[AT.z] + first * layer[AT.row])
         matmul(
-            pointer(kernels, 0), last - first, layer[AT.fan_out], layer[AT.fan_in], a, layer[AT.source_row],
-            pointer(weights, layer[AT.weights]), layer[AT.rows], pointer(weights, layer[AT.bias]),
+            pointer(kernels, 0), last - first, layer[AT.fan_out], layer[AT.fan_in], a, layer[AT.input_row],
+            pointer(weights, layer[AT.weights]), layer[AT.padded_in], pointer(weights, layer[AT.bias]),
             z, layer[AT.row],
         )  # fmt: skip
 
 
 @njit(**common.NJIT)
 def _deltas(kernels, layer, below, m, weights, space, rank, size):
-    """Propagate the deltas back, D W^T, for this thread's samples, as `backprop._backward`."""
+    """Propagate the deltas back, D W^T, for this thread's samples, as `backprop.backward`."""
     first, last = share(m, 1, rank, size)
     if first < last:
         delta = pointer(space, layer[AT.delta] + first * layer[AT.row])
         carried = pointer(space, below[AT.delta] + first * below[AT.row])
         matmul(
             pointer(kernels, 0), last - first, below[AT.fan_out], layer[AT.fan_out], delta, layer[AT.row],
-            pointer(weights, layer[AT.transposed]), layer[AT.padded], pointer(space, 0),
+            pointer(weights, layer[AT.transpose]), layer[AT.padded_out], pointer(space, 0),
             carried, below[AT.row],
         )  # fmt: skip
 
 
 @njit(**common.NJIT)
 def _gradient(kernels, layer, below, m, weights, space, rank, size):
-    """Compute A^T D for this thread's rows of the weights; `backprop._descend` shares out blocks, and updates."""
+    """Compute A^T D for this thread's rows of the weights; `gradient` takes blocks, and updates them."""
     width = lane_count(pointer(space, 0))
     first, last = share(layer[AT.fan_in], BLOCK_ROWS, rank, size)
-    source = pointer(space, layer[AT.source])
+    source = pointer(space, layer[AT.input])
     for p in range(first, last, BLOCK_ROWS):
-        for j in range(0, layer[AT.padded], NV * width):
-            nv = min(NV, (layer[AT.padded] - j) // width)
-            panel = pointer(weights, layer[AT.weights] + j * layer[AT.rows])
+        for j in range(0, layer[AT.padded_out], NV * width):
+            nv = min(NV, (layer[AT.padded_out] - j) // width)
+            panel = pointer(weights, layer[AT.weights] + j * layer[AT.padded_in])
             args = (
-                min(BLOCK_ROWS, last - p), nv, m, shift(source, p), ONE, layer[AT.source_row],
+                min(BLOCK_ROWS, last - p), nv, m, offset(source, p), ONE, layer[AT.input_row],
                 pointer(space, layer[AT.delta] + j), layer[AT.row], pointer(space, 0), NONE,
-                shift(panel, p * nv * width), nv * width,
+                offset(panel, p * nv * width), nv * width,
             )  # fmt: skip
             call_at(kernels[MULTIPLY], args)
 
@@ -98,8 +98,8 @@ def _on_threads(part):
 @njit(**common.NJIT)
 def _transpose(layer, params, transposed):
     pack_transpose(
-        0, layer[AT.rows], 0, layer[AT.fan_out], pointer(params, layer[AT.weights]), layer[AT.rows], layer[AT.padded],
-        pointer(transposed, layer[AT.transposed]),
+        0, layer[AT.padded_in], 0, layer[AT.fan_out], pointer(params, layer[AT.weights]), layer[AT.padded_in],
+        layer[AT.padded_out], pointer(transposed, layer[AT.transpose]),
     )  # fmt: skip
 
 
@@ -133,11 +133,11 @@ class LaidOut:
         units, self.m, *_ = common.WORKLOADS[workload]
         rng = np.random.default_rng(0)
         self.index, self.dtype = index, dtype
-        self.network = training.make_network(units, [Relu()] * (len(units) - 2) + [Softmax()], dtype)
+        self.network = make_network(units, [Relu()] * (len(units) - 2) + [Softmax()], dtype)
         self.table, size = self.network.workspace(self.m)
         self.space = aligned_zeros(size, dtype)
         layer = Layer(*self.table[index])
-        source = self.rows(layer.source, layer.source_row, layer.fan_in)
+        source = self.rows(layer.input, layer.input_row, layer.fan_in)
         delta = self.rows(layer.delta, layer.row, layer.fan_out)
         source[...], delta[...] = rng.standard_normal(source.shape), rng.standard_normal(delta.shape)
         self.A, self.D = np.ascontiguousarray(source), np.ascontiguousarray(delta)
@@ -230,16 +230,16 @@ def test_step(benchmark, workload, dtype, threads):
     start = initial_parameters(units, [Relu.init_factor] * (len(units) - 1), rng, dtype)
 
     plain = PlainNetwork(*start, activation=activation, solver=solver)
-    network = training.make_network(units, [Relu()] * (len(units) - 2) + [Softmax()], dtype, m)
-    settings = BackpropClassifier(solver=solver, batch_size=m, n_jobs=threads)._settings(m)
-    memory = training.Memory.empty(network, solver, settings.learning_rate_init)
-    session = training.Session(network, network.pack(*start), memory, settings, m)
+    network = make_network(units, [Relu()] * (len(units) - 2) + [Softmax()], dtype, m)
+    settings = BackpropClassifier(solver=solver, batch_size=m, n_jobs=threads)._step_settings(m)
+    params = network.pack(*start)
+    session = Session(network, params, OptimizerState.empty(network, solver, 1e-3), settings, m)
     if session.n_threads != threads:
         pytest.skip("Numba has no OpenMP or TBB threading layer here: training uses one thread")
-    data, losses = Data(X, Y, np.empty(0, dtype), batch), np.empty(1)
+    data, rates, losses = Data(X, Y, np.empty(0, dtype), batch), np.full(1, 1e-3), np.empty(1)
 
     def ours():
-        session._call(data, 0, 1, losses, threads)
+        session._call(data, rates, 0, 1, losses, threads)
 
     def numpy():
         plain.step(X[batch], Y[batch])
@@ -247,14 +247,14 @@ def test_step(benchmark, workload, dtype, threads):
     with common.all_threads_limited(threads):
         compiled = common.first_call(("step", dtype, threads), ours)
         numpy()
-        coefs, intercepts = network.unpack(session.state.params)
+        coefs, intercepts = network.unpack(params)
         # Adam's first update is rate * g / (|g| + e) with e = 3e-7. If a gradient is as small as e, its rounding
         # error of about 1e-8 in float32 changes the update by some percent of the rate, which is 1e-3.
         atol = 1e-4 if dtype == "float32" else 1e-11
         for a, b in zip([*coefs, *intercepts], plain.params, strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=atol)
         shape = f"{'-'.join(map(str, units))}, {m}"
-        flops = training.training_work(units) * m
+        flops = training_work(units) * m
         measure(benchmark, ("step", shape, dtype, threads), flops, ours, numpy, compiled)
 
 

@@ -23,7 +23,7 @@ from fastbp.codegen.target import HAS_FMA, VECTOR_BITS, lanes
 from fastbp.codegen.tiles import MR, NV, micro_kernel
 from fastbp.kernels import backprop
 
-# The options of `fastbp.kernels.jit`, but with a Python wrapper and without the cache on disk: each run compiles.
+# The options of `fastbp.codegen.jit`, but with a Python wrapper and without the cache on disk: each run compiles.
 NJIT = {"error_model": "numpy", "nogil": True}
 # Threads of OpenBLAS keep their cores busy for up to 26 ms after the last product, threads of OpenMP for some
 # milliseconds. With several threads, a library is timed only after a pause in which those of the others fall asleep.

@@ -69,9 +69,9 @@ CONTESTANTS = {
 def write_data(folder, workload, n_samples, real):
     """Write the files of a workload for all contestants: inputs, labels, targets and initial weights."""
     import numpy as np
-    from fastbp.network import initial_parameters
 
     from fastbp.activations import get_activation
+    from fastbp.initializers import initial_parameters
 
     rng = np.random.default_rng(0)
     n_classes = max(workload.units[-1], 2)

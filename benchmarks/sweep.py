@@ -3,7 +3,7 @@
 Run: ``python benchmarks/sweep.py`` (about a minute), with ``--plot FILE`` for a figure (needs matplotlib).
 
 A network of width w and depth d has w inputs, d hidden layers of w units with relu, and 10 outputs. It is trained with
-Adam in float32 through `fastbp.training.Session`, without the overhead of the estimator. Each figure is the best of
+Adam in float32 through `fastbp.kernels.session`, without the overhead of the estimator. Each figure is the best of
 several epochs of some milliseconds, for one and for two threads. With two, the session may use the second thread.
 
 A point is marked with `!` if a neighbour in its column is more than twice as good: the neighbour has about the same
@@ -24,10 +24,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import common
 import numpy as np
 
-from fastbp import BackpropClassifier, training
+from fastbp import BackpropClassifier
 from fastbp.activations import Relu, Softmax
 from fastbp.initializers import initial_parameters
+from fastbp.kernels.network import make_network
+from fastbp.kernels.plan import training_work
 from fastbp.kernels.records import Data
+from fastbp.kernels.session import OptimizerState, Session
 
 BATCHES = [
     1, 2, 3, 4, 5, 7, 8, 11, 12, 13, 16, 17, 24, 31, 32, 33, 48, 61, 64, 65, 96, 100, 127, 128, 129, 200, 251, 255,
@@ -64,12 +67,12 @@ class Point:
         x = rng.random((rows, width), dtype=np.float32)
         y = np.eye(N_OUTPUTS, dtype=np.float32)[np.arange(rows) % N_OUTPUTS]
         start = initial_parameters(units, [6.0] * (depth + 1), np.random.RandomState(0), np.float32)
-        network = training.make_network(units, activations, np.float32, batch)
+        network = make_network(units, activations, np.float32, batch)
         # The estimator fills in the defaults of all other settings.
-        settings = BackpropClassifier(batch_size=batch, alpha=0.0, n_jobs=threads)._settings(rows)
-        memory = training.Memory.empty(network, settings.solver, settings.learning_rate_init)
-        self.session = training.Session(network, network.pack(*start), memory, settings, rows)
-        self.flops = training.training_work(units) * batch
+        settings = BackpropClassifier(batch_size=batch, alpha=0.0, n_jobs=threads)._step_settings(rows)
+        optimizer = OptimizerState.empty(network, settings.solver, 1e-3)
+        self.session = Session(network, network.pack(*start), optimizer, settings, rows)
+        self.flops = training_work(units) * batch
         self.n_batches = 1
         self.data = lambda: Data(x, y, np.empty(0, np.float32), order[: self.n_batches * batch])
         most = max(1, min(20_000, int(EPOCH / (self.flops / 400e9 + 2e-7))))
@@ -79,9 +82,9 @@ class Point:
             self.n_batches = min(most, max(2 * self.n_batches, int(self.n_batches * EPOCH / spent / 2)))
 
     def _epoch(self):
-        data = self.data()
+        data, rates = self.data(), np.full(self.n_batches, 1e-3)
         begin = time.perf_counter()
-        self.session.run(data)
+        self.session.run(data, rates)
         return time.perf_counter() - begin
 
     def seconds(self, duration):

@@ -247,7 +247,7 @@ class BaseBackprop(BaseEstimator):
         check_is_fitted(self)
         predictor = self._predictor()
         # scikit-learn's checks take longer than the network for a few rows. An array of the right type and shape needs
-        # none but whether all numbers are finite, which the kernel reports; if they are not, the checks raise the error.
+        # only the check for finite numbers, which the kernel does; if it fails, scikit-learn's checks raise the error.
         if (
             type(X) is np.ndarray
             and X.dtype in _SOURCES[predictor.dtype]

@@ -45,8 +45,8 @@ class Predictor:
         self._layers = np.array(
             [
                 prediction.UnpackedLayer(
-                    coef.ctypes.data, intercept.ctypes.data, *coef.shape, activation.forward_address(self.dtype),
-                    int(activation.by_rows),
+                    coef.ctypes.data, intercept.ctypes.data, coef.shape[0], coef.shape[1],
+                    activation.forward_address(self.dtype), int(activation.by_rows),
                 )
                 for coef, intercept, activation in zip(coefs, intercepts, activations, strict=True)
             ],

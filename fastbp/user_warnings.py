@@ -5,7 +5,7 @@ import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
-# What lies between the line of a user and ours: decorators and meta-estimators of scikit-learn, joblib, dispatchers of Numba.
+# What lies between the user's line and ours: scikit-learn's meta-estimators, joblib, Numba's dispatchers.
 _BETWEEN = ("fastbp", "numba", "sklearn", "joblib")
 
 

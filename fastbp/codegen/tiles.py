@@ -112,7 +112,7 @@ def _prefetching_micro_kernel(*, for_write):
 
         return kernel_signature(mr, nv, k, lines, n_lines, a, a_row, a_col, b, b_row, d, d_row, c, c_row), codegen
 
-    kernel.__doc__ = f"""Compute what `micro_kernel` does, and prefetch memory {"to write to" if for_write else "to read"}.
+    kernel.__doc__ = f"""Compute what `micro_kernel` does, and prefetch memory to {"write to" if for_write else "read"}.
 
     The pointer `lines` points at `n_lines` addresses (int64), at least one, of as many cache lines. The prefetches are
     spread evenly over the `k` steps, so that they do not hold up the product; only the first `k` of a longer list are

@@ -10,7 +10,7 @@ from fastbp.codegen.vectors import load_converted, progression, store
 from fastbp.kernels.matmul import MULTIPLY_PREFETCH, NONE, ONE, cut_into_tiles, matmul, tile_height
 from fastbp.kernels.records import get_layer
 
-# Cache lines of a sample's inputs, from the first on, that are prefetched where there is no product to spread them over.
+# The first cache lines of a sample's inputs are prefetched where there is no product to spread all of them over.
 FEW_LINES = 4
 # Rows between the sample that is gathered and the one that is prefetched: time enough for it to arrive, and not so much
 # that the cache evicts it again.

@@ -210,11 +210,15 @@ def _update_weights(net, training, lines, step, layer, part, squares, team):
         if lists_lines:
             following = block_at(layer, part, min(number + 1, part.last - 1), width)
             n_lines = _list_block(net, training, lines, following)
-            args = (rows, nv, step.m, lines, n_lines, x, ONE, a_row, y, b_row, start, start_row, grads, row)
-            call_at(load_scalar(net.kernels, MULTIPLY_PREFETCH_WRITE), args)
+            call_at(
+                load_scalar(net.kernels, MULTIPLY_PREFETCH_WRITE),
+                (rows, nv, step.m, lines, n_lines, x, ONE, a_row, y, b_row, start, start_row, grads, row),
+            )
         else:
-            args = (rows, nv, step.m, x, ONE, a_row, y, b_row, start, start_row, grads, row)
-            call_at(load_scalar(net.kernels, MULTIPLY), args)
+            call_at(
+                load_scalar(net.kernels, MULTIPLY),
+                (rows, nv, step.m, x, ONE, a_row, y, b_row, start, start_row, grads, row),
+            )
         if step.ends:
             _finish_block(net, training, step, layer, part, block, grads, offset(squares, number))
 

@@ -103,6 +103,11 @@ class Session:
         Whether to leave out zero inputs; see `plan.is_mostly_zero`.
     keep : bool, default=False
         Whether z, activations and deltas of a whole batch are kept, for `values`.
+
+    Attributes
+    ----------
+    n_threads : int
+        The most threads that it uses.
     """
 
     def __init__(self, network, params, optimizer, settings, n_samples, *, sparse=False, keep=False):
@@ -110,7 +115,8 @@ class Session:
         self.optimizer = optimizer
         self.params = params
         batch_size = settings.batch_size
-        n_threads = threads.thread_count(settings.n_jobs, training_work(network.units) * min(batch_size, n_samples))
+        work = training_work(network.units) * min(batch_size, n_samples)
+        self.n_threads = n_threads = threads.thread_count(settings.n_jobs, work)
         self._chunk = batch_size if keep else min(batch_size, workspace_rows(network))
         one_by_one = batch_size == 1 < n_samples and not sparse and not keep and online.is_small(network)
         self._train = online.train_online if one_by_one else backprop.train

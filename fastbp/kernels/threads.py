@@ -48,10 +48,10 @@ _SPINS_BEFORE_YIELD = 4_000
 
 
 class Team(NamedTuple):
-    """This thread's place in the team of a call."""
+    """The place of a thread in the team of a call."""
 
-    rank: int  # 0 to size - 1; -1 for a thread that started too late, and has nothing to do
-    size: int
+    rank: np.int64  # 0 to size - 1; -1 for a thread that started too late, and has nothing to do
+    size: np.int64
 
 
 def new_team(wanted):
