@@ -77,10 +77,10 @@ def main():
     rounds = parser.parse_args().rounds
     rows = measure(rounds)
     print(f"Seconds, median of {rounds} processes (minimum to maximum)")
-    print(f"{'':26}{'import':>24}{'first fit':>24}{'second fit':>24}")
+    print(f"{'':26}{'import':>26}{'first fit':>26}{'second fit':>26}")
     for name, columns in rows.items():
         cells = [f"{statistics.median(c):.3f} ({min(c):.3f} to {max(c):.3f})" for c in columns]
-        print(f"{name:26}" + "".join(f"{cell:>24}" for cell in cells))
+        print(f"{name:26}" + "".join(f"{cell:>26}" for cell in cells))
 
 
 if __name__ == "__main__":
