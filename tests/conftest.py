@@ -3,6 +3,7 @@
 import faulthandler
 import os
 
+import numba
 import pytest
 
 # Tests whose results depend on the vector instructions in use; `.ci/run` repeats them for each width of vectors.
@@ -21,10 +22,9 @@ _terminal = pytest.StashKey[int]()
 def pytest_configure(config):
     config.addinivalue_line("markers", "numerical: what is computed depends on the processor's vector instructions")
     config.addinivalue_line("markers", "estimator: what users of scikit-learn see")
-    try:
-        config.stash[_terminal] = os.dup(2)  # pytest captures the stream itself during a test
-    except OSError:  # there is no standard error
-        config.stash[_terminal] = os.open(os.devnull, os.O_WRONLY)
+    config.stash[_terminal] = os.dup(2)  # pytest captures the stream itself during a test
+    if numba.config.DISABLE_JIT:
+        raise pytest.UsageError("NUMBA_DISABLE_JIT is set, and the kernels run only as compiled code")
 
 
 def pytest_collection_modifyitems(items):

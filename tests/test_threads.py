@@ -228,7 +228,10 @@ def test_no_threads_are_started_to_find_that_one_is_enough(machine):
 
 
 def test_the_number_of_threads_is_limited_for_one_call_only():
-    before = numba.get_num_threads()
+    try:
+        before = numba.get_num_threads()
+    except ValueError:
+        pytest.skip("Numba has not the layer that NUMBA_THREADING_LAYER names")
     with threads._limited_threads(1):
         assert numba.get_num_threads() == 1
     assert numba.get_num_threads() == before
