@@ -4,10 +4,12 @@ import numpy as np
 from numba import njit
 
 from fastbp.codegen.atomics import atomic_add, atomic_load, atomic_store
+from fastbp.codegen.memory import pointer
 
 
 @njit(nogil=True)
 def add_often(cells, times, seen):
+    cells = pointer(cells, 0)
     for i in range(times):
         seen[i] = atomic_add(cells, 1, 1)
 
@@ -31,6 +33,7 @@ def pass_the_ball(cells, data, side, rounds, patience):
 
     Nothing in the loop but the load itself keeps the compiler from loading once and for all.
     """
+    cells = pointer(cells, 0)
     for turn in range(rounds):
         looks = 0
         while atomic_load(cells, 1) != 2 * turn + side:

@@ -11,6 +11,7 @@ import pytest
 from numba import njit
 
 import fastbp
+from fastbp.codegen.memory import pointer
 from fastbp.codegen.processor import HAS_AFFINITY, current_cpu
 from fastbp.kernels import threads
 from fastbp.kernels.threads import MIN_WORK_PER_THREAD, barrier, join_team, next_ticket, share, thread_count
@@ -23,7 +24,7 @@ def run_share(n, unit, rank, size):
 
 @njit(nogil=True)
 def run_join(team, wanted):
-    return join_team(team, wanted)
+    return join_team(pointer(team, 0), wanted)
 
 
 def test_shares_make_up_the_range():
@@ -56,6 +57,7 @@ def test_a_team_of_one_is_complete():
 @njit(nogil=True)
 def march(cells, wanted, rounds, steps, seen):
     """Take steps with the team; `seen` counts those of others that were not as far."""
+    cells = pointer(cells, 0)
     team = join_team(cells, wanted)
     if team.rank < 0:
         return
@@ -73,7 +75,7 @@ def march(cells, wanted, rounds, steps, seen):
 @njit(nogil=True)
 def draw(team, drawn):
     for i in range(drawn.size):
-        drawn[i] = next_ticket(team)
+        drawn[i] = next_ticket(pointer(team, 0))
 
 
 def test_each_ticket_is_given_once():
@@ -96,7 +98,7 @@ threads_spread = threads._spread
 @njit
 def run_spread(team, rank, size):
     here = current_cpu()
-    threads_spread(team, rank, size)
+    threads_spread(pointer(team, 0), rank, size)
     return here, current_cpu()
 
 
@@ -247,6 +249,7 @@ import os, sys, threading, warnings
 import numpy as np
 import numba
 from fastbp import BackpropClassifier
+from fastbp.codegen.memory import pointer
 from fastbp.kernels import threads
 
 warnings.simplefilter("ignore")

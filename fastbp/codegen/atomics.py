@@ -1,4 +1,4 @@
-"""Atomic operations on the elements of int64 arrays, which threads share."""
+"""Atomic operations on int64 numbers in memory that threads share."""
 
 from numba import types
 from numba.extending import intrinsic
@@ -7,34 +7,31 @@ from fastbp.codegen.emit import emit_offset
 
 
 @intrinsic
-def atomic_add(typingctx, array, index, value):
-    """Add to an element of an int64 array; return what it was before."""
+def atomic_add(typingctx, base, index, value):
+    """Add to the element `index` of the memory that a pointer points at; return its value before."""
 
     def codegen(context, builder, signature, args):
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        return builder.atomic_rmw("add", emit_offset(builder, data, args[1]), args[2], "seq_cst")
+        return builder.atomic_rmw("add", emit_offset(builder, *args[:2]), args[2], "seq_cst")
 
-    return types.int64(array, types.int64, types.int64), codegen
+    return types.int64(base, types.int64, types.int64), codegen
 
 
 @intrinsic
-def atomic_load(typingctx, array, index):
-    """Load an element of an int64 array that other threads store."""
+def atomic_load(typingctx, base, index):
+    """Load the element `index` of memory to which other threads store."""
 
     def codegen(context, builder, signature, args):
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        return builder.load_atomic(emit_offset(builder, data, args[1]), "seq_cst", 8)
+        return builder.load_atomic(emit_offset(builder, *args[:2]), "seq_cst", 8)
 
-    return types.int64(array, types.int64), codegen
+    return types.int64(base, types.int64), codegen
 
 
 @intrinsic
-def atomic_store(typingctx, array, index, value):
-    """Store an element of an int64 array that other threads load."""
+def atomic_store(typingctx, base, index, value):
+    """Store the element `index` of memory from which other threads load."""
 
     def codegen(context, builder, signature, args):
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        builder.store_atomic(args[2], emit_offset(builder, data, args[1]), "seq_cst", 8)
+        builder.store_atomic(args[2], emit_offset(builder, *args[:2]), "seq_cst", 8)
         return context.get_dummy_value()
 
-    return types.void(array, types.int64, types.int64), codegen
+    return types.void(base, types.int64, types.int64), codegen

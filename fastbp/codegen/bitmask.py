@@ -42,7 +42,7 @@ def _emit_append(builder, lanes, base, out, count):
 def append_set_bits(typingctx, mask, base, out, count):
     """Append base + i to the int32 list `out` of `count` entries for each set bit i; return the new count.
 
-    MASK_BITS entries are written, of which those behind the new count are meaningless.
+    MASK_BITS entries are written, of which those after the new count are meaningless.
     """
 
     def codegen(context, builder, signature, args):

@@ -1,6 +1,6 @@
 """exp, expm1, log, tanh and erf of vectors, as plain arithmetic.
 
-Numba calls the C library once for each number, which is many times slower; `benchmarks/elementary.py` has errors and
+Numba calls the C library for each number, which is many times slower; `benchmarks/elementary.py` measures errors and
 speed.
 
 References
@@ -37,7 +37,7 @@ def _overload_exp(x):
 
 
 def log(x):
-    """Return the natural logarithm of a vector of normal numbers; NaN for NaN and what is not above 0."""
+    """Return the natural logarithm of a vector of normal numbers; NaN for NaN and for x <= 0."""
 
 
 @overload(log, inline="always")

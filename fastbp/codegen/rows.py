@@ -16,7 +16,7 @@ from fastbp.codegen.emit import (
 )
 from fastbp.codegen.tiles import NV, kernel_signature
 
-# Vectors in a row that `row_kernel` computes at once: enough chains of additions to keep the multipliers busy.
+# Vectors of a row that `row_kernel` computes at once: enough chains of additions to keep the multipliers busy.
 ROW_VECTORS = 8
 # Parts of the sums in `short_row_kernel`, a power of two: enough to hide the time that one addition takes.
 ROW_PARTS = 4
@@ -31,7 +31,7 @@ def row_kernel(typingctx, n, k, x, w, w_row, d, out):
     Parameters
     ----------
     n : int64
-        Columns, 1 to ROW_VECTORS * lanes. No memory behind them is read.
+        Columns, 1 to ROW_VECTORS * lanes. No memory after them is read.
     k : int64
         Length of the reduction, at least 1.
     x : pointer
@@ -39,7 +39,7 @@ def row_kernel(typingctx, n, k, x, w, w_row, d, out):
     w, w_row : pointer, int64
         W is (k, n), row-major.
     d, out : pointer
-        n numbers each; `out` has room for whole vectors, and zeros go to what is behind the n.
+        n numbers each; `out` holds whole vectors, and its numbers after the n become 0.
     """
 
     def codegen(context, builder, signature, args):
@@ -59,7 +59,7 @@ def row_kernel(typingctx, n, k, x, w, w_row, d, out):
 
 @intrinsic
 def short_row_kernel(typingctx, n, k, x, w, d, out):
-    """Compute a short row, out = d + x W, with as little delay as can be: each sum is made in ROW_PARTS parts.
+    """Compute a short row, out = d + x W, with the shortest latency: each sum is computed in ROW_PARTS parts.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ def short_row_kernel(typingctx, n, k, x, w, d, out):
 
 
 def _emit_row(builder, vectors, vector, parts, inside, k, x, w, w_row, d, out):
-    """Build out = d + x W in so many parts; of the last vector only the lanes `inside`, if there is such a mask."""
+    """Compute out = d + x W in `parts` parts; with a mask `inside`, only its lanes of the last vector."""
     align = alignment(vector.element)
 
     def load(base, j):
@@ -120,7 +120,7 @@ def _emit_row(builder, vectors, vector, parts, inside, k, x, w, w_row, d, out):
 
 
 def _emit_steps(builder, p, step, k, sums, add_products):
-    """Build a loop over whole steps of a reduction from p on; return where it ends, and the sums."""
+    """Build a loop over whole steps of a reduction from p on; return the end and the sums."""
     before = builder.block
     head = builder.append_basic_block("row.head")
     body = builder.append_basic_block("row.body")

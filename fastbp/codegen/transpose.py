@@ -12,7 +12,7 @@ from fastbp.codegen.jit import jit
 from fastbp.codegen.memory import lane_count, stack_square
 from fastbp.codegen.vectors import load, splat, store
 
-# Columns of which `transpose_tile` makes rows at least: outputs are often as few, and cost a quarter then.
+# The least columns that `transpose_tile` transposes: outputs are often as few, and then cost a quarter.
 FEW_COLUMNS = 4
 
 
@@ -20,9 +20,9 @@ FEW_COLUMNS = 4
 def transpose_tile(typingctx, n, source, source_row, out, out_row):
     """Transpose a square of lanes x lanes numbers: out[j, i] = source[i, j].
 
-    In log2(lanes) rounds of shuffles between registers: a loop over single numbers
-    takes several times as long. Of the columns of the source only the first n need
-    to become rows; FEW_COLUMNS do where those are enough.
+    It takes log2(lanes) rounds of shuffles between registers; a loop over single numbers
+    takes several times as long. Only the first n columns of the source need to become
+    rows: FEW_COLUMNS do where that is enough.
     """
     scalar = source.dtype
 
@@ -41,7 +41,7 @@ def transpose_tile(typingctx, n, source, source_row, out, out_row):
 
 
 def _emit_transposition(builder, n, vector, source, source_row, out, out_row):
-    """Build the transposition of the first n columns; LLVM leaves out shuffles that are not used."""
+    """Transpose the first n columns; LLVM removes shuffles that are not used."""
     width = vector.count
 
     def place(base, stride, i):
@@ -69,16 +69,16 @@ def _source_lane(j, half, width, part):
 
 @jit
 def to_columns(rows, row, m, n, columns):
-    """Set n columns of a square, a vector each, from m rows; no more of either than the square has.
+    """Turn m rows of n numbers into n columns, a vector each; m and n are at most the lanes of a vector.
 
     Parameters
     ----------
     rows, row : pointer, int64
         The rows, padded to whole vectors, and their stride.
     m, n : int64
-        Samples, and numbers of each.
+        Samples, and numbers of each sample.
     columns : pointer
-        From `stack_square`. The places of samples that are not there become zero; other columns may be written.
+        From `stack_square`. The lanes of samples after the m become zero; columns after the n may be written.
     """
     width = lane_count(rows)
     if m == width:
@@ -92,7 +92,7 @@ def to_columns(rows, row, m, n, columns):
 
 @jit
 def to_rows(columns, m, n, rows, row):
-    """Set m rows from n columns; what pads the rows to whole vectors becomes zero, and so do the other columns."""
+    """Turn n columns into m rows; the padding of the rows to whole vectors becomes zero, and so do columns after n."""
     width = lane_count(rows)
     for j in range(n, width):
         store(columns, j * width, splat(rows, 0.0))

@@ -1,12 +1,12 @@
-"""Vectors as a type in compiled code: arithmetic on one whole register at a time.
+"""Vectors as a type of compiled code: arithmetic on one whole register at a time.
 
-LLVM turns a plain loop into vectors where it sees fit, and does the remainder one by one: for
-layers of a few units that is most of the work. With this type a formula is written once, as if
-for one number, and runs on a register of them: ``1 / (1 + exp(-slope * z))`` with `z` a vector.
+LLVM vectorizes a plain loop where it sees fit, and computes the remainder one by one: for layers of a few units that is
+most of the work. With this type a formula is written as if for one number, and computed for a register of them:
+``1 / (1 + exp(-slope * z))`` with `z` a vector.
 
-A `Vector` is a local variable of a kernel: made by `load` or `splat`, combined by ``+ - * /``,
-comparisons, and the functions below, with other vectors of its type or with plain numbers, which
-are converted to its type; put back by `store`.
+A `Vector` is a local variable of a kernel. `load` or `splat` makes it. Operators ``+ - * /``, comparisons and the
+functions below combine it with other vectors of its type, or with scalars, which are converted to its type. `store`
+writes it to memory.
 """
 
 import operator
@@ -40,7 +40,7 @@ class Vector(types.Type):
 
 
 class Mask(types.Type):
-    """What a comparison of two vectors gives: true or false for each number."""
+    """The result of a comparison of two vectors: true or false for each lane."""
 
     def __init__(self, count):
         self.count = count
@@ -61,14 +61,14 @@ class _MaskModel(models.PrimitiveModel):
 
 
 def _as_vector(context, builder, value, kind, vector):
-    """Return `value` as a vector, a plain number in all its places."""
+    """Return `value` as a vector; a scalar is copied to all lanes."""
     if isinstance(kind, Vector):
         return value
     return emit_splat(builder, context.cast(builder, value, kind, vector.dtype), vector.count)
 
 
 def _common(args):
-    """Return the one vector type among the arguments, if all others are plain numbers."""
+    """Return the one vector type among the arguments, if all others are scalars."""
     vectors = {arg for arg in args if isinstance(arg, Vector)}
     others = [arg for arg in args if not isinstance(arg, Vector)]
     if len(vectors) == 1 and all(isinstance(arg, types.Number) for arg in others):
@@ -139,7 +139,7 @@ def _place(builder, kind, pointer, offset):
 
 @intrinsic
 def load(typingctx, pointer, offset):
-    """Load the vector that begins `offset` elements behind a pointer."""
+    """Load the vector that begins at the element `offset` of the memory that a pointer points at."""
     vector = Vector(pointer.dtype)
 
     def codegen(context, builder, sig, args):
@@ -151,7 +151,7 @@ def load(typingctx, pointer, offset):
 
 @intrinsic
 def store(typingctx, pointer, offset, value):
-    """Store a vector `offset` elements behind a pointer."""
+    """Store a vector from the element `offset` on."""
 
     def codegen(context, builder, sig, args):
         builder.store(args[2], _place(builder, args[2].type, *args[:2]), align=value.dtype.bitwidth // 8)
@@ -162,7 +162,7 @@ def store(typingctx, pointer, offset, value):
 
 @intrinsic
 def load_first(typingctx, pointer, offset, count):
-    """Load the first `count` numbers of a vector, and touch no memory behind them; the others are zero."""
+    """Load the first `count` numbers of a vector; the other lanes are zero, and their memory is not touched."""
     vector = Vector(pointer.dtype)
 
     def codegen(context, builder, sig, args):
@@ -174,9 +174,9 @@ def load_first(typingctx, pointer, offset, count):
 
 @intrinsic
 def load_converted(typingctx, pointer, offset, count, like):
-    """Load up to `count` numbers as a vector of what the pointer `like` points at; the others are zero.
+    """Load up to `count` floats or unsigned integers, converted to the type of the pointer `like`.
 
-    The source may be of floats or of unsigned integers. No memory behind `count` is touched.
+    The other lanes are zero, and their memory is not touched.
     """
     vector = Vector(like.dtype)
 
@@ -196,7 +196,7 @@ def load_converted(typingctx, pointer, offset, count, like):
 
 @intrinsic
 def splat(typingctx, pointer, value):
-    """Return a vector of what the pointer points at, with one value in all places."""
+    """Return a vector of the pointer's type with one value in all lanes."""
     vector = Vector(pointer.dtype)
 
     def codegen(context, builder, sig, args):
@@ -207,7 +207,7 @@ def splat(typingctx, pointer, value):
 
 @intrinsic
 def progression(typingctx, pointer, first, step):
-    """Return the vector first, first + step, first + 2 step ... of integers as wide as what the pointer points at."""
+    """Return the vector first, first + step, first + 2 step, ... of the pointer's type of integers."""
     vector = Vector(pointer.dtype)
 
     def codegen(context, builder, sig, args):
@@ -220,7 +220,7 @@ def progression(typingctx, pointer, first, step):
 
 @intrinsic
 def first_lanes(typingctx, value, n):
-    """Return the mask of the first n places of a vector like `value`."""
+    """Return the mask of the first n lanes of a vector of the type of `value`."""
 
     def codegen(context, builder, sig, args):
         return emit_first_lanes(builder, value.count, args[1])
@@ -230,7 +230,7 @@ def first_lanes(typingctx, value, n):
 
 @intrinsic
 def select(typingctx, mask, x, y):
-    """Return x where the mask is true, else y; not both plain numbers."""
+    """Return x where the mask is true, else y; at least one of them is a vector."""
     vector = _common((x, y))
 
     def codegen(context, builder, sig, args):
@@ -242,7 +242,7 @@ def select(typingctx, mask, x, y):
 
 @intrinsic
 def fma(typingctx, x, y, z):
-    """Return x * y + z, with one rounding where the machine has FMA."""
+    """Return x * y + z, with one rounding where the target has FMA."""
     vector = _common((x, y, z))
 
     def codegen(context, builder, sig, args):
@@ -300,8 +300,8 @@ def _conversion(kinds, build, description):
 
 to_whole = _conversion(_WHOLE, "fptosi", "Convert floats that are whole numbers to integers of as many bits.")
 from_whole = _conversion(_REAL, "sitofp", "Convert integers to floats of as many bits.")
-bits_as_float = _conversion(_REAL, "bitcast", "Read the bits of integers as floats.")
-float_as_bits = _conversion(_WHOLE, "bitcast", "Read the bits of floats as integers.")
+bits_as_float = _conversion(_REAL, "bitcast", "Reinterpret the bits of integers as floats.")
+float_as_bits = _conversion(_WHOLE, "bitcast", "Reinterpret the bits of floats as integers.")
 
 
 def _halving(combine, description):

@@ -22,7 +22,7 @@ from fastbp.codegen.processor import flush_subnormals, restore_subnormals
 from fastbp.codegen.transpose import to_columns
 from fastbp.codegen.vectors import load_first, store
 from fastbp.kernels.gather import gather, gather_and_multiply, is_fused, prefetch_samples
-from fastbp.kernels.gradient import Step, compute_gradients_and_update, transpose_all
+from fastbp.kernels.gradient import compute_gradients_and_update, make_step, transpose_all
 from fastbp.kernels.matmul import matmul
 from fastbp.kernels.records import (
     coefficients_of,
@@ -71,7 +71,7 @@ def forward(net, first, last, has_first_z):
             activate(layer.forward, layer.by_rows, c0, c1, z, a, layer.fan_out, layer.row, m)
 
 
-@inlined
+@jit
 def multiply_by_derivative(net, l, layer, first, n):
     """Multiply n numbers of a layer's deltas, from row `first` on, by f'(z): its backward kernel."""
     if layer.backward != 0:
@@ -141,7 +141,7 @@ def backward(net, first, last):
         multiply_by_derivative(net, l - 1, below, first, (last - first) * below.row)
 
 
-@inlined
+@jit
 def batch_weight(samples, start, stop):
     """Return the number of samples in a batch, or the sum of their weights."""
     if not samples.is_weighted:
@@ -178,7 +178,7 @@ def _sum(values, n):
 
 
 @cached_jit
-def train(data, arrays, training_arrays, task, losses, cells, wanted):
+def train(data, arrays, training_arrays, task, losses, team_cells, wanted):
     """Train on batches [first_batch, last_batch); on each thread of a team this does the thread's share.
 
     Parameters
@@ -193,11 +193,12 @@ def train(data, arrays, training_arrays, task, losses, cells, wanted):
         What to do.
     losses : ndarray of shape (n_batches,), float64
         Becomes the mean loss of each batch before its update, with the L2 term.
-    cells : ndarray of int64
+    team_cells : ndarray of int64
         From `threads.new_team`, new for each call.
     wanted : int64
         Threads in the team.
     """
+    cells = pointer(team_cells, 0)
     team = join_team(cells, wanted)
     if team.rank < 0:
         return
@@ -229,7 +230,7 @@ def train(data, arrays, training_arrays, task, losses, cells, wanted):
                 for i in range(m):
                     total += load_scalar(training.row_loss, i)
             size = load_scalar(sizes, batch - task.first_batch)
-            step = Step(m, size, divisor, position == start, position + m == stop)
+            step = make_step(training, m, size, divisor, position == start, position + m == stop)
             compute_gradients_and_update(net, training, samples, step, team)
             barrier(cells, team)
         if team.rank == 0:
@@ -241,7 +242,7 @@ def train(data, arrays, training_arrays, task, losses, cells, wanted):
 
 
 @cached_jit(parallel=True)
-def train_on_threads(address, data, arrays, training_arrays, task, losses, cells, wanted):
+def train_on_threads(address, data, arrays, training_arrays, task, losses, team_cells, wanted):
     """Call `train`, whose machine code is at `address`, on each thread."""
     for _ in prange(wanted):
-        call_at(address, (data, arrays, training_arrays, task, losses, cells, wanted))
+        call_at(address, (data, arrays, training_arrays, task, losses, team_cells, wanted))

@@ -24,7 +24,7 @@ def gather_row(x, n, row):
         store(row, j, load_converted(x, j, n - j, row))
 
 
-@inlined
+@jit
 def gather(net, layer, samples, position, first, last):
     """Copy the inputs of samples [position + first, position + last) of the order to rows [first, last)."""
     n = samples.n_inputs
@@ -40,7 +40,7 @@ def _prefetch_targets(samples, sample):
     prefetch(samples.y, (sample + 1) * samples.n_outputs - 1)
 
 
-@inlined
+@jit
 def prefetch_samples(samples, begin, end):
     """Prefetch the targets, and the first and last lines of the inputs, of samples [begin, end) of the order."""
     line = CACHE_LINE // itemsize(samples.x)

@@ -48,6 +48,7 @@ class Step(NamedTuple):
     divisor: float  # samples of the batch, or the sum of their weights
     begins: bool  # whether this is the first chunk of its batch
     ends: bool  # whether this is the last one
+    in_place: bool  # whether the gradient is needed here and now only, so that the scratch holds it
 
 
 class Part(NamedTuple):
@@ -142,7 +143,7 @@ def _list_block(net, training, lines, block):
     return count
 
 
-@inlined
+@jit
 def _prefetch_block(net, block):
     """Prefetch, to write to them, the cache lines of a block that other threads have read."""
     last = block.begin + block.rows * block.row - 1
@@ -152,6 +153,12 @@ def _prefetch_block(net, block):
 
 
 # --- weight gradient and update ---
+
+
+@inlined
+def make_step(training, m, size, divisor, begins, ends):
+    """Return the step for a chunk of m rows."""
+    return Step(m, size, divisor, begins, ends, begins and ends and training.solver != NO_UPDATE)
 
 
 @jit
@@ -165,95 +172,87 @@ def compute_gradients_and_update(net, training, samples, step, team):
     for l in range(net.n_layers):
         layer = get_layer(net, l)
         part = part_of(layer, lane_count(net.params), team.rank, team.size)
-        if l == 0 and net.is_sparse:
-            _update_sparse_weights(net, training, step, layer, part, offset(training.squares, done))
-        else:
-            _update_weights(net, training, samples.lines, step, layer, part, offset(training.squares, done), team)
-        done += part.n_blocks
+        squares = offset(training.squares, done)
+        _update_weights(net, training, samples.lines, step, layer, part, squares, l == 0 and net.is_sparse, team.size)
         _update_biases(net, training, step, layer, team)
-
-
-@inlined
-def _updates(training, step):
-    return step.ends and training.solver != NO_UPDATE
+        done += part.n_blocks
 
 
 @inlined
 def _grads_of(training, step, begin, width):
-    """Return memory for gradients: of their own, or the scratch where they are needed here and now only."""
-    if step.begins and _updates(training, step):
-        return offset(training.scratch, width)
-    return offset(training.grads, begin)
+    """Return memory for the gradient of the parameters from the offset `begin` on."""
+    return offset(training.scratch, width) if step.in_place else offset(training.grads, begin)
 
 
 @jit
-def _update_weights(net, training, lines, step, layer, part, squares, team):
+def _update_weights(net, training, lines, step, layer, part, squares, is_sparse, n_threads):
     """Compute the gradient of this thread's blocks of a layer, and update them."""
     width = lane_count(net.params)
-    updates = _updates(training, step)
-    lists_lines = (
-        training.n_prefetched > 0 and step.begins and updates
-        and step.m * BLOCK_TILES >= training.n_prefetched * BLOCK_LINES
-    )  # fmt: skip
+    # Whether the product for a block prefetches the next one: it must have steps enough.
+    fetches_next = training.n_prefetched > 0 and step.in_place and not is_sparse
+    fetches_next = fetches_next and step.m * BLOCK_TILES >= training.n_prefetched * BLOCK_LINES
+    for number in range(part.first, part.last):
+        block = block_at(layer, part, number, width)
+        grads = _grads_of(training, step, block.begin, width)
+        n_lines = NONE
+        if fetches_next:
+            following = block_at(layer, part, min(number + 1, part.last - 1), width)
+            n_lines = _list_block(net, training, lines, following)
+        if n_threads > 1 and step.ends and not is_sparse and (number == part.first or not fetches_next):
+            _prefetch_block(net, block)
+        if is_sparse:
+            _multiply_indexed(net, step, layer, block, grads, block.j == 0 or number == part.first)
+        else:
+            _multiply(net, step, layer, block, grads, lines, n_lines)
+        if step.ends:
+            if layer.is_transposed and block.j + block.row > layer.fan_in:
+                _clear_padding(grads, block.rows, block.row, layer.fan_in - block.j)
+            n = block.rows * block.row
+            square = update_params(net, training, step, training.alpha, block.begin, grads, n)
+            store_scalar(squares, number, square)
+            if layer.transpose >= 0 and training.solver != NO_UPDATE:
+                _transpose_block(net, layer, part, block)
+
+
+@jit
+def _multiply(net, step, layer, block, grads, lines, n_lines):
+    """Sum the gradient of a block over the rows of a chunk, and prefetch `n_lines` cache lines to write to them."""
     # The gradient is the product of inputs and deltas; in transposed storage, of deltas and inputs.
     a, a_row, b, b_row = layer.input, layer.input_row, layer.delta, layer.row
     if layer.is_transposed:
         a, a_row, b, b_row = layer.delta, layer.row, layer.input, layer.input_row
-    for number in range(part.first, part.last):
-        block = block_at(layer, part, number, width)
-        rows, row, nv = block.rows, block.row, block.row // width
-        x, y = offset(net.space, a + block.p), offset(net.space, b + block.j)
-        grads = _grads_of(training, step, block.begin, width)
-        start, start_row = (net.space, NONE) if step.begins else (grads, row)
-        if team.size > 1 and updates and (number == part.first or not lists_lines):
-            _prefetch_block(net, block)
-        if lists_lines:
-            following = block_at(layer, part, min(number + 1, part.last - 1), width)
-            n_lines = _list_block(net, training, lines, following)
-            call_at(
-                load_scalar(net.kernels, MULTIPLY_PREFETCH_WRITE),
-                (rows, nv, step.m, lines, n_lines, x, ONE, a_row, y, b_row, start, start_row, grads, row),
-            )
-        else:
-            call_at(
-                load_scalar(net.kernels, MULTIPLY),
-                (rows, nv, step.m, x, ONE, a_row, y, b_row, start, start_row, grads, row),
-            )
-        if step.ends:
-            _finish_block(net, training, step, layer, part, block, grads, offset(squares, number))
+    x, y = offset(net.space, a + block.p), offset(net.space, b + block.j)
+    start, start_row = (net.space, NONE) if step.begins else (grads, block.row)
+    rows, row, nv = block.rows, block.row, block.row // lane_count(grads)
+    if n_lines > 0:
+        call_at(
+            load_scalar(net.kernels, MULTIPLY_PREFETCH_WRITE),
+            (rows, nv, step.m, lines, n_lines, x, ONE, a_row, y, b_row, start, start_row, grads, row),
+        )
+    else:
+        call_at(
+            load_scalar(net.kernels, MULTIPLY),
+            (rows, nv, step.m, x, ONE, a_row, y, b_row, start, start_row, grads, row),
+        )
 
 
 @jit
-def _update_sparse_weights(net, training, step, layer, part, squares):
-    """Do as `_update_weights` for the first layer, with the samples only whose inputs are not zero."""
-    width = lane_count(net.params)
+def _multiply_indexed(net, step, layer, block, grads, is_new_row):
+    """Do as `_multiply` for the first layer, over the samples only whose inputs are not zero.
+
+    The index lists are those of the block before, but for the first block of a row of blocks.
+    """
     capacity = net.mask_rows + MASK_BITS
-    for number in range(part.first, part.last):
-        block = block_at(layer, part, number, width)
-        if block.j == 0 or number == part.first:
-            masks = offset(net.masks, block.p // MASK_BITS * net.mask_rows)
-            call_at(load_scalar(net.kernels, INDEX_BLOCK), (masks, step.m, block.rows, net.indices, capacity))
-        x, y = offset(net.space, layer.input + block.p), offset(net.space, layer.delta + block.j)
-        grads = _grads_of(training, step, block.begin, width)
-        start, start_row = (net.space, NONE) if step.begins else (grads, block.row)
-        args = (
-            block.rows, block.row // width, x, layer.input_row, y, layer.row, start, start_row, grads, block.row,
-            net.indices, capacity,
-        )  # fmt: skip
-        call_at(load_scalar(net.kernels, MULTIPLY_INDEXED_BLOCK), args)
-        if step.ends:
-            _finish_block(net, training, step, layer, part, block, grads, offset(squares, number))
-
-
-@jit
-def _finish_block(net, training, step, layer, part, block, grads, square):
-    """Update a block with its gradient, and renew its transpose."""
-    if layer.is_transposed and block.j + block.row > layer.fan_in:
-        _clear_padding(grads, block.rows, block.row, layer.fan_in - block.j)
-    n = block.rows * block.row
-    store_scalar(square, 0, update_params(net, training, step, training.alpha, block.begin, grads, n))
-    if layer.transpose >= 0 and training.solver != NO_UPDATE:
-        _transpose_block(net, layer, part, block)
+    if is_new_row:
+        masks = offset(net.masks, block.p // MASK_BITS * net.mask_rows)
+        call_at(load_scalar(net.kernels, INDEX_BLOCK), (masks, step.m, block.rows, net.indices, capacity))
+    x, y = offset(net.space, layer.input + block.p), offset(net.space, layer.delta + block.j)
+    start, start_row = (net.space, NONE) if step.begins else (grads, block.row)
+    args = (
+        block.rows, block.row // lane_count(grads), x, layer.input_row, y, layer.row, start, start_row, grads,
+        block.row, net.indices, capacity,
+    )  # fmt: skip
+    call_at(load_scalar(net.kernels, MULTIPLY_INDEXED_BLOCK), args)
 
 
 @inlined

@@ -15,7 +15,7 @@ from fastbp.codegen.rows import short_row_kernel
 from fastbp.codegen.vectors import fma, load, store
 from fastbp.kernels.backprop import batch_weight, multiply_by_derivative, set_output_delta
 from fastbp.kernels.gather import gather, prefetch_samples
-from fastbp.kernels.gradient import Step, update_params
+from fastbp.kernels.gradient import make_step, update_params
 from fastbp.kernels.matmul import ONE, pack_transpose
 from fastbp.kernels.records import (
     coefficients_of,
@@ -104,7 +104,7 @@ def _transpose_all(net):
 
 
 @cached_jit
-def train_online(data, arrays, training_arrays, task, losses, cells, wanted):
+def train_online(data, arrays, training_arrays, task, losses, team_cells, wanted):
     """Do what `backprop.train` does, in batches of one sample, on one thread.
 
     `is_small` is true for the network, and `training_arrays.grads` holds all parameters.
@@ -132,7 +132,7 @@ def train_online(data, arrays, training_arrays, task, losses, cells, wanted):
         loss = loss_of_row(task.loss, outputs.by_rows, outputs.fan_out, y, offset(net.space, outputs.a), eps) * weight
         _backward(net)
         _compute_gradients(net, training.grads)
-        step = Step(1, load_scalar(sizes, batch - task.first_batch), weight, True, True)
+        step = make_step(training, 1, load_scalar(sizes, batch - task.first_batch), weight, True, True)
         loss += 0.5 * task.alpha * _update(net, training, step, training.grads, n_params)
         _transpose_all(net)
         store_scalar(results, batch, loss / weight)

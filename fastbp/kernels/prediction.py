@@ -35,7 +35,7 @@ def _all_finite(row, n):
 
 
 @cached_jit
-def predict(x, order, arrays, out, bad, block, cells, wanted):
+def predict(x, order, arrays, out, bad, block, team_cells, wanted):
     """Compute the outputs for all rows of x, on each thread of a team until all are done.
 
     Parameters
@@ -52,9 +52,10 @@ def predict(x, order, arrays, out, bad, block, cells, wanted):
         Becomes the number of rows that are not finite in the network's type; their outputs have no meaning.
     block : int64
         Rows that go through the network together.
-    cells, wanted
+    team_cells, wanted
         As in `backprop.train`.
     """
+    cells = pointer(team_cells, 0)
     team = join_team(cells, wanted)
     if team.rank < 0:
         return
@@ -91,10 +92,10 @@ def predict(x, order, arrays, out, bad, block, cells, wanted):
 
 
 @cached_jit(parallel=True)
-def predict_on_threads(address, x, order, arrays, out, bad, block, cells, wanted):
+def predict_on_threads(address, x, order, arrays, out, bad, block, team_cells, wanted):
     """Call `predict`, whose machine code is at `address`, on each thread."""
     for _ in prange(wanted):
-        call_at(address, (x, order, arrays, out, bad, block, cells, wanted))
+        call_at(address, (x, order, arrays, out, bad, block, team_cells, wanted))
 
 
 class UnpackedLayer(NamedTuple):

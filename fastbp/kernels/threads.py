@@ -18,7 +18,7 @@ import numpy as np
 
 from fastbp.codegen.atomics import atomic_add, atomic_load, atomic_store
 from fastbp.codegen.jit import address_of, inlined, jit
-from fastbp.codegen.memory import load_scalar, offset, pointer, store_scalar
+from fastbp.codegen.memory import load_scalar, offset, store_scalar
 from fastbp.codegen.processor import (
     MAX_CPUS,
     current_cpu,
@@ -76,13 +76,13 @@ def _spin_or_yield(spins):
     return spins + 1
 
 
-@inlined
+@jit
 def join_team(cells, wanted):
     """Join the team of this call.
 
     Parameters
     ----------
-    cells : ndarray of int64
+    cells : pointer to int64
         From `new_team`, new for each call.
     wanted : int64
         Number of threads that were started.
@@ -121,7 +121,7 @@ def _spread(cells, rank, size):
     a thread stays, or moves twice.
     """
     mine = _CPUS + _PER_THREAD * rank
-    allowed = pointer(cells, mine + _APART)
+    allowed = offset(cells, mine + _APART)
     others = offset(allowed, _SET_WORDS)
     for _ in range(2):
         cpu = current_cpu()
@@ -142,7 +142,7 @@ def _spread(cells, rank, size):
             set_affinity(allowed)
 
 
-@inlined
+@jit
 def barrier(cells, team):
     """Wait until all threads of the team are here; then each sees what the others wrote."""
     if team.size == 1:
