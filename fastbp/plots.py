@@ -14,7 +14,7 @@ import copy
 import warnings
 
 import numpy as np
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, clone
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import unique_labels
 
@@ -129,6 +129,8 @@ class LossCurveDisplay(_Display):
         The estimator that the curves belong to: the fitted estimator that was passed to `from_estimator` or, if data
         was passed too, the clone that `from_estimator` has trained. Only set by `from_estimator`.
     """
+
+    estimator_: BaseEstimator
 
     def __init__(self, *, loss, validation_loss=None, accuracy=None, validation_accuracy=None):
         self.loss = loss
