@@ -89,7 +89,7 @@ def test_gradient_is_what_training_steps_by():
 
 
 def test_gradient_of_many_samples():
-    """More than the workspace of one pass holds."""
+    """A batch of more samples than fit into the workspace, which is processed in chunks."""
     clf, _ = make(hidden=(300, 200), kind="two", activation="relu")
     many = np.random.default_rng(1).normal(size=(20_000, 5))
     labels = (many[:, 0] > 0).astype(int)
@@ -161,7 +161,7 @@ def test_product_of_the_terms_is_the_gradient(loss, kind, activation):
             assert (term.d_error_d_activation == -1).all()
             np.testing.assert_array_equal(term.d_loss_d_error, clf._binarizer.transform(y) - term.activation)
             delta = term.d_loss_d_error * term.d_error_d_activation * term.d_activation_d_node_input
-        # To the last bit that float64 allows: sums of 40 products, in another order.
+        # Equal up to rounding in float64: sums of 40 products, in another order.
         product = term.d_node_input_d_weight.T @ delta
         expected = (product + clf.alpha * clf.coefs_[k]) / 40
         scale = (np.abs(term.d_node_input_d_weight).T @ np.abs(delta)).max() / 40 + np.abs(expected).max()
@@ -172,7 +172,7 @@ def test_product_of_the_terms_is_the_gradient(loss, kind, activation):
             np.testing.assert_array_equal(term.d_loss_d_input, terms[k - 1].d_loss_d_activation)
         below = term.activation
     assert ("error" in terms[-1]) == (loss == "squared_error")
-    # And it is the gradient that training uses, bit for bit.
+    # The gradient is that of training, bit for bit.
     _, gradient = loss_and_gradient(clf, X, y)
     whole = flatten([term.gradient for term in terms], [term.intercept_gradient for term in terms])
     np.testing.assert_array_equal(whole, gradient)
@@ -202,7 +202,7 @@ def test_gradient_flow_of_a_deep_logistic_network():
     np.testing.assert_allclose(flow.delta, [np.abs(term.delta).mean() for term in terms], rtol=1e-12)
     np.testing.assert_allclose(flow.gradient_norm, [np.linalg.norm(term.gradient) for term in terms], rtol=1e-12)
     np.testing.assert_allclose(flow.ratio_to_last, flow.delta / flow.delta[-1])
-    # Each layer takes a part of it away.
+    # The gradient shrinks in each layer.
     assert (np.diff(flow.delta) > 0).all() and flow.ratio_to_last[0] < 1e-2
     assert (flow.saturated[:-1] == 0).all() and np.isnan(flow.saturated[-1])
     clf.coefs_[0] *= 1000
@@ -330,7 +330,7 @@ def test_refused_meta_estimators():
 
 
 def test_refused_objects_of_other_kinds():
-    # No advice that does not fit.
+    # They contain no network: there is no advice to give.
     for other in (MLPClassifier(), BaggingClassifier(), OneVsRestClassifier(MLPClassifier()), None, "pipe", X):
         assert refusal(other) == f"Expected a BackpropClassifier, got {type(other).__name__}."
     assert refusal(BackpropClassifier) == "BackpropClassifier is a class, not an instance."
@@ -403,7 +403,7 @@ def test_initialize_is_where_fit_begins():
         np.testing.assert_array_equal(a, b)
     assert (clf.n_iter_, clf.t_, clf.loss_curve_) == (0, 0, [])
     assert clf.predict(X).shape == (40,)
-    # One goes on from there.
+    # partial_fit continues from there.
     clf.partial_fit(X, y)
     assert clf.t_ == 40 and not hasattr(clf, "feature_names_in_")
 
@@ -443,7 +443,7 @@ def test_perceptrons_compute_xor():
     clf.intercepts_ = [np.array([-0.5, -1.5]), np.array([-0.5])]
     assert clf.predict(corners).tolist() == [0, 1, 1, 0]
     assert clf.predict(corners[[1]]).tolist() == [1]
-    # Its gradient is zero wherever there is one: it cannot learn.
+    # The derivative of a threshold is 0, except at 0 where it has none: the network cannot learn.
     assert not loss_and_gradient(clf.set_params(alpha=0.0), corners, [0, 0, 0, 0])[1].any()
     before = [part.copy() for part in clf.coefs_]
     for train in (clf.fit, clf.partial_fit):
@@ -468,7 +468,7 @@ def test_thresholds_learn_xor_with_a_surrogate(surrogate):
 
 
 def test_every_activation_trains_and_predicts():
-    """Rows alone, which go another way, and together."""
+    """A single row has a kernel of its own, whose outputs must agree with those for many rows."""
     y = LABELS["three"]
     for name, dtype in product(ACTIVATIONS, ["float32", "float64"]):
         activation = Threshold("logistic") if name == "threshold" else name
