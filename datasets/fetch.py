@@ -1,6 +1,6 @@
-"""Download data sets, or check those that are there: ``python datasets/fetch.py --help``.
+"""Download data sets, or verify the files of those that are on disk.
 
-Needs nothing but Python. Every file is compared with ``SHA256SUMS`` before it appears under its name.
+The script needs only the standard library. A file gets its name after its checksum has been compared with SHA256SUMS.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FASHION = (
     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
 )
 
-# Name of a set -> path under the destination -> where to get it, in the order to try.
+# For each data set: the paths of its files below the destination, each with its URLs in the order in which to try them.
 SETS: dict[str, dict[str, list[str]]] = {
     "mnist": {f"mnist/{name}.gz": [f"{mirror}{name}.gz" for mirror in MNIST] for name in IDX},
     "fashion_mnist": {f"fashion_mnist/{name}.gz": [f"{mirror}{name}.gz" for mirror in FASHION] for name in IDX},
@@ -52,11 +52,11 @@ SETS: dict[str, dict[str, list[str]]] = {
 
 
 class BadFile(Exception):
-    """A file has arrived or lies there, but is not the published one."""
+    """A file was downloaded or exists, but its content is not the published one."""
 
 
 def read_sums() -> dict[str, set[str]]:
-    """Return the accepted sums of each path."""
+    """Return the accepted checksums of each path."""
     sums: dict[str, set[str]] = {}
     for line in SUMS.read_text(encoding="ascii").splitlines():
         if line.strip() and not line.startswith("#"):
@@ -66,7 +66,7 @@ def read_sums() -> dict[str, set[str]]:
 
 
 def verify(data: bytes, path: str, sums: dict[str, set[str]]) -> None:
-    """Raise `BadFile` unless the content of the file, unpacked if it is gzip, has an accepted sum."""
+    """Raise `BadFile` unless the content of a file, decompressed if it is gzip, has an accepted checksum."""
     if data.startswith(b"\x1f\x8b"):
         try:
             data = gzip.decompress(data)
@@ -78,7 +78,7 @@ def verify(data: bytes, path: str, sums: dict[str, set[str]]) -> None:
 
 
 def present(dest: Path, path: str) -> list[Path]:
-    """Return the files that `fastbp.datasets` would take for `path`: packed or not, in either spelling."""
+    """Return the existing files that `fastbp.datasets` reads for `path`, with or without .gz, in either spelling."""
     stem = path.removesuffix(".gz")
     stems = dict.fromkeys([stem, stem.replace("-idx", ".idx")])
     ends = ("", ".gz") if path.endswith(".gz") else ("",)
@@ -86,7 +86,7 @@ def present(dest: Path, path: str) -> list[Path]:
 
 
 def download(url: str) -> bytes:
-    """Return what `url` holds, with progress on a terminal."""
+    """Return the content of `url`; on a terminal, print the progress."""
     request = urllib.request.Request(url, headers={"User-Agent": "fastbp-datasets"})
     with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
         size = int(response.headers.get("Content-Length") or 0)
@@ -107,7 +107,7 @@ def download(url: str) -> bytes:
 
 @contextlib.contextmanager
 def part_file(target: Path) -> Iterator[Path]:
-    """Give a temporary file beside `target` that is gone afterwards, whatever happens."""
+    """Create a temporary file in the folder of `target`, and remove it at the end if it still exists."""
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
     os.close(handle)
@@ -118,17 +118,17 @@ def part_file(target: Path) -> Iterator[Path]:
 
 
 def fetch(path: str, urls: Sequence[str], dest: Path, sums: dict[str, set[str]]) -> bool:
-    """Bring one file to `dest`; return whether it is there and right."""
+    """Download one file to `dest` unless it exists; return whether it exists with an accepted checksum."""
     target = dest / path
     if files := present(dest, path):
         try:
             verify(files[0].read_bytes(), path, sums)
-            print(f"{files[0]}: there already")
+            print(f"{files[0]}: exists, checksum ok")
             return True
         except BadFile as error:
             print(f"{files[0]}: {error}")
         if files[0] == dest / path.removesuffix(".gz") != target:
-            print("  remove it: it would be read in place of the packed file")
+            print("  remove it: it would be read instead of the compressed file")
             return False
     for url in urls:
         print(f"{path}: {url}")
@@ -142,18 +142,18 @@ def fetch(path: str, urls: Sequence[str], dest: Path, sums: dict[str, set[str]])
             part.write_bytes(data)
             part.chmod(0o644)
             os.replace(part, target)
-        print(f"  {len(data)} bytes, checksum right")
+        print(f"  {len(data)} bytes, checksum ok")
         return True
     return False
 
 
 def check(names: Sequence[str], dest: Path, sums: dict[str, set[str]], *, need_all: bool) -> bool:
-    """Verify what lies in `dest`; return whether all of it is right and, with `need_all`, complete."""
+    """Verify the files in `dest`; return whether all that exist are ok and, with `need_all`, whether all exist."""
     good, found = True, 0
     for path in (path for name in names for path in SETS[name]):
         files = present(dest, path)
         if not files:
-            print(f"{dest / path}: not there")
+            print(f"{dest / path}: missing")
             good &= not need_all
         for file in files:
             found += 1
@@ -170,16 +170,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"{', '.join(SETS)}; default: all of them (about 46 MB)"
+        "names", nargs="*", metavar="NAME", help=f"data sets: {', '.join(SETS)}; default: all of them (about 46 MB)"
     )
     parser.add_argument(
-        "--dest", metavar="DIR", type=Path, help="default: $FASTBP_DATA, else the folder of this script"
+        "--dest", metavar="DIR", type=Path, help="target; default: $FASTBP_DATA, else the folder of this script"
     )
-    parser.add_argument("--check", action="store_true", help="only verify what lies there; no network")
+    parser.add_argument("--check", action="store_true", help="only verify the files that exist; no network")
     parser.add_argument(
         "--mirror",
         metavar="URL",
-        help="fetch from here alone; a copy of DIR, with URL/sonar/sonar.csv and so on",
+        help="download only from this URL, which has the structure of DIR: URL/sonar/sonar.csv and so on",
     )
     options = parser.parse_args(argv)
     if unknown := [name for name in options.names if name not in SETS]:
@@ -191,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sums = read_sums()
         if options.check:
             good = check(names, dest, sums, need_all=bool(options.names))
-            print("all that is there is right" if good else f"error: see above what is wrong in {dest}")
+            print("all files that exist are ok" if good else f"error: see above what is wrong in {dest}")
             return 0 if good else 1
         for path, urls in ((path, urls) for name in names for path, urls in SETS[name].items()):
             if options.mirror:
@@ -199,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not fetch(path, urls, dest, sums):
                 failed.append(path)
     except KeyboardInterrupt:
-        print("\ninterrupted; no incomplete file is left", file=sys.stderr)
+        print("\ninterrupted; no incomplete file is left behind", file=sys.stderr)
         return 130
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,11 +1,13 @@
-"""The factors of the chain rule for one weight, and their product, the gradient (Maren 2020, Eqs. 6.17 to 6.30)."""
+"""The gradient of one weight as the product of four factors of the chain rule (Maren 2020, Eqs. 6.17 to 6.30)."""
 
+from common import parse_arguments
 from sklearn.datasets import load_iris
 from sklearn.preprocessing import scale
 
 from fastbp import BackpropClassifier
 from fastbp.inspection import gradient_terms
 
+parse_arguments(__doc__)
 X, y = load_iris(return_X_y=True)
 X = scale(X)
 clf = BackpropClassifier((4,), "logistic", loss="squared_error", alpha=0.0, dtype="float64", random_state=0)
@@ -24,10 +26,11 @@ for name, value in factors.items():
     product *= value
     print(f"{name} {value:22.17f}")
 print(f"their product                    (6.30) {product:22.17f}")
-print(f"the gradient that training uses         {outputs.gradient[h, o]:22.17f}")
+print(f"gradient from the training kernels      {outputs.gradient[h, o]:22.17f}")
 
-print("\nThe same rule one layer down, for the weight from input 3 to hidden node 2:")
-carried = float(outputs.delta[0] @ clf.coefs_[1][h])
-print(f"sum over outputs of delta_o v_ho        {carried:22.17f}")
-print(f"times H (1 - H) and the input           {carried * hidden.d_activation_d_node_input[0, h] * X[0, 3]:22.17f}")
-print(f"the gradient that training uses         {hidden.gradient[3, h]:22.17f}")
+print("\nThe same rule one layer before, for the weight from input 3 to hidden node 2:")
+backpropagated = float(outputs.delta[0] @ clf.coefs_[1][h])
+product = backpropagated * hidden.d_activation_d_node_input[0, h] * X[0, 3]
+print(f"sum over the outputs of delta_o v_ho    {backpropagated:22.17f}")
+print(f"times H (1 - H) and the input           {product:22.17f}")
+print(f"gradient from the training kernels      {hidden.gradient[3, h]:22.17f}")

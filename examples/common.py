@@ -1,4 +1,4 @@
-"""What the examples share: their data, which may not be there, and their options."""
+"""Helpers of the examples: data sets that may be missing, and the command line."""
 
 import argparse
 import sys
@@ -8,26 +8,41 @@ from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 
-# The examples train for a number of epochs, converged or not.
+# The examples train for a fixed number of epochs, whether or not the optimization has converged.
 warnings.simplefilter("ignore", ConvergenceWarning)
 
 
 def digits():
-    """Return scikit-learn's digits, pixels in [0, 1]: X_train, X_test, y_train, y_test."""
+    """Return scikit-learn's digits with pixels in [0, 1]: X_train, X_test, y_train, y_test."""
     X, y = load_digits(return_X_y=True)
     return train_test_split(X / 16, y, test_size=0.3, random_state=0, stratify=y)
 
 
 def load_or_skip(load, *args, **kwargs):
-    """Return what `load` returns; where the data is not there, say so and end."""
+    """Return load(*args, **kwargs); if the data set is missing, exit with a message that says so."""
     try:
         return load(*args, **kwargs)
     except OSError as error:  # a missing file, or no network
         sys.exit(f"skipped: {error}")
 
 
-def plot_file(description):
-    """Read the command line: the file of a picture, or None."""
-    parser = argparse.ArgumentParser(description=description.split("\n")[0])
-    parser.add_argument("--plot", metavar="FILE", help="draw into this file")
-    return parser.parse_args().plot
+def parse_arguments(description, *, plot=False):
+    """Parse the command line: every script has --help and refuses unknown arguments.
+
+    Parameters
+    ----------
+    description : str
+        The docstring of the script.
+    plot : bool, default=False
+        Whether the script has the option --plot FILE.
+
+    Returns
+    -------
+    argparse.Namespace
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    if plot:
+        parser.add_argument("--plot", metavar="FILE", help="save a plot to this file (needs matplotlib)")
+    return parser.parse_args()

@@ -1,15 +1,16 @@
-"""A steeper logistic unit learns faster: the gradient has the slope as a factor (Maren 2020, after Eq. 6.30).
+"""A steeper logistic unit learns faster: its slope is a factor of the gradient (Maren 2020, after Eq. 6.30).
 
-Up to a point: units that are too steep saturate, and their derivative is 0 nearly everywhere.
+This holds up to a limit: units that are too steep saturate, and their derivative is close to 0 almost everywhere.
 """
 
-from common import digits
+from common import digits, parse_arguments
 
 from fastbp import BackpropClassifier
 from fastbp.activations import Logistic
 
+parse_arguments(__doc__)
 X, X_test, y, y_test = digits()
-print("64-30-10, gradient descent with a rate of 0.1, squared error; the same weights to begin with")
+print("64-30-10, gradient descent with learning rate 0.1, squared error, the same initial weights for all slopes")
 print(f"{'slope':>6}{'loss after 5 epochs':>22}{'after 50':>12}{'test accuracy':>16}")
 for slope in (0.25, 0.5, 1, 2, 4, 16, 64):
     unit = Logistic(slope)

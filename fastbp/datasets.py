@@ -1,9 +1,9 @@
-"""Readers of real data sets for examples, tests and benchmarks.
+"""Load the real data sets that examples, tests and benchmarks use.
 
-No data comes with the package. A reader looks into ``data_home`` if it is given, else into the folder that
-the environment variable ``FASTBP_DATA`` names, else into ``datasets/`` of the source checkout; if the package is
-installed elsewhere, of the folder that one works in. The README there lists every set with its source, licence and
-format. Values are as in the files: nothing is scaled.
+No data is distributed with the package. The files are read from ``data_home`` if it is passed, else from the folder
+that the environment variable ``FASTBP_DATA`` names, else from ``datasets/`` of the source checkout or, if the package
+is installed elsewhere, from ``datasets/`` in the current directory. ``datasets/README.md`` lists the source, licence
+and format of every data set. The values are those of the files; nothing is scaled.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _IDX_DTYPES = dict(zip(b"\x08\x09\x0b\x0c\x0d\x0e", ("u1", "i1", ">i2", ">i4", "
 _MNIST_VARIANTS = ("mnist", "fashion_mnist")
 _MNIST_FILES = [f"{p}-{k}-ubyte" for p in ("train", "t10k") for k in ("images-idx3", "labels-idx1")]
 _WAYS_OUT = (
-    "Ways out: pass data_home or set FASTBP_DATA to the folder that holds the data; "
+    "Pass data_home or set FASTBP_DATA to the folder that contains the data; "
     "or, in a source checkout, see datasets/README.md and run `python datasets/fetch.py`"
 )
 
@@ -40,37 +40,38 @@ _WAYS_OUT = (
 def _damaged(path: Path, found: str, expected: str, line: int | None = None) -> ValueError:
     where = f"{path}, line {line}" if line else f"{path}"
     return ValueError(
-        f"{where}: found {found}, expected {expected}. Replace the file by a fresh copy; "
-        "datasets/README.md names the sources, `python datasets/fetch.py --check` verifies checksums."
+        f"{where}: found {found}, expected {expected}. Replace the file with a new copy; "
+        "datasets/README.md lists the sources, and `python datasets/fetch.py --check` verifies checksums."
     )
 
 
 def _folder(data_home: _Path | None) -> Path:
     checkout = Path(__file__).resolve().parent.parent
-    if not (checkout / "pyproject.toml").is_file():  # installed, and perhaps called from a checkout
+    if not (checkout / "pyproject.toml").is_file():  # installed elsewhere; the current directory may be a checkout
         checkout = Path.cwd()
     return Path(data_home or os.environ.get("FASTBP_DATA") or checkout / "datasets").expanduser()
 
 
 def load_idx(path: _Path) -> np.ndarray:
-    """Read one array from an IDX file, the format of MNIST.
+    """Load an array from an IDX file, the format of MNIST.
 
     Parameters
     ----------
     path : str or path-like
-        The file, plain or compressed by gzip; its content decides which, not its name.
+        Path of the file, which may be compressed with gzip. Compression is recognized by the content, not by the name.
 
     Returns
     -------
-    array : ndarray of shape as in the file
-        uint8, int8, int16, int32, float32 or float64 as the file says, native byte order, writeable.
+    array : ndarray
+        The array, of the shape and dtype that the header declares: uint8, int8, int16, int32, float32 or float64, in
+        native byte order. It is writeable.
 
     Raises
     ------
     FileNotFoundError
-        If there is no such file.
+        If the file does not exist.
     ValueError
-        If the file is not IDX, is shorter or longer than its header declares, or is a broken gzip stream.
+        If the file is not an IDX file, if its length differs from that in its header, or if it is a broken gzip stream.
     """
     path = Path(path)
     raw = path.read_bytes()
@@ -91,29 +92,35 @@ def load_idx(path: _Path) -> np.ndarray:
 
 
 def load_mnist(data_home: _Path | None = None, *, variant: str = "mnist") -> _FourArrays:
-    """Load MNIST or Fashion-MNIST from IDX files on disk; never uses the network.
+    """Load MNIST or Fashion-MNIST from IDX files on disk, without using the network.
 
     Parameters
     ----------
     data_home : str or path-like, default=None
-        The folder that holds the four files, or holds them in a subfolder named like `variant`; None means
-        the environment variable ``FASTBP_DATA``, else ``datasets/`` of the source checkout. File names are
-        spelled ``train-images-idx3-ubyte`` or ``train-images.idx3-ubyte``, with or without ``.gz``.
+        The folder that contains the four files, or a subfolder named like `variant` that contains them. If None, the
+        environment variable ``FASTBP_DATA``, else ``datasets/`` of the source checkout. The files may be named
+        ``train-images-idx3-ubyte`` or ``train-images.idx3-ubyte``, with or without ``.gz``.
     variant : {"mnist", "fashion_mnist"}, default="mnist"
-        Which of the two sets.
+        The data set to load.
 
     Returns
     -------
-    X_train, y_train, X_test, y_test : tuple of ndarray
-        Images, row by row, of shape (60000, 784) and (10000, 784), uint8, from 0 (background) to 255;
-        labels 0 to 9 of shape (60000,) and (10000,), int64.
+    X_train : ndarray of shape (60000, 784)
+        Training images, uint8, from 0 (background) to 255; the pixels of an image row by row.
+    y_train : ndarray of shape (60000,)
+        Labels 0 to 9, int64.
+    X_test : ndarray of shape (10000, 784)
+        Test images.
+    y_test : ndarray of shape (10000,)
+        Test labels.
 
     Raises
     ------
     FileNotFoundError
-        If a file is missing; the message says what was looked for and where.
+        If a file is missing; the message lists the names and folders that were tried.
     ValueError
-        If `variant` is unknown, a file is damaged or does not hold 28 x 28 images or as many labels 0 to 9.
+        If `variant` is unknown, or if a file is damaged, does not contain images of 28 x 28 pixels, or does not contain
+        one label from 0 to 9 for each image.
     """
     if variant not in _MNIST_VARIANTS:
         raise ValueError(f"variant must be one of {_MNIST_VARIANTS}, got {variant!r}")
@@ -148,35 +155,36 @@ def _images_and_labels(images: Path, labels: Path) -> tuple[np.ndarray, np.ndarr
 
 
 def fetch_mnist(data_home: _Path | None = None) -> _FourArrays:
-    """Fetch MNIST from OpenML (``mnist_784``, version 1) through scikit-learn, which caches it.
+    """Download MNIST from OpenML (``mnist_784``, version 1) with scikit-learn, which caches it.
 
     Parameters
     ----------
     data_home : str or path-like, default=None
-        scikit-learn's cache folder, see `sklearn.datasets.get_data_home`; not the folder of `load_mnist`.
+        The folder where scikit-learn caches data sets, see `sklearn.datasets.get_data_home`. It is not the folder that
+        `load_mnist` reads.
 
     Returns
     -------
-    X_train, y_train, X_test, y_test : tuple of ndarray
-        As from `load_mnist`: the first 60000 rows are the training set.
+    X_train, y_train, X_test, y_test : ndarray
+        The arrays that `load_mnist` returns. The first 60000 rows are the training set.
 
     Raises
     ------
     OSError
-        If OpenML cannot be reached and the set is not cached yet.
+        If OpenML cannot be reached and the data set is not cached.
     """
     from sklearn.datasets import fetch_openml
 
-    # scikit-learn's fast parser needs pandas; "liac-arff" does without, but takes longer and more memory.
+    # scikit-learn's fast parser needs pandas; "liac-arff" does not, but takes longer and more memory.
     parser = "pandas" if find_spec("pandas") else "liac-arff"
     bunch = fetch_openml("mnist_784", version=1, data_home=data_home, as_frame=False, parser=parser)
     X, y = np.asarray(bunch.data).astype(np.uint8), np.asarray(bunch.target).astype(np.int64)
     return X[:60000], y[:60000], X[60000:], y[60000:]
 
 
-# A reader takes a file and what else it needs, and returns what the file holds of the set's parts.
+# A reader takes a path and further arguments, and returns a list with the part, or parts, that the file contains.
 _Part = tuple[np.ndarray, np.ndarray]  # X, y
-_Labels = Mapping[str, int | str]  # text in the file -> label
+_Labels = Mapping[str, int | str]  # from the text in the file to the label
 
 
 def _classes(*names: int | str) -> dict[str, int | str]:
@@ -188,13 +196,13 @@ def _one_hot(n_classes: int) -> dict[str, int | str]:
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
-    """Return the lines that are not blank, with their numbers."""
+    """Return the non-blank lines with their line numbers."""
     lines = path.read_text(encoding="latin-1").split("\n")
     return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def _rows(path: Path, lines: list[tuple[int, str]], n_inputs: int, labels: _Labels, width: int = 1) -> _Part:
-    """Parse rows of finite numbers, then a label spelt by the last `width` fields."""
+    """Parse rows of `n_inputs` finite numbers and a label, whose text is the last `width` fields put together."""
     X, y = [], []
     for number, line in lines:
         fields = re.split(r"\s*[,;\s]\s*", line)
@@ -214,13 +222,13 @@ def _rows(path: Path, lines: list[tuple[int, str]], n_inputs: int, labels: _Labe
 
 
 def _read_table(path: Path, n_inputs: int, labels: _Labels, *header: str) -> list[_Part]:
-    """Read rows; a first line that begins with one of `header` is passed over."""
+    """Read rows, without the first line if it begins with one of `header`."""
     lines = _lines(path)
     return [_rows(path, lines[bool(lines) and lines[0][1].startswith(header) :], n_inputs, labels)]
 
 
 def _read_npz(path: Path, shape: tuple[int, ...], target: str, split: str | None = None) -> list[_Part]:
-    """Read ``X`` and `target`; `split` names an array of 0 for training and 1 for test rows."""
+    """Read the arrays ``X`` and `target`; `split` names an array that is 0 for training and 1 for test rows."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             X, y, part = archive["X"], archive[target], archive[split or target]
@@ -233,7 +241,7 @@ def _read_npz(path: Path, shape: tuple[int, ...], target: str, split: str | None
 
 
 def _read_sonar_angle(path: Path) -> list[_Part]:
-    """Read blocks ``CM001:`` ``{60 numbers}`` of mines (M) and rocks (R); a star marks the training part."""
+    """Read blocks ``CM001:`` ``{60 numbers}`` of mines (M) and rocks (R); a star marks the training rows."""
     text = path.read_text(encoding="latin-1")
     parts: dict[str, list[tuple[int, str]]] = {"*": [], "": []}
     for block in re.finditer(r"(\*?)C([MR])\d+:[\s{]*([^*C}]*)", text):
@@ -242,7 +250,7 @@ def _read_sonar_angle(path: Path) -> list[_Part]:
 
 
 def _read_fann(path: Path) -> list[_Part]:
-    """Read the line ``<pairs> 2 1``, then a line of inputs and a line with the label in turn."""
+    """Read the line ``<pairs> 2 1``, then for each pair a line with the inputs and a line with the label."""
     (_, header), *lines = _lines(path) or [(1, "")]
     if header.split() != [f"{len(lines) / 2:g}", "2", "1"]:
         raise _damaged(path, f"{header[:40]!r} and {len(lines)} lines", "'<pairs> 2 1', two lines each", 1)
@@ -251,7 +259,7 @@ def _read_fann(path: Path) -> list[_Part]:
 
 
 def _read_proben1(path: Path) -> list[_Part]:
-    """Read seven lines ``<key>=<count>``, then the rows of train, val and test."""
+    """Read seven lines ``<key>=<count>``, then the training, validation and test rows."""
     lines = _lines(path)
     keys = "bool_in real_in bool_out real_out training_examples validation_examples test_examples"
     header = dict(re.findall(r"^(\w+)=(\d+)$", "\n".join(line for _, line in lines[:7]), re.M))
@@ -274,8 +282,9 @@ _BINARY, _DIGITS, _GRADES = _classes(0, 1), _classes(*range(10)), _classes(*rang
 _PEN_DIGITS, _SOILS = _DIGITS | _one_hot(10), _classes(1, 2, 3, 4, 5, 7)
 _TURNS = _classes("Move-Forward", "Sharp-Right-Turn", "Slight-Left-Turn", "Slight-Right-Turn")
 _PROBEN1 = ("building", "cancer", "card", "diabetes", "heart", "hearta", "heartac", "heartc", "thyroid")
-# Name -> folder and files, rows of each part (Proben1's files say them), reader with its arguments. Header
-# lines are in copies in circulation, not in UCI's own files (but wine's); UCI's pendigits have plain labels.
+# Name: folder and files, number of rows in each part (empty for Proben1, whose files declare them), reader and its
+# arguments. Of UCI's own files only those of wine_quality have a header line, and the labels of UCI's pendigits are
+# digits; other published copies of the tables have header lines, and pendigits with one-hot labels.
 _SOURCES: dict[str, tuple[Any, ...]] = {
     "banknote": ("banknote banknote_authentication.csv", (1372,), _read_table, 4, _BINARY),
     "isolet": ("isolet isolet.npz", (1560,), _read_npz, (617,), "y"),
@@ -300,33 +309,35 @@ TABULAR_NAMES: tuple[str, ...] = tuple(_SOURCES)
 
 
 def load_tabular(name: str, data_home: _Path | None = None) -> Bunch:
-    """Load a set of numbers and targets by name.
+    """Load a tabular data set by name.
 
     Parameters
     ----------
     name : str
-        One of `TABULAR_NAMES`. Proben1's problems carry their permutation: ``"cancer1"`` to ``"cancer3"``.
-        ``"sonar"`` are all 208 rows, ``"sonar_angle"`` the same with the split by aspect angle;
-        ``"wine_quality"`` are the white wines, ``"wine_quality_red"`` the red.
+        One of `TABULAR_NAMES`. The names of Proben1's problems end with the number of the permutation, as in
+        ``"cancer1"``, ``"cancer2"`` and ``"cancer3"``. ``"sonar"`` has 208 rows without a split, ``"sonar_angle"`` the
+        same rows with a split by aspect angle. ``"wine_quality"`` has the white wines, ``"wine_quality_red"`` the red.
     data_home : str or path-like, default=None
-        The folder with one subfolder per set; None as in `load_mnist`.
+        The folder that contains one subfolder for each data set. If None, the same folder as in `load_mnist`.
 
     Returns
     -------
     data : sklearn.utils.Bunch
-        - ``name``, ``task`` : str, the task being ``"classification"`` or ``"regression"``
-        - ``X`` : ndarray of shape (n_samples, n_features), float64, C-contiguous
-        - ``y`` : ndarray of shape (n_samples,), labels, int64 or str; for regression float64, and of shape
-          (n_samples, n_outputs) if there are several. Proben1's labels say which output is 1.
-        - ``X_train``, ``y_train``, ``X_val``, ``y_val``, ``X_test``, ``y_test`` : consecutive rows, views of
-          ``X`` and ``y``; only if a split was published, ``val`` only for Proben1
+        - ``name`` : str.
+        - ``task`` : ``"classification"`` or ``"regression"``.
+        - ``X`` : ndarray of shape (n_samples, n_features), float64, C-contiguous.
+        - ``y`` : ndarray of shape (n_samples,). Labels, of dtype int64 or str; for regression float64 targets, of shape
+          (n_samples, n_outputs) if there are several. A label of Proben1 is the index of the output that is 1.
+        - ``X_train``, ``y_train``, ``X_val``, ``y_val``, ``X_test``, ``y_test`` : consecutive rows of ``X`` and ``y``,
+          as views. Only if a split was published; ``X_val`` and ``y_val`` only for Proben1.
 
     Raises
     ------
     FileNotFoundError
         If a file is missing.
     ValueError
-        If `name` is unknown or a file is malformed; the message names the file and, where it can, the line.
+        If `name` is unknown or a file is malformed; the message has the path of the file and, if possible, the line
+        number.
     """
     from sklearn.utils import Bunch
 
@@ -337,7 +348,7 @@ def load_tabular(name: str, data_home: _Path | None = None) -> Bunch:
     paths = [_folder(data_home) / folder / file for file in names]
     if missing := [str(path) for path in paths if not path.is_file()]:
         raise FileNotFoundError(f"{name}: there is no {' and no '.join(missing)}. {_WAYS_OUT}.")
-    by_file = [read(path, *arguments) for path in paths]  # a file is one part or has a share of every part
+    by_file = [read(path, *arguments) for path in paths]  # a file contains one part, or rows of every part
     shares = zip(*by_file, strict=True) if len(by_file[0]) > 1 else by_file
     parts = [tuple(map(np.concatenate, zip(*share, strict=True))) for share in shares]
     found = tuple(len(y) for _, y in parts)

@@ -1,7 +1,7 @@
-"""What backpropagation computes, made visible: loss and gradient, the factors of the chain rule, saturation.
+"""Inspect what backpropagation computes: loss and gradient, the factors of the chain rule, saturation.
 
-Nothing here is a second implementation. All figures are what the kernels of training leave behind when they take
-one step of plain gradient descent, at rate 1, on a copy of the network: its step is minus the gradient.
+This is not a second implementation. The training kernels take one step of plain gradient descent with learning rate 1
+on a copy of the network; that step is minus the gradient, and the workspace holds the other arrays.
 
 References
 ----------
@@ -25,7 +25,7 @@ from fastbp.prediction import Predictor, check_shapes
 
 __all__ = ["flatten", "gradient_flow", "gradient_terms", "loss_and_gradient", "loss_plane", "loss_slice", "mean_loss"]
 
-# A unit counts as saturated where its derivative is below this share of its activation's max_derivative.
+# A unit counts as saturated where its derivative is at most this share of the largest derivative of its activation.
 SATURATED = 0.05
 
 
@@ -73,24 +73,46 @@ class _Step:
         return self._session.values(layer, what, self._n)
 
 
-def check_network(clf):
-    """Check that this is one of our estimators, and fitted.
+def check_network(clf, *, fitted=True):
+    """Check that `clf` is an estimator of this package and, unless `fitted` is False, that it is fitted.
 
     Raises
     ------
     TypeError
-        For any other, as a pipeline.
+        If it is anything else. The message says how to get the network out of a pipeline, a search or another
+        meta-estimator.
+    sklearn.exceptions.NotFittedError
+        If it is not fitted.
     """
+    if isinstance(clf, type):
+        raise TypeError(f"{clf.__name__} is a class, not an instance.")
     if not isinstance(clf, BaseBackprop):
-        raise TypeError(
-            f"A BackpropClassifier is needed, got {type(clf).__name__}. Of a pipeline pass its last step, pipe[-1], "
-            "and pipe[:-1].transform(X)."
-        )
-    check_is_fitted(clf)
+        raise TypeError(f"Expected a BackpropClassifier, got {type(clf).__name__}.{_way_to_network(clf)}")
+    if fitted:
+        check_is_fitted(clf)
+
+
+def _way_to_network(clf):
+    """Return a sentence that says how to get the network out of an estimator that contains one, else nothing."""
+    if _is_a(clf, "Pipeline"):
+        return " Pass the last step, pipe[-1], and the transformed data, pipe[:-1].transform(X)."
+    if _is_a(clf, "BaseSearchCV"):
+        best = "search.best_estimator_"
+        if _is_a(clf.estimator, "Pipeline"):
+            return f" Pass the last step of the best pipeline, {best}[-1], and the data {best}[:-1].transform(X)."
+        return f" Pass the best estimator, {best}, which is available after fit with refit=True."
+    if hasattr(clf, "get_params") and any(isinstance(value, BaseBackprop) for value in clf.get_params().values()):
+        return " Pass one of the fitted BackpropClassifiers in it."
+    return ""
+
+
+def _is_a(clf, name):
+    """Whether an object is an instance of a class of this name, without importing that class."""
+    return any(cls.__name__ == name for cls in type(clf).__mro__)
 
 
 def _data(clf, X, y, sample_weight=None):
-    """Check an estimator, whose weights its user may have edited, and data for it."""
+    """Check an estimator, whose `coefs_` the user may have edited, and the data; return the data for the kernels."""
     check_network(clf)
     units = check_shapes(clf.coefs_, clf.intercepts_, clf.n_features_in_, clf._activations)
     X, Y, weight = clf._encode(X, y, sample_weight)
@@ -100,21 +122,21 @@ def _data(clf, X, y, sample_weight=None):
 
 
 def _backward_product(clf, layer, delta):
-    """Return delta W^T: what a layer without bias or bend makes of the deltas, if its weights are the transpose."""
+    """Return delta W^T, computed as the outputs of a layer with weights W^T, zero biases and the identity."""
     weights = np.ascontiguousarray(clf.coefs_[layer].T)
     zeros = np.zeros(weights.shape[1], weights.dtype)
     return Predictor([weights], [zeros], [Identity()], weights.shape[0]).outputs(delta, clf.n_jobs)[0]
 
 
 def mean_loss(clf, X, y):
-    """Compute the mean loss of a network on some data, without the L2 term.
+    """Compute the mean loss of a network on data, without the L2 term.
 
     Parameters
     ----------
     clf : BackpropClassifier
-        Fitted or initialized.
+        Fitted or initialized estimator.
     X : array-like of shape (n_samples, n_features)
-        Inputs.
+        Input data.
     y : array-like of shape (n_samples,) or (n_samples, n_labels)
         Class labels.
 
@@ -128,32 +150,33 @@ def mean_loss(clf, X, y):
 
 
 def loss_and_gradient(clf, X, y, sample_weight=None):
-    """Compute the mean loss of a network on some data, and its gradient.
+    """Compute the mean loss of a network on data, with the L2 term, and its gradient.
 
     Parameters
     ----------
     clf : BackpropClassifier
-        Fitted or initialized.
+        Fitted or initialized estimator.
     X : array-like of shape (n_samples, n_features)
-        Inputs.
+        Input data.
     y : array-like of shape (n_samples,) or (n_samples, n_labels)
         Class labels.
     sample_weight : array-like of shape (n_samples,), default=None
-        How much each sample counts.
+        Weights of the samples. If None, all are 1.
 
     Returns
     -------
     loss : float
-        Mean loss of the samples, and alpha / 2 times the sum of all squared weights, over the number of samples or the
-        sum of their weights. Training has the batch in place of all samples, also in the share of the L2 term.
+        The mean of the samples' losses, weighted by `sample_weight`, plus the L2 term: alpha / 2 times the sum of all
+        squared weights, divided by the number of samples or by the sum of `sample_weight`. Training uses the same
+        formula for each batch, whose L2 term is therefore divided by the number of samples in the batch.
     gradient : ndarray of shape (n_parameters,)
-        [dC/dW^1, dC/db^1, ..., dC/dW^L, dC/db^L], each W row by row as in `coefs_`, of the network's dtype
-        (Lopez Davila, end of sec. 5).
+        [dC/dW^1, dC/db^1, ..., dC/dW^L, dC/db^L] (Lopez Davila, end of sec. 5), with each W in C order and in the shape
+        of `coefs_`; of the dtype of the network.
 
     Notes
     -----
-    Lopez Davila's C = (a - y)^2 has a factor of 2 in its gradient; with the 1/2 of Maren's Eq. 6.5, as here, it is
-    gone.
+    The squared error here has the factor 1/2 of Maren's Eq. 6.5, so that its gradient has no factor of 2. Lopez
+    Davila's C = (a - y)^2 has that factor in its gradient.
 
     Examples
     --------
@@ -170,16 +193,19 @@ def loss_and_gradient(clf, X, y, sample_weight=None):
 
 
 def flatten(coefs, intercepts):
-    """Return all parameters, or their gradients, as one vector in the order of `loss_and_gradient`.
+    """Concatenate all parameters, or their gradients, into one vector in the order of `loss_and_gradient`.
 
     Parameters
     ----------
-    coefs, intercepts : list of ndarray
-        Of each layer.
+    coefs : list of ndarray of shape (fan_in, fan_out)
+        Weights of each layer, or their gradients.
+    intercepts : list of ndarray of shape (fan_out,)
+        Biases of each layer, or their gradients.
 
     Returns
     -------
     ndarray of shape (n_parameters,)
+        A copy.
     """
     return np.concatenate(
         [part.ravel() for pair in zip(coefs, intercepts, strict=True) for part in pair]
@@ -187,44 +213,48 @@ def flatten(coefs, intercepts):
 
 
 def gradient_terms(clf, X, y):
-    """Take the gradient apart into the factors of the chain rule, layer by layer.
+    """Compute the factors of the chain rule of which the gradient is the product, layer by layer.
 
     Parameters
     ----------
     clf : BackpropClassifier
-        Fitted or initialized.
+        Fitted or initialized estimator.
     X : array-like of shape (n_samples, n_features)
-        Inputs.
+        Input data.
     y : array-like of shape (n_samples,) or (n_samples, n_labels)
         Class labels.
 
     Returns
     -------
     list of Bunch
-        One for each layer after the inputs, with arrays of shape (n_samples, units) for a single sample's loss
-        (Maren's SSE, or the cross entropy), named after what they are:
+        One for each layer of weights, from the first hidden layer to the output layer. The arrays have the shape
+        (n_samples, n_units) unless stated otherwise, and C is the loss of a single sample (Maren's SSE, or the cross
+        entropy). The numbers are Maren's equations.
 
-        - ``node_input``: z = NdInpt (Maren 6.3, 6.9), and ``activation``: F or H = f(z) (6.4, 6.10).
-        - ``error``: E = desired - actual (6.6); ``d_loss_d_error``: E (6.17); ``d_error_d_activation``: -1 (6.21).
-          For the output layer under "squared_error" only.
-        - ``d_loss_d_activation``: dC/da. For the outputs the product of the two above, for hidden layers what comes
-          back from the layer above, sum_o delta_o v_ho.
-        - ``d_activation_d_node_input``: f'(z) (6.23).
-        - ``delta``: dC/dz, the product of the two before. For the outputs under "log_loss" it is actual - desired, as
-          the factors cancel: the two are not given there.
-        - ``d_node_input_d_weight``: the activations of the layer below (6.27), of shape (n_samples, fan_in).
-        - ``gradient``: dC/dW, the mean over the samples of input times delta (6.30), and the L2 term; of the shape of
-          `coefs_`. ``intercept_gradient``: dC/db.
-        - ``d_loss_d_input``: dC/da of the layer below, delta W^T; for the first layer the gradient by the inputs.
+        - ``node_input``: the pre-activation z (NdInpt; 6.3, 6.9); ``activation``: f(z) (F or H; 6.4, 6.10).
+        - ``error``: E = desired - actual (6.6); ``d_loss_d_error``: dC/dE = E (6.17); ``d_error_d_activation``:
+          dE/da = -1 (6.21). Only for the output layer under "squared_error".
+        - ``d_loss_d_activation``: dC/da. In the output layer it is the product of the two derivatives above; in a
+          hidden layer it is backpropagated from the next layer, sum_o delta_o v_ho.
+        - ``d_activation_d_node_input``: the derivative f'(z) (6.23).
+        - ``delta``: dC/dz, the product of ``d_loss_d_activation`` and ``d_activation_d_node_input``. In the output
+          layer under "log_loss" these two cancel to delta = actual - desired, and are not among the keys.
+        - ``d_node_input_d_weight``: dz/dW, which is the input of the layer (6.27), of shape (n_samples, fan_in).
+        - ``gradient``: dC/dW of the shape of `coefs_`, the mean over the samples of input times delta (6.30), plus the
+          gradient of the L2 term; ``intercept_gradient``: dC/db.
+        - ``d_loss_d_input``: the derivative of C by the input of the layer, delta W^T, of shape (n_samples, fan_in).
+          For the first layer this is the gradient with respect to X.
 
     Notes
     -----
-    All arrays are in memory at once: for a large set pass some of its samples.
+    The arrays of all layers are in memory at the same time; pass a subset of the samples if they are many.
 
-    Maren stops at the weights between hidden and output nodes; for the weights before them the same rule holds one
-    layer further down, with delta_h = (sum_o delta_o v_ho) f'(z_h). Maren's Eqs. 6.3 and 6.9 print sums over the
-    hidden nodes up to O where H is meant, and Eq. 6.26 prints H_h inside a sum over q. Lopez Davila's last sum in
-    sec. 5 leaves out the weight in dz_j/da_k: it is sum_j w_jk f'(z_j) dC/da_j.
+    Maren derives the weights between hidden and output nodes only. The same rule holds for the weights of the layers
+    before, with delta_h = (sum_o delta_o v_ho) f'(z_h).
+
+    Misprints in the two texts: the sums over the hidden nodes in Maren's Eqs. 6.3 and 6.9 run to H, not to O, and H_h
+    in Eq. 6.26 should have the summation index q. The last sum of Lopez Davila's sec. 5 lacks the weight that is
+    dz_j/da_k: it is sum_j w_jk f'(z_j) dC/da_j.
 
     Examples
     --------
@@ -266,33 +296,37 @@ def gradient_terms(clf, X, y):
 
 
 def gradient_flow(clf, X, y):
-    """Measure how the gradient fades, or grows, from the outputs back to the first layer.
+    """Measure the magnitude of the gradient in each layer: whether it vanishes, or explodes, towards the first layer.
 
-    All activations and deltas are in memory at once: for a large set pass some of its samples.
-
-    Each derivative of a saturated unit is close to 0, and the deltas are products of them: in deep networks of
-    logistic units, whose derivative is at most a quarter of the slope, little comes back (Maren 2020, secs. 6.3.2,
-    6.4).
+    The delta of a layer has the derivatives of this layer and of all later ones as factors. That of a logistic
+    unit is at most a quarter of its slope, and close to 0 if the unit is saturated. In deep logistic networks the
+    gradient therefore vanishes towards the first layer (Maren 2020, secs. 6.3.2, 6.4).
 
     Parameters
     ----------
     clf : BackpropClassifier
-        Fitted or initialized.
+        Fitted or initialized estimator.
     X : array-like of shape (n_samples, n_features)
-        Inputs.
+        Input data.
     y : array-like of shape (n_samples,) or (n_samples, n_labels)
         Class labels.
 
     Returns
     -------
     Bunch
-        Arrays with a number for each layer after the inputs:
+        Arrays of shape (n_layers,), one value for each layer of weights, from the first hidden layer to the output
+        layer:
 
-        - ``delta``: the mean size of dC/dz, over samples and units.
-        - ``gradient_norm``: the root of the sum of squares of dC/dW.
-        - ``saturated``: the share of samples and units whose derivative is at most 5 % of the max_derivative of their
-          activation; NaN for the outputs under "log_loss", where the derivative cancels.
-        - ``ratio_to_last``: ``delta``, divided by that of the last layer.
+        - ``delta``: the mean of |dC/dz| over samples and units.
+        - ``gradient_norm``: the Frobenius norm of dC/dW, with the L2 term.
+        - ``saturated``: the share of samples and units where |f'(z)| is at most 5 % of its maximum. For relu these are
+          the inactive units, with f'(z) = 0. NaN for the output layer under "log_loss", where the derivative cancels.
+        - ``ratio_to_last``: ``delta`` divided by that of the output layer.
+
+    Notes
+    -----
+    The activations and deltas of all layers are in memory at the same time; pass a subset of the samples if they are
+    many.
     """
     data = _data(clf, X, y)
     step = _Step(clf, clf.coefs_, clf.intercepts_, data, alpha=clf.alpha, keep=True)
@@ -312,35 +346,36 @@ def gradient_flow(clf, X, y):
 
 
 def loss_slice(clf, X, y, layer, i, j, values):
-    """Compute the loss as a function of one weight, all others held (Maren 2020, Fig. 6.3).
+    """Compute the loss as a function of one weight, with all other parameters fixed (Maren 2020, Fig. 6.3).
 
     Parameters
     ----------
     clf : BackpropClassifier
-        Fitted or initialized; not changed.
+        Fitted or initialized estimator; not changed.
     X : array-like of shape (n_samples, n_features)
-        Inputs.
+        Input data.
     y : array-like of shape (n_samples,) or (n_samples, n_labels)
         Class labels.
     layer : int
-        Which of `coefs_`; negative numbers count from the last.
+        Index into `coefs_`; negative numbers count from the output layer.
     i : int or None
-        The unit that the weight comes from; None for the bias.
+        Index of the unit, or of the input, that the weight comes from. None is the bias of unit j.
     j : int
-        The unit that it leads to.
+        Index of the unit that the weight leads to.
     values : array-like of shape (n_values,)
         Values of the weight.
 
     Returns
     -------
     Bunch
-        - ``weights`` and ``losses``, of shape (n_values,): the values, and the loss at each.
-        - ``weight``, ``loss`` and ``derivative``: what the network has now, for the point and the tangent there.
+        - ``weights`` and ``losses``, of shape (n_values,): the values, and the loss at each, with the L2 term.
+        - ``weight``, ``loss`` and ``derivative``: the current value of the weight, and the loss and its derivative
+          there.
 
     Raises
     ------
     ValueError
-        If there is no such weight.
+        If an index is out of range.
     """
     data = _data(clf, X, y)
     coefs, intercepts = ([part.copy() for part in parts] for parts in (clf.coefs_, clf.intercepts_))
@@ -357,37 +392,44 @@ def loss_slice(clf, X, y, layer, i, j, values):
 
 
 def loss_plane(clf, X, y, directions, first, second, *, n_steps=0, rate=0.1):
-    """Compute the loss on a plane through the network's parameters, and a path of gradient descent in it.
+    """Compute the loss on a plane through the parameters of a network, and a path of gradient descent in that plane.
 
     Parameters
     ----------
     clf : BackpropClassifier
-        Fitted or initialized; not changed. Its parameters are the origin of the plane.
+        Fitted or initialized estimator; not changed. Its parameters are the origin of the plane.
     X : array-like of shape (n_samples, n_features)
-        Inputs.
+        Input data.
     y : array-like of shape (n_samples,) or (n_samples, n_labels)
         Class labels.
     directions : pair of (list of ndarray, list of ndarray)
-        Two directions in the space of the parameters, each as changes of `coefs_` and `intercepts_`.
+        Two directions in parameter space: two lists of arrays of the shapes of `coefs_` and `intercepts_`.
     first, second : array-like of shape (n_first,), (n_second,)
-        Coordinates along each.
+        Coordinates along the two directions: the loss is computed at ``parameters + u * first_direction + v *
+        second_direction`` for each u in `first` and v in `second`.
     n_steps : int, default=0
-        Steps of gradient descent, with all samples, from the corner (first[0], second[0]).
+        Number of steps of gradient descent on the loss of all samples, from the corner (first[0], second[0]).
     rate : float, default=0.1
         Learning rate of these steps.
 
     Returns
     -------
     Bunch
-        - ``losses``, of shape (n_second, n_first).
-        - ``path``, of shape (n_steps + 1, 2), and ``path_losses``: coordinates before each step and after the last.
+        - ``losses``, of shape (n_second, n_first): the loss at each pair of coordinates, with the L2 term.
+        - ``path``, of shape (n_steps + 1, 2), and ``path_losses``, of shape (n_steps + 1,): the coordinates, and the
+          loss there, at the start and after each step.
+
+    Raises
+    ------
+    ValueError
+        If the directions do not have the shapes of the parameters.
     """
     data = _data(clf, X, y)
     origin = [*clf.coefs_, *clf.intercepts_]
     n = len(clf.coefs_)
     changes = [[np.asarray(part) for part in (*coefs, *intercepts)] for coefs, intercepts in directions]
     if len(changes) != 2 or any([p.shape for p in change] != [w.shape for w in origin] for change in changes):
-        raise ValueError("directions must be two, each with an array of the same shape for each of the parameters.")
+        raise ValueError("directions must be two pairs of lists of arrays, of the shapes of coefs_ and intercepts_.")
     lengths = [sum(float(np.vdot(p, p)) for p in change) for change in changes]
 
     def at(u, v):
@@ -404,30 +446,32 @@ def loss_plane(clf, X, y, directions, first, second, *, n_steps=0, rate=0.1):
         path_losses.append(step.loss)
         grads = [*step.coef_grads, *step.intercept_grads]
         slopes = [sum(float(np.vdot(g, p)) for g, p in zip(grads, change, strict=True)) for change in changes]
-        # A step among the parameters, as coordinates: a direction may be longer than 1.
+        # A step in parameter space, in units of the directions, whose length need not be 1.
         place = place - rate * np.array(slopes) / np.maximum(lengths, np.finfo(float).tiny)
     return Bunch(losses=losses, path=np.array(path), path_losses=np.array(path_losses))
 
 
 def find_weight(coefs, intercepts, layer, i, j):
-    """Return the array that holds a weight or, for i None, a bias, and its index there.
+    """Return the array that holds a weight or, if i is None, a bias, and its index in that array.
 
     Raises
     ------
+    TypeError
+        If an index is not an integer.
     ValueError
-        If there is no such weight.
+        If an index is out of range.
     """
     for name, value in (("layer", layer), ("i", i), ("j", j)):
         if not (name == "i" and value is None):
             check_scalar(value, name, Integral)
     n = len(coefs)
     if not -n <= layer < n:
-        raise ValueError(f"layer={layer} is not there: the network has {n} layers of weights, 0 to {n - 1}.")
+        raise ValueError(f"layer={layer} is out of range: the network has {n} layers of weights, 0 to {n - 1}.")
     array = intercepts[layer] if i is None else coefs[layer]
     place = (j,) if i is None else (i, j)
     if not all(-size <= index < size for index, size in zip(place, array.shape, strict=True)):
         raise ValueError(
-            f"i={i}, j={j} is not there: layer {layer} has {coefs[layer].shape[0]} inputs and "
+            f"i={i}, j={j} is out of range: layer {layer} has {coefs[layer].shape[0]} inputs and "
             f"{coefs[layer].shape[1]} units."
         )
     return array, place

@@ -1,7 +1,8 @@
-"""Displays in the manner of scikit-learn: what networks compute, drawn with matplotlib (the extra `plots`).
+"""Displays of what a network computes, with the interface of scikit-learn's displays.
 
-Each has `from_estimator`, which computes the figures and draws them, and `plot`, which draws them again, on other
-axes. matplotlib is imported when something is drawn.
+Every display has a class method, `from_estimator` or `from_activation`, which computes the data and plots it, and a
+method `plot`, which plots the same data again, for example on other axes. matplotlib, the extra `plots`, is imported
+when a display is drawn.
 
 References
 ----------
@@ -9,27 +10,43 @@ A. J. Maren, "Backpropagation", ch. 6 of *Statistical Mechanics, Neural Networks
 (draft, 2020): Figs. 6.1, 6.2, 6.3.
 """
 
+import copy
 import warnings
 
 import numpy as np
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, clone
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import unique_labels
 
 from fastbp.activations import get_activation
-from fastbp.inspection import check_network, find_weight, gradient_flow, loss_plane, loss_slice, mean_loss
+from fastbp.inspection import (
+    SATURATED,
+    check_network,
+    find_weight,
+    gradient_flow,
+    loss_and_gradient,
+    loss_plane,
+    loss_slice,
+    mean_loss,
+)
 
 __all__ = [
     "ActivationDisplay", "GradientFlowDisplay", "LossCurveDisplay", "LossSliceDisplay", "LossSurfaceDisplay",
     "WeightImageDisplay",
 ]  # fmt: skip
 
-# Two colours that differ in print too, and for readers who do not see red and green apart; with two kinds of line.
+# Blue and orange differ in lightness too: they can be told apart in grey and by colour-blind readers.
 _COLORS = ("#1f4e9c", "#d9730d")
+# On a filled background each mark has a light fill and a dark outline, one of which stands out on any colour.
+_FILL, _OUTLINE = ("#ffa940", "white"), "black"
+
+# Activations whose output and derivative both tend to 0 (or nearly) below z = 0: such a unit is called inactive. A unit
+# of any other activation whose derivative is close to 0 is called saturated.
+_RECTIFIERS = {"relu", "leaky_relu", "gelu", "silu"}
 
 
 def _check_axes(ax, n=1):
-    """Check, before anything is computed, that n axes were given, if any, and that there is matplotlib."""
+    """Check that matplotlib is installed and that `ax`, unless None, holds n axes; call it before computing."""
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
@@ -40,17 +57,49 @@ def _check_axes(ax, n=1):
 
 
 def _new_axes(ax, n=1, **kwargs):
-    """Return n axes: those given, or new ones."""
+    """Return an array of the n given axes, or of n new ones if `ax` is None."""
     plt = _check_axes(ax, n)
     if ax is None:
         _, ax = plt.subplots(1, n, layout="constrained", **kwargs)
     return np.ravel(ax)
 
 
-class _Display:
-    """What all displays do after drawing."""
+def _use_plain_labels(*axes):
+    """Label the ticks of linear axes with the values themselves: no offset, no common power of ten."""
+    from matplotlib.ticker import ScalarFormatter
 
-    def _keep(self, axes):
+    for axis in axes:
+        formatter = ScalarFormatter(useOffset=False)
+        formatter.set_scientific(False)
+        axis.set_major_formatter(formatter)
+
+
+def _use_integer_ticks(axis):
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+
+
+def _plain_number(value, position=None):
+    """Write 0.01, and 1e-5 for what would need more zeros."""
+    number, _, exponent = f"{value:g}".partition("e")
+    return f"{number}e{int(exponent)}" if exponent else number
+
+
+def _use_log_scale(axes, decades):
+    """Use a logarithmic y-axis with plain labels, at 1, 2 and 5 times the powers of ten if there are few decades."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log", nonpositive="mask")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2.5 else (1.0,)))
+    axes.yaxis.set_major_formatter(FuncFormatter(_plain_number))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+class _Display:
+    """Base class of the displays: sets the attributes that all of them have after plotting."""
+
+    def _set_axes(self, axes):
         self.axes_ = axes
         self.ax_ = axes[0]
         self.figure_ = axes[0].figure
@@ -58,25 +107,30 @@ class _Display:
 
 
 class LossCurveDisplay(_Display):
-    """Loss, and accuracy where it is known, over the epochs of training.
+    """Loss, and accuracy if it is known, after each epoch of training.
 
     Parameters
     ----------
     loss : array-like of shape (n_epochs,)
-        Mean loss on the training data: the `loss_curve_` of an estimator, with the L2 term; or, where training was
-        watched, after each epoch and without it.
+        Mean loss on the training data. `from_estimator` passes the `loss_curve_` of a fitted estimator, which includes
+        the L2 term; if it trains an estimator itself, it passes the mean loss after each epoch, without the L2 term.
     validation_loss : array-like of shape (n_epochs,), default=None
         Mean loss on the validation data, without the L2 term.
     accuracy, validation_accuracy : array-like of shape (n_epochs,), default=None
-        Shares of samples that are classified right.
+        Accuracy on the training data and on the validation data.
 
     Attributes
     ----------
     axes_ : ndarray of Axes
-        That of the loss, and that of the accuracy if it is known.
+        The axes of the loss and, if an accuracy is given, the axes of the accuracy.
     ax_, figure_ : Axes, Figure
-        The first of them, and the figure.
+        The first of `axes_`, and its figure.
+    estimator_ : BackpropClassifier
+        The estimator that the curves belong to: the fitted estimator that was passed to `from_estimator` or, if data
+        was passed too, the clone that `from_estimator` has trained. Only set by `from_estimator`.
     """
+
+    estimator_: BaseEstimator
 
     def __init__(self, *, loss, validation_loss=None, accuracy=None, validation_accuracy=None):
         self.loss = loss
@@ -86,94 +140,123 @@ class LossCurveDisplay(_Display):
 
     @classmethod
     def from_estimator(cls, estimator, X=None, y=None, *, X_val=None, y_val=None, ax=None):
-        """Draw the curve of a fitted estimator, or train one and watch it.
+        """Plot the loss curve of a fitted estimator, or train a clone of an estimator and plot its curves.
 
         Parameters
         ----------
         estimator : BackpropClassifier
-            Fitted; or with X and y, an estimator that is cloned and trained for `max_iter` epochs.
+            A fitted estimator. If X and y are passed: an estimator, fitted or not, which is cloned; the clone is
+            trained with `partial_fit` for `max_iter` epochs and kept in the attribute `estimator_`.
         X : array-like of shape (n_samples, n_features), default=None
-            Training data; None to draw the `loss_curve_` of the estimator.
-        y : array-like of shape (n_samples,), default=None
-            Class labels.
-        X_val, y_val : array-like, default=None
+            Training data. If None, the `loss_curve_` of the estimator is plotted.
+        y : array-like of shape (n_samples,) or (n_samples, n_labels), default=None
+            Class labels of the training data.
+        X_val : array-like of shape (n_val_samples, n_features), default=None
             Validation data.
-        ax : Axes or array of two Axes, default=None
-            Where to draw; new ones if None. Two where the accuracy is drawn: that is, with X and y.
+        y_val : array-like of shape (n_val_samples,) or (n_val_samples, n_labels), default=None
+            Class labels of the validation data.
+        ax : Axes, or array of two Axes, default=None
+            Axes to plot on: one for the loss or, with X and y, two for the loss and the accuracy. If None, a new
+            figure is created.
 
         Returns
         -------
         LossCurveDisplay
+
+        Raises
+        ------
+        ValueError
+            If only one of X_val and y_val is passed, or if y, X_val or y_val is passed without X.
+        TypeError
+            If `estimator` is not a BackpropClassifier.
+
+        Notes
+        -----
+        Ctrl-C ends the training; the epochs that are complete are plotted.
         """
         if X is None:
-            if X_val is not None or y is not None:
-                raise ValueError("y, X_val and y_val go with X: validation curves need training to be watched.")
+            if any(data is not None for data in (y, X_val, y_val)):
+                raise ValueError("y, X_val and y_val require X: validation curves are recorded during training.")
             check_network(estimator)
-            return cls(loss=list(estimator.loss_curve_)).plot(ax)
+            display = cls(loss=list(estimator.loss_curve_))
+            display.estimator_ = estimator
+            return display.plot(ax)
         if (X_val is None) != (y_val is None):
-            raise ValueError("X_val and y_val go together.")
+            raise ValueError("X_val and y_val must be passed together.")
+        check_network(estimator, fitted=False)
         _check_axes(ax, 2)
-        # A generator: with a number each call of partial_fit would shuffle alike.
-        watched = clone(estimator).set_params(random_state=check_random_state(estimator.random_state))
+        # One generator for all epochs: with an int, every call of partial_fit would shuffle in the same order.
+        trained = clone(estimator).set_params(random_state=check_random_state(estimator.random_state))
         curves: dict[str, list[float]] = {"loss": [], "accuracy": []}
         if X_val is not None:
             curves |= {"validation_loss": [], "validation_accuracy": []}
         classes = unique_labels(y)
-        for _ in range(watched.max_iter):
+        for _ in range(trained.max_iter):
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", message="Training interrupted by user")
                 try:
-                    watched.partial_fit(X, y, classes=classes)
-                except UserWarning:  # Ctrl-C: draw what there is
+                    trained.partial_fit(X, y, classes=classes)
+                except UserWarning:  # Ctrl-C; partial_fit has undone the incomplete epoch
                     break
             for prefix, inputs, labels in (("", X, y), ("validation_", X_val, y_val)):
                 if inputs is not None:
-                    curves[f"{prefix}loss"].append(mean_loss(watched, inputs, labels))
-                    curves[f"{prefix}accuracy"].append(watched.score(inputs, labels))
-        return cls(**curves).plot(ax)
+                    curves[f"{prefix}loss"].append(mean_loss(trained, inputs, labels))
+                    curves[f"{prefix}accuracy"].append(trained.score(inputs, labels))
+        display = cls(**curves)
+        display.estimator_ = trained.set_params(random_state=estimator.random_state)
+        return display.plot(ax)
 
     def plot(self, ax=None):
-        """Draw.
+        """Plot the curves.
 
         Parameters
         ----------
-        ax : Axes or array of Axes, default=None
-            Where; new ones if None.
+        ax : Axes, or array of two Axes, default=None
+            Axes to plot on: two if there is an accuracy. If None, a new figure is created.
 
         Returns
         -------
         LossCurveDisplay
         """
         panels = [("Loss", self.loss, self.validation_loss)]
-        if self.accuracy is not None:
+        if self.accuracy is not None or self.validation_accuracy is not None:
             panels.append(("Accuracy", self.accuracy, self.validation_accuracy))
         axes = _new_axes(ax, len(panels), figsize=(5.2 * len(panels), 3.8))
         for axis, (name, training, validation) in zip(axes, panels, strict=True):
-            epochs = np.arange(1, len(training) + 1)
-            axis.plot(epochs, training, color=_COLORS[0], label="training")
+            for values, style, color, label in (
+                (training, "-", _COLORS[0], "training"),
+                (validation, "--", _COLORS[1], "validation"),
+            ):
+                if values is not None:
+                    # A single epoch is a point, which a line alone would not show.
+                    marker = "o" if len(values) == 1 else None
+                    epochs = np.arange(1, len(values) + 1)
+                    axis.plot(epochs, values, style, color=color, marker=marker, label=label)
             if validation is not None:
-                axis.plot(epochs, validation, "--", color=_COLORS[1], label="validation")
                 axis.legend()
-            axis.set(xlabel="Epoch", ylabel=name)
-            if ax is None:
-                axis.xaxis.get_major_locator().set_params(integer=True)
-        return self._keep(axes)
+            axis.set(xlabel="Epoch", ylabel=name, title=f"{name} per epoch")
+            _use_integer_ticks(axis.xaxis)
+            _use_plain_labels(axis.xaxis, axis.yaxis)
+        return self._set_axes(axes)
 
 
 class ActivationDisplay(_Display):
-    """An activation function and its derivative (Maren 2020, Figs. 6.1, 6.2).
+    """An activation function f(z) and its derivative (Maren 2020, Figs. 6.1, 6.2).
 
     Parameters
     ----------
     activation : Activation
-        The function.
-    z, value, derivative : ndarray of shape (n_points,)
-        Where, f(z) and f'(z).
+        The activation function.
+    z : ndarray of shape (n_points,)
+        Pre-activations.
+    value, derivative : ndarray of shape (n_points,)
+        f(z) and f'(z).
 
     Attributes
     ----------
+    axes_ : ndarray of one Axes
     ax_, figure_ : Axes, Figure
-        Where it was drawn.
+        The axes and their figure.
     """
 
     def __init__(self, *, activation, z, value, derivative):
@@ -184,20 +267,25 @@ class ActivationDisplay(_Display):
 
     @classmethod
     def from_activation(cls, activation, *, z=(-6.0, 6.0), ax=None):
-        """Compute and draw an activation.
+        """Compute and plot an activation function.
 
         Parameters
         ----------
         activation : str or Activation
-            A name, or an object from `fastbp.activations`.
+            The name of an activation, or an object from `fastbp.activations`.
         z : pair of float, default=(-6.0, 6.0)
-            From where to where.
+            Smallest and largest pre-activation.
         ax : Axes, default=None
-            Where to draw; new ones if None.
+            Axes to plot on. If None, a new figure is created.
 
         Returns
         -------
         ActivationDisplay
+
+        Raises
+        ------
+        ValueError
+            If there is no activation of that name.
         """
         activation = get_activation(activation)
         left, right = z
@@ -209,36 +297,44 @@ class ActivationDisplay(_Display):
 
     @classmethod
     def from_estimator(cls, estimator, *, layer=0, z=(-6.0, 6.0), ax=None):
-        """Draw the activation of one layer of an estimator.
+        """Plot the activation function of one layer of an estimator.
 
         Parameters
         ----------
         estimator : BackpropClassifier
-            Fitted or initialized.
+            Fitted or initialized estimator.
         layer : int, default=0
-            Which layer after the inputs; -1 for the outputs, if they are not a softmax.
+            Index of the layer, counted as in `coefs_`: 0 is the first hidden layer, -1 the output layer.
         z : pair of float, default=(-6.0, 6.0)
-            From where to where.
+            Smallest and largest pre-activation.
         ax : Axes, default=None
-            Where to draw; new ones if None.
+            Axes to plot on. If None, a new figure is created.
 
         Returns
         -------
         ActivationDisplay
+
+        Raises
+        ------
+        ValueError
+            If the layer is a softmax.
         """
         check_network(estimator)
         activation = estimator._activations[layer]
         if activation.by_rows:
-            raise ValueError(f"layer={layer} is a softmax, no function of one number: take a hidden layer.")
+            raise ValueError(
+                f"layer={layer} is a softmax, which is not a function of a single pre-activation; pass the index of a "
+                "hidden layer."
+            )
         return cls.from_activation(activation, z=z, ax=ax)
 
     def plot(self, ax=None):
-        """Draw.
+        """Plot the function and its derivative.
 
         Parameters
         ----------
         ax : Axes, default=None
-            Where; new ones if None.
+            Axes to plot on. If None, a new figure is created.
 
         Returns
         -------
@@ -249,29 +345,31 @@ class ActivationDisplay(_Display):
         axis.axvline(0, color="0.8", linewidth=0.8, zorder=0)
         axis.plot(self.z, self.value, color=_COLORS[0], label="f(z)")
         surrogate = getattr(self.activation, "surrogate", None)
-        label = f"f '(z) of its surrogate, {surrogate}" if surrogate else "f '(z)"
+        label = f"f '(z) of the surrogate, {surrogate}" if surrogate else "f '(z)"
         axis.plot(self.z, self.derivative, "--", color=_COLORS[1], label=label)
-        axis.set(xlabel="z, what the unit receives", title=repr(self.activation))
+        axis.set(xlabel="Pre-activation z", ylabel="f(z) and f '(z)", title=repr(self.activation))
+        _use_plain_labels(axis.xaxis, axis.yaxis)
         axis.legend()
-        return self._keep(axes)
+        return self._set_axes(axes)
 
 
 class LossSliceDisplay(_Display):
-    """The loss as a function of one weight, all others held (Maren 2020, Fig. 6.3).
+    """The loss as a function of a single weight, with all other parameters fixed (Maren 2020, Fig. 6.3).
 
     Parameters
     ----------
     weights, losses : ndarray of shape (n_values,)
-        Values of the weight, and the losses there.
+        Values of the weight, and the loss at each of them.
     weight, loss, derivative : float
-        What the network has: the point and the tangent.
+        The weight of the network, and the loss and its derivative there: they give the point and its tangent.
     label : str
-        Which weight it is.
+        Name of the weight.
 
     Attributes
     ----------
+    axes_ : ndarray of one Axes
     ax_, figure_ : Axes, Figure
-        Where it was drawn.
+        The axes and their figure.
     """
 
     def __init__(self, *, weights, losses, weight, loss, derivative, label):
@@ -283,30 +381,44 @@ class LossSliceDisplay(_Display):
         self.label = label
 
     @classmethod
-    def from_estimator(cls, estimator, X, y, *, layer=-1, i=0, j=0, values=None, ax=None):
-        """Compute and draw the loss along one weight.
+    def from_estimator(cls, estimator, X, y, *, layer=-1, i="auto", j="auto", values=None, ax=None):
+        """Compute and plot the loss as a function of one weight.
 
         Parameters
         ----------
         estimator : BackpropClassifier
-            Fitted or initialized; not changed.
+            Fitted or initialized estimator; not changed.
         X : array-like of shape (n_samples, n_features)
-            Inputs.
-        y : array-like of shape (n_samples,)
+            Input data.
+        y : array-like of shape (n_samples,) or (n_samples, n_labels)
             Class labels.
-        layer, i, j : int
-            Which weight, as in `fastbp.inspection.loss_slice`; i=None for the bias of unit j.
+        layer : int, default=-1
+            Index into `coefs_`; -1 is the output layer.
+        i : int, None or "auto", default="auto"
+            Index of the unit, or of the input, that the weight comes from. None is the bias of unit j.
+        j : int or "auto", default="auto"
+            Index of the unit that the weight leads to.
+
+            "auto", for i, for j or for both, chooses the weight on which the data term of the loss depends most: that
+            with the largest magnitude of the gradient, without the L2 term, among the weights of `layer` that agree
+            with the other index. It never belongs to an inactive unit, unless the gradient is 0 for all of them.
         values : array-like of shape (n_values,), default=None
-            Values of the weight; None for 81 of them, 5 to both sides of the present one.
+            Values of the weight. If None, 81 values in the interval of 5 to both sides of the current one.
         ax : Axes, default=None
-            Where to draw; new ones if None.
+            Axes to plot on. If None, a new figure is created.
 
         Returns
         -------
         LossSliceDisplay
+
+        Raises
+        ------
+        ValueError
+            If an index is out of range.
         """
         check_network(estimator)
         _check_axes(ax)
+        layer, i, j = _steepest_weight(estimator, X, y, layer, i, j)
         if values is None:
             array, place = find_weight(estimator.coefs_, estimator.intercepts_, layer, i, j)
             values = np.linspace(array[place] - 5, array[place] + 5, 81)
@@ -315,12 +427,12 @@ class LossSliceDisplay(_Display):
         return cls(**result, label=label).plot(ax)
 
     def plot(self, ax=None):
-        """Draw.
+        """Plot the loss, the current value of the weight and the tangent there.
 
         Parameters
         ----------
         ax : Axes, default=None
-            Where; new ones if None.
+            Axes to plot on. If None, a new figure is created.
 
         Returns
         -------
@@ -331,32 +443,34 @@ class LossSliceDisplay(_Display):
         reach = np.ptp(self.weights) / 8
         ends = np.array([-reach, reach])
         axis.plot(self.weight + ends, self.loss + self.derivative * ends, "--", color=_COLORS[1], label="tangent")
-        axis.plot(self.weight, self.loss, "o", color=_COLORS[1], label="the network")
-        axis.set(xlabel=self.label, ylabel="Loss")
+        axis.plot(self.weight, self.loss, "o", color=_COLORS[1], label="current value")
+        axis.set(xlabel=self.label, ylabel="Loss", title=f"Loss as a function of {self.label}")
+        _use_plain_labels(axis.xaxis, axis.yaxis)
         axis.legend()
-        return self._keep(axes)
+        return self._set_axes(axes)
 
 
 class LossSurfaceDisplay(_Display):
-    """The loss on a plane through the parameters, with a path of gradient descent over it.
+    """The loss on a plane in parameter space, with a path of gradient descent in that plane.
 
     Parameters
     ----------
     first, second : ndarray of shape (n_first,), (n_second,)
-        Coordinates.
+        Coordinates along the two directions; the parameters of the network are in the middle.
     losses : ndarray of shape (n_second, n_first)
-        The loss at each pair.
+        The loss at each pair of coordinates.
     path : ndarray of shape (n_steps + 1, 2)
-        Coordinates of the descent.
+        Coordinates of the path.
     path_losses : ndarray of shape (n_steps + 1,)
-        The losses there.
+        The losses along the path.
     labels : pair of str
-        What the coordinates are.
+        Names of the two directions.
 
     Attributes
     ----------
+    axes_ : ndarray of one Axes
     ax_, figure_ : Axes, Figure
-        Where it was drawn.
+        The axes and their figure.
     """
 
     def __init__(self, *, first, second, losses, path, path_losses, labels):
@@ -371,35 +485,42 @@ class LossSurfaceDisplay(_Display):
     def from_estimator(
         cls, estimator, X, y, *, weights=None, reach=1.5, n_points=31, n_steps=60, rate=None, random_state=0, ax=None
     ):
-        """Compute and draw the loss around the parameters of an estimator, along two weights or two directions.
+        """Compute and plot the loss around the parameters of an estimator, along two weights or two directions.
 
         Parameters
         ----------
         estimator : BackpropClassifier
-            Fitted or initialized; not changed. It is in the middle.
+            Fitted or initialized estimator; not changed.
         X : array-like of shape (n_samples, n_features)
-            Inputs.
-        y : array-like of shape (n_samples,)
+            Input data.
+        y : array-like of shape (n_samples,) or (n_samples, n_labels)
             Class labels.
         weights : pair of (layer, i, j), default=None
-            Two weights, as in `fastbp.inspection.loss_slice`. None for two random directions, in which each unit's
-            weights are as long as its own (Li et al. 2018).
+            Indices of two weights, as in `fastbp.inspection.loss_slice`. If None, two random directions, scaled so
+            that the weight vector of each unit has the same norm as in the network (Li et al. 2018).
         reach : float, default=1.5
-            How far the picture reaches from the middle; for two weights in their own units.
+            Distance from the middle to the border of the plane: in units of the weights, or in lengths of the random
+            directions.
         n_points : int, default=31
-            Points along each axis.
+            Number of points along each direction.
         n_steps : int, default=60
-            Steps of gradient descent within the plane, from a corner.
+            Number of steps of gradient descent, within the plane, from its lower left corner.
         rate : float, default=None
-            Learning rate of these steps; None for one with which the first step is a twentieth of the picture.
+            Learning rate of these steps. If None, it is set so that the length of the first step is a twentieth of
+            the width of the plane.
         random_state : int, RandomState instance or None, default=0
-            For the random directions.
+            Generates the random directions.
         ax : Axes, default=None
-            Where to draw; new ones if None.
+            Axes to plot on. If None, a new figure is created.
 
         Returns
         -------
         LossSurfaceDisplay
+
+        Raises
+        ------
+        ValueError
+            If an index is out of range.
 
         References
         ----------
@@ -430,67 +551,80 @@ class LossSurfaceDisplay(_Display):
         ).plot(ax)
 
     def plot(self, ax=None):
-        """Draw.
+        """Plot the loss as filled contours, the path and the parameters of the network.
 
         Parameters
         ----------
         ax : Axes, default=None
-            Where; new ones if None.
+            Axes to plot on. If None, a new figure is created.
 
         Returns
         -------
         LossSurfaceDisplay
         """
-        (axis,) = axes = _new_axes(ax, figsize=(5.6, 4.4))
+        (axis,) = axes = _new_axes(ax, figsize=(5.6, 4.8))
+        from matplotlib.patheffects import Normal, Stroke
+
         filled = axis.contourf(self.first, self.second, self.losses, levels=24, cmap="Blues_r")
         axis.contour(self.first, self.second, self.losses, levels=24, colors="white", linewidths=0.3)
-        axis.figure.colorbar(filled, ax=axis, label="Loss")
-        axis.plot(*self.path.T, ".-", color=_COLORS[1], markersize=4, linewidth=1.2, label="gradient descent")
-        axis.plot(*self.path[0], "o", color=_COLORS[1], markeredgecolor="black", clip_on=False, label="its beginning")
-        axis.plot(np.mean(self.first), np.mean(self.second), "kx", label="the network")
-        # The path may leave the plane's part that was computed; the picture does not follow it.
+        bar = axis.figure.colorbar(filled, ax=axis, label="Loss")
+        outlined = [Stroke(linewidth=3, foreground=_OUTLINE), Normal()]
+        axis.plot(*self.path.T, color=_FILL[0], linewidth=1.6, path_effects=outlined, label="gradient descent")
+        marks = {"linestyle": "none", "markeredgecolor": _OUTLINE, "clip_on": False, "zorder": 3}
+        axis.plot(*self.path[0], "o", markerfacecolor=_FILL[0], markersize=8, label="start of the descent", **marks)
+        middle = np.mean(self.first), np.mean(self.second)
+        axis.plot(*middle, "X", markerfacecolor=_FILL[1], markersize=10, label="current parameters", **marks)
+        # The path may leave the part of the plane that was computed; the axes do not follow it.
         axis.set(
             xlabel=self.labels[0], ylabel=self.labels[1], xlim=(self.first[0], self.first[-1]),
-            ylim=(self.second[0], self.second[-1]),
+            ylim=(self.second[0], self.second[-1]), title="Loss surface",
         )  # fmt: skip
-        axis.legend(loc="upper right")
-        return self._keep(axes)
+        _use_plain_labels(axis.xaxis, axis.yaxis, bar.ax.yaxis)
+        # Below the axes, where it covers neither the path nor the marks.
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
+        return self._set_axes(axes)
 
 
 class GradientFlowDisplay(_Display):
-    """How the gradient fades from the outputs back to the first layer (Maren 2020, secs. 6.3.2, 6.4).
+    """The magnitude of the gradient, and the share of saturated or inactive units, in each layer.
+
+    In deep networks of logistic units the gradient vanishes towards the first layer (Maren 2020, secs. 6.3.2, 6.4).
 
     Parameters
     ----------
     delta, saturated : ndarray of shape (n_layers,)
-        As `fastbp.inspection.gradient_flow` returns them.
+        The values of these names that `fastbp.inspection.gradient_flow` returns.
+    activations : list of str of length n_layers, default=None
+        Names of the activations. They decide whether a unit whose derivative is close to 0 is called inactive (relu,
+        leaky_relu, gelu, silu) or saturated (all others).
 
     Attributes
     ----------
     axes_ : ndarray of two Axes
-        That of the deltas and that of the saturation.
+        The axes of the deltas and those of the saturated or inactive units.
     ax_, figure_ : Axes, Figure
-        The first of them, and the figure.
+        The first of `axes_`, and its figure.
     """
 
-    def __init__(self, *, delta, saturated):
+    def __init__(self, *, delta, saturated, activations=None):
         self.delta = delta
         self.saturated = saturated
+        self.activations = activations
 
     @classmethod
     def from_estimator(cls, estimator, X, y, *, ax=None):
-        """Measure and draw the flow of the gradient.
+        """Compute and plot the flow of the gradient through the layers of an estimator.
 
         Parameters
         ----------
         estimator : BackpropClassifier
-            Fitted or initialized.
+            Fitted or initialized estimator.
         X : array-like of shape (n_samples, n_features)
-            Inputs.
-        y : array-like of shape (n_samples,)
+            Input data.
+        y : array-like of shape (n_samples,) or (n_samples, n_labels)
             Class labels.
         ax : array of two Axes, default=None
-            Where to draw; new ones if None.
+            Axes to plot on. If None, a new figure is created.
 
         Returns
         -------
@@ -498,50 +632,88 @@ class GradientFlowDisplay(_Display):
         """
         _check_axes(ax, 2)
         flow = gradient_flow(estimator, X, y)
-        return cls(delta=flow.delta, saturated=flow.saturated).plot(ax)
+        activations = [activation.name for activation in estimator._activations]
+        return cls(delta=flow.delta, saturated=flow.saturated, activations=activations).plot(ax)
 
     def plot(self, ax=None):
-        """Draw.
+        """Plot the mean |delta| of each layer, and the share of its units that are saturated or inactive.
+
+        The deltas have a logarithmic axis if they differ by a factor of ten or more. In the output layer the share is
+        not defined ("n/a") under "log_loss", as the derivative cancels in its delta.
 
         Parameters
         ----------
         ax : array of two Axes, default=None
-            Where; new ones if None.
+            Axes to plot on. If None, a new figure is created.
 
         Returns
         -------
         GradientFlowDisplay
         """
         axes = _new_axes(ax, 2, figsize=(10.4, 3.8))
-        layers = np.arange(1, len(self.delta) + 1)
-        axes[0].bar(layers, self.delta, color=_COLORS[0], width=0.7)
-        if (np.asarray(self.delta) > 0).any():
-            axes[0].set_yscale("log")
-        axes[0].set(xlabel="Layer", ylabel="Mean |delta|", title="What comes back")
-        bars = axes[1].bar(layers, np.nan_to_num(self.saturated), color=_COLORS[1], width=0.7)
-        axes[1].bar_label(
-            bars, ["log loss:\nno factor" if np.isnan(share) else f"{share:.0%}" for share in self.saturated]
-        )
-        axes[1].set(xlabel="Layer", ylabel="Share of saturated units", ylim=(0, 1.1), title="Saturation")
+        n = len(self.delta)
+        self._plot_deltas(axes[0])
+        self._plot_shares(axes[1])
         for axis in axes:
-            axis.set(xticks=layers, xlim=(0.4, len(layers) + 0.6))
-        return self._keep(axes)
+            _use_integer_ticks(axis.xaxis)
+            axis.set(xlabel=f"Layer ({n} is the output layer)", xlim=(0.4, n + 0.6))
+        return self._set_axes(axes)
+
+    def _plot_deltas(self, axis):
+        delta = np.asarray(self.delta, np.float64)
+        layers = np.arange(1, len(delta) + 1)
+        axis.plot(layers, delta, "o-", color=_COLORS[0])
+        positive = delta[np.isfinite(delta) & (delta > 0)]
+        decades = np.log10(positive.max() / positive.min()) if positive.size else 0.0
+        if decades >= 1:
+            _use_log_scale(axis, decades)
+            if not delta.all():  # a logarithmic axis has no place for 0
+                zeros = layers[delta == 0]
+                mark = {"transform": axis.get_xaxis_transform(), "clip_on": False, "color": _COLORS[1]}
+                axis.plot(zeros, np.zeros(len(zeros)), "v", linestyle="none", label="exactly 0", **mark)
+                axis.legend()
+        else:
+            axis.set_ylim(0, 1.1 * positive.max() if positive.size else 1)
+            _use_plain_labels(axis.yaxis)
+        axis.set(ylabel="|dC/dz|, mean over samples and units", title="Mean |delta| per layer")
+
+    def _plot_shares(self, axis):
+        saturated = np.asarray(self.saturated, np.float64)
+        layers = np.arange(1, len(saturated) + 1)
+        names = self.activations or [None] * len(saturated)
+        kinds = np.array([_kind(name) for name in names])
+        # The identity and layers without a share say nothing about what the others are called.
+        known = [name for name, share in zip(names, saturated, strict=True) if name != "identity" and share == share]
+        present = sorted({_kind(name) for name in known} or {"saturated"})
+        condition = "f '(z) = 0" if set(known) == {"relu"} else f"|f '(z)| ≤ {SATURATED:.0%} of its max."
+        many = len(saturated) > 12  # too many bars for a number over each of them
+        for kind in present:
+            ours = kinds == kind if len(present) > 1 else np.ones(len(kinds), bool)
+            color = _COLORS[0] if kind == "inactive" else _COLORS[1]
+            bars = axis.bar(layers[ours], np.nan_to_num(saturated[ours]), color=color, width=0.7, label=kind)
+            axis.bar_label(
+                bars, ["n/a" if np.isnan(share) else "" if many else f"{share:.0%}" for share in saturated[ours]]
+            )
+        if len(present) > 1:
+            axis.legend()
+        title = " or ".join(sorted(present, reverse=True)).capitalize()
+        axis.set(ylabel=f"Share with {condition}", ylim=(0, 1.1), title=f"{title} units")
 
 
 class WeightImageDisplay(_Display):
-    """The weights into the first layer's units, each as an image of the inputs.
+    """The weights from the inputs to units of the first layer, one image per unit.
 
     Parameters
     ----------
     images : ndarray of shape (n_units, height, width)
-        Weights of each unit.
+        The weights of each unit.
 
     Attributes
     ----------
     axes_ : ndarray of Axes
         One for each image.
     ax_, figure_ : Axes, Figure
-        The first of them, and the figure.
+        The first of `axes_`, and its figure.
     """
 
     def __init__(self, *, images):
@@ -549,18 +721,18 @@ class WeightImageDisplay(_Display):
 
     @classmethod
     def from_estimator(cls, estimator, *, shape=None, n_units=16, ax=None):
-        """Draw the weights of the first units of an estimator.
+        """Plot the weights `coefs_[0][:, unit]` of the first units of an estimator.
 
         Parameters
         ----------
         estimator : BackpropClassifier
-            Fitted or initialized.
+            Fitted or initialized estimator.
         shape : pair of int, default=None
-            Height and width of the images that the inputs are; None for squares.
+            Height and width of the input images. If None, the images are square.
         n_units : int, default=16
-            How many units.
+            Number of units.
         ax : array of Axes, default=None
-            Where to draw, one for each unit; new ones if None.
+            Axes to plot on, one for each unit. If None, a new figure is created.
 
         Returns
         -------
@@ -569,23 +741,25 @@ class WeightImageDisplay(_Display):
         Raises
         ------
         ValueError
-            If the inputs do not fill images of that shape.
+            If the number of inputs is not height times width.
         """
         check_network(estimator)
         weights = estimator.coefs_[0]
         side = round(np.sqrt(len(weights)))
         height, width = shape or (side, side)
         if height * width != len(weights):
-            raise ValueError(f"{len(weights)} inputs are no image of shape {(height, width)}; pass another `shape`.")
+            raise ValueError(
+                f"{len(weights)} inputs are not an image of shape {(height, width)}; pass the `shape` of the images."
+            )
         return cls(images=weights[:, :n_units].T.reshape(-1, height, width).copy()).plot(ax)
 
     def plot(self, ax=None):
-        """Draw.
+        """Plot the images on a common colour scale with zero in the middle.
 
         Parameters
         ----------
         ax : array of Axes, default=None
-            Where, one for each image; new ones if None.
+            Axes to plot on, one for each image. If None, a new figure is created.
 
         Returns
         -------
@@ -595,9 +769,12 @@ class WeightImageDisplay(_Display):
         if ax is None:
             columns = int(np.ceil(np.sqrt(n)))
             rows = -(-n // columns)
-            (first,) = _new_axes(None, figsize=(1.3 * columns + 0.8, 1.3 * rows))
+            height, width = np.shape(self.images)[1:]
+            row_height = 0.25 + 1.2 * min(max(height / width, 0.25), 4)
+            (first,) = _new_axes(None, figsize=(max(1.3 * columns + 0.8, 4.2), max(row_height * rows + 0.5, 2.2)))
             figure = first.figure
             first.remove()
+            figure.suptitle("Weights from the inputs to first-layer units")
             ax = figure.subplots(rows, columns, squeeze=False).ravel()
             for unused in ax[n:]:
                 unused.remove()
@@ -606,14 +783,45 @@ class WeightImageDisplay(_Display):
         largest = float(np.abs(self.images).max()) or 1.0
         for unit, (axis, image) in enumerate(zip(axes, self.images, strict=True)):
             drawn = axis.imshow(image, cmap="RdBu_r", vmin=-largest, vmax=largest)
-            axis.set_title(str(unit), fontsize=8, pad=2)
+            axis.set_title(f"unit {unit}", fontsize=8, pad=2)
             axis.set(xticks=[], yticks=[])
-        axes[0].figure.colorbar(drawn, ax=list(axes), label="Weight", shrink=0.8)
-        return self._keep(axes)
+        bar = axes[0].figure.colorbar(drawn, ax=list(axes), label="Weight")
+        _use_plain_labels(bar.ax.yaxis)
+        return self._set_axes(axes)
+
+
+def _kind(name):
+    """Return what a unit of this activation is called if its derivative is close to 0."""
+    if name is None:
+        return "saturated or inactive"
+    return "inactive" if name in _RECTIFIERS else "saturated"
+
+
+def _steepest_weight(estimator, X, y, layer, i, j):
+    """Return the indices of a weight, with those that are "auto" set to maximize the magnitude of the gradient."""
+    automatic_i, automatic_j = isinstance(i, str) and i == "auto", isinstance(j, str) and j == "auto"
+    coefs, intercepts = estimator.coefs_, estimator.intercepts_
+    find_weight(coefs, intercepts, layer, 0 if automatic_i else i, 0 if automatic_j else j)
+    if not (automatic_i or automatic_j):
+        return layer, i, j
+    # The L2 term has a gradient for the weights of inactive units too: leave it out.
+    unpenalized = copy.copy(estimator).set_params(alpha=0.0)
+    _, gradient = loss_and_gradient(unpenalized, X, y)
+    shapes = [part.shape for pair in zip(coefs, intercepts, strict=True) for part in pair]
+    parts = np.split(gradient, np.cumsum([np.prod(shape) for shape in shapes])[:-1])
+    place = 2 * (layer % len(coefs)) + (i is None)
+    magnitude = np.abs(parts[place].reshape(shapes[place]))
+    if i is None:
+        return layer, None, int(magnitude.argmax())
+    rows = np.arange(magnitude.shape[0]) if automatic_i else np.array([i])
+    columns = np.arange(magnitude.shape[1]) if automatic_j else np.array([j])
+    allowed = magnitude[np.ix_(rows, columns)]
+    row, column = np.unravel_index(allowed.argmax(), allowed.shape)
+    return layer, int(rows[row]), int(columns[column])
 
 
 def _random_direction(estimator, generator):
-    """Return a direction in which each unit's weights are as long as its own."""
+    """Return a random direction in which the weight vector of each unit has the same norm as in the network."""
     coefs, intercepts = [], []
     for coef in estimator.coefs_:
         change = generator.standard_normal(coef.shape)
@@ -626,13 +834,13 @@ def _random_direction(estimator, generator):
 
 
 def _name(estimator, layer, i, j):
-    """Name a weight, or a bias, as in the code of a user."""
+    """Return the expression by which a weight, or a bias, is found in the attributes of the estimator."""
     layer %= len(estimator.coefs_)
     return f"intercepts_[{layer}][{j}]" if i is None else f"coefs_[{layer}][{i}, {j}]"
 
 
 def _along(estimator, layer, i, j):
-    """Return the direction along one weight, and its present value."""
+    """Return the direction along one weight, and the current value of that weight."""
     coefs = [np.zeros(coef.shape) for coef in estimator.coefs_]
     intercepts = [np.zeros(intercept.shape) for intercept in estimator.intercepts_]
     array, place = find_weight(coefs, intercepts, layer, i, j)

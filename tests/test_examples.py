@@ -1,7 +1,8 @@
-"""The examples run, and show what they say; those for data that is not there say so."""
+"""The examples run and show what they claim; if their data set is missing, they say so."""
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import fastbp
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+SCRIPTS = sorted({path.stem for path in EXAMPLES.glob("*.py")} - {"common"})
 APPLICATIONS = {"sonar", "text", "steering", "land_cover", "robot"}
 
 
@@ -29,10 +31,36 @@ def numbers(name, *arguments):
 
 
 def test_all_examples_are_listed():
-    scripts = {path.stem for path in EXAMPLES.glob("*.py")} - {"common"}
-    listed = set(re.findall(r"^\| `(\w+)\.py`", (EXAMPLES / "README.md").read_text(), re.MULTILINE))
-    assert scripts == listed
-    assert scripts > APPLICATIONS
+    text = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)\.py` \|.*\| (\d+|not measured) \|$", text, re.MULTILINE)  # with seconds
+    assert sorted(script for script, _ in rows) == SCRIPTS
+    assert set(SCRIPTS) > APPLICATIONS
+
+
+def exit_code(name, argument, monkeypatch):
+    """Run a script in this process, so that not each of them has to import everything again."""
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", argument])
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.delitem(sys.modules, "common", raising=False)
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    return caught.value.code
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_is_the_docstring(name, monkeypatch, capsys):
+    assert exit_code(name, "--help", monkeypatch) == 0
+    out = capsys.readouterr().out
+    (_, docstring, _) = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8").split('"""', 2)
+    assert out.startswith(f"usage: {name}.py [-h]") and docstring.strip() in out
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_unknown_arguments_are_refused(name, monkeypatch, capsys):
+    for argument in ("--no-such-option", "surplus"):
+        assert exit_code(name, argument, monkeypatch) == 2
+        captured = capsys.readouterr()
+        assert f"unrecognized arguments: {argument}" in captured.err and not captured.out
 
 
 def test_slope():
@@ -45,15 +73,24 @@ def test_saturation(tmp_path):
     plot = tmp_path / "flow.png"
     done = run("saturation", "--plot", str(plot))
     assert done.returncode == 0, done.stderr
-    scores = {line.split()[0]: float(line.split()[-1]) for line in done.stdout.splitlines()[2:]}
+    scores = {line.split()[0]: float(line.split()[-1]) for line in done.stdout.splitlines()[3:]}
     assert scores["logistic"] < scores["Logistic(slope=4.0)"] < scores["tanh"]
     assert plot.stat().st_size > 5000
 
 
+def test_loss_and_accuracy(tmp_path):
+    plot = tmp_path / "curves.png"
+    rows = numbers("loss_and_accuracy", "--plot", str(plot))[1:]
+    assert [row[0] for row in rows] == [1, 5, 10, 20, 50, 100, 200, 400]
+    _, _, losses, accuracies = map(list, zip(*rows, strict=True))
+    assert losses[-1] > 1.05 * min(losses) and accuracies[-1] >= max(accuracies) - 0.005
+    assert plot.stat().st_size > 5000
+
+
 def test_linear_collapse():
-    deep, flat, regression, bent = (row[0] for row in (line[-2:] for line in numbers("linear_collapse")))
+    deep, flat, regression, nonlinear = (row[0] for row in (line[-2:] for line in numbers("linear_collapse")[1:]))
     assert deep == flat == pytest.approx(regression, abs=0.02)
-    assert bent > deep + 0.05
+    assert nonlinear > deep + 0.05
 
 
 def test_chain_rule():
@@ -76,7 +113,18 @@ def test_data_that_is_not_there(name, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.skipif("FASTBP_DATA" not in os.environ, reason="FASTBP_DATA is not set")
+needs_data = pytest.mark.skipif("FASTBP_DATA" not in os.environ, reason="FASTBP_DATA is not set")
+
+
+@needs_data
+def test_sonar_is_close_to_the_published_figures():
+    rows = numbers("sonar")[2:]
+    assert [row[0] for row in rows] == [0, 2, 3, 6, 12, 24]
+    for hidden, mean, _, published in rows:
+        assert abs(mean - published) < 3 or hidden == 0
+
+
+@needs_data
 @pytest.mark.parametrize(("name", "least"), [("land_cover", 87), ("robot", 91), ("steering", 73)])
 def test_applications(name, least):
     done = run(name)

@@ -1,10 +1,17 @@
+import subprocess
+import sys
 from dataclasses import asdict
 from itertools import product
 
 import numpy as np
 import pytest
 import reference
+from sklearn.base import clone
+from sklearn.ensemble import BaggingClassifier, VotingClassifier
 from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, RandomizedSearchCV
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -82,7 +89,7 @@ def test_gradient_is_what_training_steps_by():
 
 
 def test_gradient_of_many_samples():
-    """More than the workspace of one pass holds."""
+    """A batch of more samples than fit into the workspace, which is processed in chunks."""
     clf, _ = make(hidden=(300, 200), kind="two", activation="relu")
     many = np.random.default_rng(1).normal(size=(20_000, 5))
     labels = (many[:, 0] > 0).astype(int)
@@ -154,7 +161,7 @@ def test_product_of_the_terms_is_the_gradient(loss, kind, activation):
             assert (term.d_error_d_activation == -1).all()
             np.testing.assert_array_equal(term.d_loss_d_error, clf._binarizer.transform(y) - term.activation)
             delta = term.d_loss_d_error * term.d_error_d_activation * term.d_activation_d_node_input
-        # To the last bit that float64 allows: sums of 40 products, in another order.
+        # Equal up to rounding in float64: sums of 40 products, in another order.
         product = term.d_node_input_d_weight.T @ delta
         expected = (product + clf.alpha * clf.coefs_[k]) / 40
         scale = (np.abs(term.d_node_input_d_weight).T @ np.abs(delta)).max() / 40 + np.abs(expected).max()
@@ -165,7 +172,7 @@ def test_product_of_the_terms_is_the_gradient(loss, kind, activation):
             np.testing.assert_array_equal(term.d_loss_d_input, terms[k - 1].d_loss_d_activation)
         below = term.activation
     assert ("error" in terms[-1]) == (loss == "squared_error")
-    # And it is the gradient that training uses, bit for bit.
+    # The gradient is that of training, bit for bit.
     _, gradient = loss_and_gradient(clf, X, y)
     whole = flatten([term.gradient for term in terms], [term.intercept_gradient for term in terms])
     np.testing.assert_array_equal(whole, gradient)
@@ -195,7 +202,7 @@ def test_gradient_flow_of_a_deep_logistic_network():
     np.testing.assert_allclose(flow.delta, [np.abs(term.delta).mean() for term in terms], rtol=1e-12)
     np.testing.assert_allclose(flow.gradient_norm, [np.linalg.norm(term.gradient) for term in terms], rtol=1e-12)
     np.testing.assert_allclose(flow.ratio_to_last, flow.delta / flow.delta[-1])
-    # Each layer takes a part of it away.
+    # The gradient shrinks in each layer.
     assert (np.diff(flow.delta) > 0).all() and flow.ratio_to_last[0] < 1e-2
     assert (flow.saturated[:-1] == 0).all() and np.isnan(flow.saturated[-1])
     clf.coefs_[0] *= 1000
@@ -249,14 +256,14 @@ def test_loss_plane():
 # --- what is refused ---
 
 
-def test_weights_that_are_not_there():
+def test_indices_out_of_range():
     clf, y = make()
     for place in [(3, 0, 0), (-4, 0, 0)]:
-        with pytest.raises(ValueError, match=f"layer={place[0]} is not there: the network has 3 layers"):
+        with pytest.raises(ValueError, match=f"layer={place[0]} is out of range: the network has 3 layers"):
             loss_slice(clf, X, y, *place, [0])
     for place in [(0, 5, 0), (0, 0, 7), (0, None, 7)]:
         with pytest.raises(
-            ValueError, match=f"i={place[1]}, j={place[2]} is not there: layer 0 has 5 inputs and 7 units"
+            ValueError, match=f"i={place[1]}, j={place[2]} is out of range: layer 0 has 5 inputs and 7 units"
         ):
             loss_slice(clf, X, y, *place, [0])
     with pytest.raises(TypeError, match="j must be an instance of int"):
@@ -269,11 +276,70 @@ def test_not_fitted(function):
         function(BackpropClassifier(), X, LABELS["two"])
 
 
-def test_pipelines_are_refused():
-    pipe = make_pipeline(StandardScaler(), make()[0])
-    for function in (loss_and_gradient, gradient_terms, gradient_flow):
-        with pytest.raises(TypeError, match=r"got Pipeline.*pipe\[-1\]"):
-            function(pipe, X, LABELS["three"])
+def refusal(clf):
+    found = set()
+    for function in (loss_and_gradient, gradient_terms, gradient_flow, mean_loss):
+        with pytest.raises(TypeError) as caught:
+            function(clf, X, LABELS["three"])
+        found.add(str(caught.value))
+    (message,) = found
+    return message
+
+
+def test_refused_pipelines_name_their_parts():
+    clf, y = make()
+    pipe = make_pipeline(StandardScaler(), clf)
+    assert refusal(pipe) == (
+        "Expected a BackpropClassifier, got Pipeline. Pass the last step, pipe[-1], and the transformed data, "
+        "pipe[:-1].transform(X)."
+    )
+    pipe[:1].fit(X)
+    loss_and_gradient(pipe[-1], pipe[:-1].transform(X), y)  # the advice works
+
+
+@pytest.mark.parametrize("search", [
+    GridSearchCV(BackpropClassifier((3,), max_iter=1), {"alpha": [0.1]}, cv=2),
+    RandomizedSearchCV(BackpropClassifier((3,), max_iter=1), {"alpha": [0.1]}, n_iter=1, cv=2),
+], ids=lambda search: type(search).__name__)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
+def test_refused_searches_name_their_best_estimator(search):
+    advice = "Pass the best estimator, search.best_estimator_, which is available after fit with refit=True."
+    expected = f"Expected a BackpropClassifier, got {type(search).__name__}. {advice}"
+    assert refusal(search) == expected
+    search = clone(search).fit(X, LABELS["three"])
+    assert refusal(search) == expected
+    loss_and_gradient(search.best_estimator_, X, LABELS["three"])
+
+
+@pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
+def test_refused_searches_over_pipelines_name_the_parts_of_the_best_pipeline():
+    pipe = make_pipeline(StandardScaler(), BackpropClassifier((3,), max_iter=1))
+    search = GridSearchCV(pipe, {"backpropclassifier__alpha": [0.1]}, cv=2).fit(X, LABELS["three"])
+    assert refusal(search) == (
+        "Expected a BackpropClassifier, got GridSearchCV. Pass the last step of the best pipeline, "
+        "search.best_estimator_[-1], and the data search.best_estimator_[:-1].transform(X)."
+    )
+    loss_and_gradient(search.best_estimator_[-1], search.best_estimator_[:-1].transform(X), LABELS["three"])
+
+
+def test_refused_meta_estimators():
+    clf = BackpropClassifier()
+    for meta in (OneVsRestClassifier(clf), VotingClassifier([("net", clf)]), BaggingClassifier(clf)):
+        expected = f"Expected a BackpropClassifier, got {type(meta).__name__}."
+        assert refusal(meta) == f"{expected} Pass one of the fitted BackpropClassifiers in it."
+
+
+def test_refused_objects_of_other_kinds():
+    # They contain no network: there is no advice to give.
+    for other in (MLPClassifier(), BaggingClassifier(), OneVsRestClassifier(MLPClassifier()), None, "pipe", X):
+        assert refusal(other) == f"Expected a BackpropClassifier, got {type(other).__name__}."
+    assert refusal(BackpropClassifier) == "BackpropClassifier is a class, not an instance."
+
+
+def test_checking_a_network_imports_nothing():
+    code = "import sys; from fastbp import inspection; print('sklearn.model_selection' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_data_is_checked():
@@ -297,7 +363,7 @@ def test_weights_that_do_not_fit_together():
         loss_and_gradient(clf, X, y)
     clf, y = make()
     directions = [([np.zeros(3)] * 3, clf.intercepts_), (clf.coefs_, clf.intercepts_)]
-    with pytest.raises(ValueError, match="the same shape for each of the parameters"):
+    with pytest.raises(ValueError, match="of the shapes of coefs_ and intercepts_"):
         loss_plane(clf, X, y, directions, [0], [0])
 
 
@@ -337,7 +403,7 @@ def test_initialize_is_where_fit_begins():
         np.testing.assert_array_equal(a, b)
     assert (clf.n_iter_, clf.t_, clf.loss_curve_) == (0, 0, [])
     assert clf.predict(X).shape == (40,)
-    # One goes on from there.
+    # partial_fit continues from there.
     clf.partial_fit(X, y)
     assert clf.t_ == 40 and not hasattr(clf, "feature_names_in_")
 
@@ -377,7 +443,7 @@ def test_perceptrons_compute_xor():
     clf.intercepts_ = [np.array([-0.5, -1.5]), np.array([-0.5])]
     assert clf.predict(corners).tolist() == [0, 1, 1, 0]
     assert clf.predict(corners[[1]]).tolist() == [1]
-    # Its gradient is zero wherever there is one: it cannot learn.
+    # The derivative of a threshold is 0, except at 0 where it has none: the network cannot learn.
     assert not loss_and_gradient(clf.set_params(alpha=0.0), corners, [0, 0, 0, 0])[1].any()
     before = [part.copy() for part in clf.coefs_]
     for train in (clf.fit, clf.partial_fit):
@@ -402,7 +468,7 @@ def test_thresholds_learn_xor_with_a_surrogate(surrogate):
 
 
 def test_every_activation_trains_and_predicts():
-    """Rows alone, which go another way, and together."""
+    """A single row has a kernel of its own, whose outputs must agree with those for many rows."""
     y = LABELS["three"]
     for name, dtype in product(ACTIVATIONS, ["float32", "float64"]):
         activation = Threshold("logistic") if name == "threshold" else name
