@@ -1,10 +1,10 @@
-"""What a new process waits for: the import, and the first fit with an empty and a warm disk cache.
+"""Start-up time of a new process: the import, and the first fit with an empty and with a filled cache on disk.
 
 Run: ``python benchmarks/bench_import.py``, with ``--rounds N`` for the number of processes of each kind.
 
-Each figure is the median over fresh processes, which take turns. The fit is one epoch on scikit-learn's
-digits, 64-100-10; reading the data is not in it, and the second fit, in the same process, shows what
-the first would take if nothing were to be compiled or loaded. The disk cache lies in a folder of its own.
+Each figure is the median of several new processes; the kinds of processes alternate. A fit is one epoch of a network
+64-100-10 on scikit-learn's digits, without loading the data. The second fit runs in the same process and shows the
+time without compiling or loading code. The cache is in a temporary folder.
 """
 
 import argparse
@@ -52,17 +52,17 @@ def run(program, cache):
 
 
 def measure(rounds):
-    """Return the rows of the table: name, and lists of import, first fit and second fit seconds."""
+    """Return the rows of the table: name -> seconds of the import, of the first fit and of the second fit."""
     programs = {
         "numpy, scipy": _NOTHING,
         "scikit-learn": _SKLEARN_FITS,
-        "fastbp, empty disk cache": _FASTBP_FITS,
-        "fastbp, warm disk cache": _FASTBP_FITS,
+        "fastbp, empty cache": _FASTBP_FITS,
+        "fastbp, filled cache": _FASTBP_FITS,
     }
     found = {name: [] for name in programs}
     with tempfile.TemporaryDirectory() as warm:
         run(_FASTBP_FITS, warm)
-        run(_SKLEARN_FITS, warm)  # so that the first round does not read the files from a cold disk either
+        run(_SKLEARN_FITS, warm)  # so that the first round reads the files from memory, too
         for _ in range(rounds):
             for name, program in programs.items():
                 with tempfile.TemporaryDirectory() as empty:
@@ -76,11 +76,11 @@ def main():
     parser.add_argument("--rounds", type=int, default=5, help="processes of each kind (default: 5)")
     rounds = parser.parse_args().rounds
     rows = measure(rounds)
-    print(f"Seconds, median of {rounds} processes (least to most)")
-    print(f"{'':26}{'import':>24}{'first fit':>24}{'second fit':>24}")
+    print(f"Seconds, median of {rounds} processes (minimum to maximum)")
+    print(f"{'':26}{'import':>26}{'first fit':>26}{'second fit':>26}")
     for name, columns in rows.items():
         cells = [f"{statistics.median(c):.3f} ({min(c):.3f} to {max(c):.3f})" for c in columns]
-        print(f"{name:26}" + "".join(f"{cell:>24}" for cell in cells))
+        print(f"{name:26}" + "".join(f"{cell:>26}" for cell in cells))
 
 
 if __name__ == "__main__":

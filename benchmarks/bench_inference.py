@@ -1,18 +1,18 @@
-"""Inference: microseconds of `predict_proba` for one row and for ten thousand, fastbp against its peers.
+"""Inference: time of `predict_proba` for one row and for 10,000 rows, in fastbp and in other libraries.
 
 Run: ``python benchmarks/bench_inference.py`` (about 3 minutes), or a part of it with ``--networks``, ``--threads``.
 
-Each contestant is a process of its own; they are timed in turns, as in `race`. All have the same weights; before
-anything is timed, all results are compared. A call takes a float32 NumPy array and gives the probabilities of all
-classes as a NumPy array. Measured is the median call of each turn; the figure is the best turn.
+Each library runs in its own process, and the libraries are timed alternately, as in `race`. All have the same weights,
+and their results are compared before anything is timed. A call takes a float32 NumPy array and returns the
+probabilities of all classes as a NumPy array. A round yields the median of its calls; the figure is the best round.
 
-- fastbp, scikit-learn: the public method `predict_proba`, with its checks of the input.
-- PyTorch: a module with softmax, under `inference_mode`, which does less than `no_grad`.
+- fastbp, scikit-learn: the public method `predict_proba`, including its checks of the input.
+- PyTorch: a module with softmax in `inference_mode`, which has less overhead than `no_grad`.
 - ONNX Runtime: a graph of Gemm, Relu and Softmax, optimised and run by `InferenceSession`.
-- JAX: a jitted function, the weights constants of it.
+- JAX: a jitted function with the weights as constants.
 
-Two classes are one logistic output unit in fastbp and scikit-learn; the others have two outputs and a softmax, the
-first with weights 0, which gives the same numbers.
+For two classes, fastbp and scikit-learn have one logistic output unit. The others have two outputs and a softmax; the
+weights of the first output are 0, which gives the same probabilities.
 """
 
 import argparse
@@ -31,14 +31,14 @@ NETWORKS = {
     "784-512-512-10": (784, 512, 512, 10),
 }
 ROWS = (1, 10_000)
-# Microseconds that fastbp may take at most for one row; ten thousand must be faster than every peer.
+# Target: most microseconds for one row. With 10,000 rows the target is the fastest of the other libraries.
 TARGETS = {"30-64-64-2": 20, "784-128-10": 25}
-# Seconds of one turn.
+# Seconds of one measurement.
 SECONDS = {1: 0.1, 10_000: 0.4}
 
 
 class Contestant:
-    """A way to compute the outputs; subclasses define `prepare` and `proba`."""
+    """Base class of the libraries; subclasses define `prepare` and `proba`."""
 
     def __init__(self, job):
         import numpy as np
@@ -55,13 +55,13 @@ class Contestant:
         self.prepare()
 
     def outputs(self):
-        """Return the probabilities of some rows, computed with all and one by one."""
+        """Return the probabilities of some rows, computed in one call for all rows and in one call for each row."""
         rows = (0, 1, 2, 5_000, 9_999)
         together = self.proba(self.X)
         return [[together[i].tolist() for i in rows], [self.proba(self.X[i : i + 1])[0].tolist() for i in rows]]
 
     def measure(self, n_rows):
-        """Return the median seconds of a call with so many rows."""
+        """Return the median duration of a call with `n_rows` rows, in seconds."""
         calls = []
         chunks = [self.X[i : i + n_rows] for i in range(0, min(len(self.X), 1_000 * n_rows), n_rows)]
         end = time.perf_counter() + SECONDS[n_rows]
@@ -76,10 +76,10 @@ class Contestant:
 
 
 class Estimator(Contestant):
-    """fastbp or scikit-learn: fitted for one epoch, then given the weights."""
+    """fastbp or scikit-learn: fitted for one epoch; then the weights are replaced."""
 
     def prepare(self):
-        """Make the estimator."""
+        """Create the estimator."""
         import warnings
 
         import numpy as np
@@ -118,7 +118,7 @@ class Torch(Contestant):
     """PyTorch."""
 
     def prepare(self):
-        """Make the module."""
+        """Create the module."""
         import torch
 
         torch.set_num_threads(self.threads)
@@ -141,7 +141,7 @@ class OnnxRuntime(Contestant):
     """ONNX Runtime."""
 
     def prepare(self):
-        """Make the session."""
+        """Create the session."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -159,7 +159,7 @@ class Jax(Contestant):
     """JAX."""
 
     def prepare(self):
-        """Make the function."""
+        """Compile the function."""
         import jax
         import numpy as np
 
@@ -178,10 +178,11 @@ class Jax(Contestant):
 
 
 def onnx_model(coefs, intercepts):
-    """Return a multilayer perceptron with softmax as an ONNX file, relu in the hidden layers.
+    """Return the bytes of an ONNX file of a multilayer perceptron with relu in the hidden layers and softmax outputs.
 
-    The format is protobuf: fields of a number, a type and a value. Numbers are those of `onnx.proto`; written here, so
-    that the package `onnx` is not needed. The input is "X", the output "proba".
+    The format is protobuf: a sequence of fields with a number, a type and a value. The numbers are those in
+    `onnx.proto`. The file is written here, so that the package `onnx` is not needed. The input is named "X", the
+    output "proba".
     """
     nodes, tensors, name = b"", b"", b"X"
     for i, (coef, intercept) in enumerate(zip(coefs, intercepts, strict=True)):
@@ -227,7 +228,7 @@ def _value(name, n_columns):
     return _field(1, name) + _field(2, _field(1, _field(1, 1) + _field(2, shape)))
 
 
-# Name -> class, and what must be installed.
+# Name -> class, and the package that must be installed.
 CONTESTANTS = {
     "fastbp": (Fastbp, "numba"), "scikit-learn": (ScikitLearn, "sklearn"), "PyTorch": (Torch, "torch"),
     "ONNX Runtime": (OnnxRuntime, "onnxruntime"), "JAX": (Jax, "jax"),
@@ -235,7 +236,7 @@ CONTESTANTS = {
 
 
 def bench(name, threads, rounds, contestants, loud=False):
-    """Return rows -> contestant -> seconds of a call; of one that failed the reason."""
+    """Return rows -> library -> seconds of a call, without the libraries that failed."""
     import numpy as np
 
     say = sayer(f"{name}, {threads} thread(s)")
@@ -264,8 +265,8 @@ def bench(name, threads, rounds, contestants, loud=False):
 
 
 def report(results, contestants):
-    """Yield the lines of the table and whether the targets are met."""
-    yield f"| network | rows | threads | {' | '.join(contestants)} | ratio | best peer |"
+    """Yield the lines of the table, then those of the targets."""
+    yield f"| network | rows | threads | {' | '.join(contestants)} | ratio | fastest other |"
     yield "|---|---:|---:" + "|---:" * (len(contestants) + 1) + "|---|"
     verdicts = []
     for (name, threads), by_rows in results.items():
@@ -293,7 +294,7 @@ def main(arguments=None):
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NAME")
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), metavar="NAME")
-    parser.add_argument("--verbose", action="store_true", help="show what the contestants print")
+    parser.add_argument("--verbose", action="store_true", help="show what the libraries print")
     options = parser.parse_args(arguments)
     contestants = [name for name in options.contestants if find_spec(CONTESTANTS[name][1])]
     for name in set(options.contestants) - set(contestants):
@@ -303,7 +304,7 @@ def main(arguments=None):
         for name in options.networks
         for threads in sorted(set(options.threads))
     }
-    print("Microseconds per call, the best of", options.rounds, "turns, each the median of its calls")
+    print("Microseconds per call: the fastest of", options.rounds, "rounds, each the median of its calls")
     print(*machine(["numpy", "numba", "scikit-learn", "torch", "onnxruntime", "jax", "jaxlib"]), "", sep="\n")
     print(*report(results, contestants), sep="\n")
 

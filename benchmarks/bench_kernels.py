@@ -1,11 +1,11 @@
-"""The kernels of one layer and a whole training step, against plain NumPy on the same numbers.
+"""The kernels of one layer, and a whole update, against plain NumPy on the same numbers.
 
 Run: ``pytest benchmarks/bench_kernels.py``, or a part of it with ``-k "forward and float32"``.
 
-Each test checks the results, then times fastbp, NumPy and the FMA peak in turns; the table at
-the end shows the ratios. Flops are those of the mathematics: columns that pad a layer to whole
-vectors do not count. Both sides find their operands as they lie in training: NumPy row-major,
-fastbp with weights in panels and rows padded. NumPy writes to memory that it has been given.
+Each test checks the results, and then times fastbp, NumPy and the FMA peak alternately. The table at the end shows
+the ratios. Flops count the mathematical operations; the columns that pad a layer to whole vectors do not count. Both
+sides read their operands in the layout that they have in training: row-major arrays in NumPy, weights in packed
+panels and padded rows in fastbp. NumPy writes its results to preallocated arrays.
 """
 
 from collections.abc import Callable
@@ -17,14 +17,19 @@ import numpy as np
 import pytest
 from numba import njit, prange
 
-from fastbp import BackpropClassifier, training
+from fastbp import BackpropClassifier
 from fastbp.activations import Relu, Softmax
-from fastbp.kernels.backprop import BLOCK_ROWS, Data
-from fastbp.kernels.intrinsics import call_at, lane_count, pointer, shift
-from fastbp.kernels.matmul import MULTIPLY, NONE, ONE, kernel_addresses, matmul_nn, pack_transposed
+from fastbp.codegen.jit import call_at
+from fastbp.codegen.memory import lane_count, offset, pointer
+from fastbp.codegen.tiles import NV
+from fastbp.initializers import initial_parameters
+from fastbp.kernels.addresses import kernel_addresses
+from fastbp.kernels.matmul import MULTIPLY, NONE, ONE, matmul, pack_transpose
+from fastbp.kernels.network import Layer, aligned_zeros, make_network
+from fastbp.kernels.plan import BLOCK_ROWS, training_work
+from fastbp.kernels.records import Data
+from fastbp.kernels.session import OptimizerState, Session
 from fastbp.kernels.threads import share
-from fastbp.kernels.tiles import NV
-from fastbp.network import Layer, aligned_zeros, initial_parameters
 from fastbp.plain import PlainNetwork
 
 WORKLOADS = ("mnist-128", "mnist-512x2", "mnist-100")
@@ -37,46 +42,46 @@ AT = Layer(*range(len(Layer._fields)))
 # the packed parameters, their transposes, or the gradients.
 @njit(**common.NJIT)
 def _forward(kernels, layer, below, m, weights, space, rank, size):
-    """Compute Z = A W + b for this thread's samples, as `backprop.forward`."""
+    """Compute the pre-activations Z = A W + b of this thread's samples, as `backprop.forward`."""
     first, last = share(m, 1, rank, size)
     if first < last:
-        a = pointer(space, layer[AT.source] + first * layer[AT.source_row])
+        a = pointer(space, layer[AT.input] + first * layer[AT.input_row])
         z = pointer(space, layer[AT.z] + first * layer[AT.row])
-        matmul_nn(
-            pointer(kernels, 0), last - first, layer[AT.fan_out], layer[AT.fan_in], a, layer[AT.source_row],
-            pointer(weights, layer[AT.weights]), layer[AT.rows], pointer(weights, layer[AT.bias]),
+        matmul(
+            pointer(kernels, 0), last - first, layer[AT.fan_out], layer[AT.fan_in], a, layer[AT.input_row],
+            pointer(weights, layer[AT.weights]), layer[AT.padded_in], pointer(weights, layer[AT.bias]),
             z, layer[AT.row],
         )  # fmt: skip
 
 
 @njit(**common.NJIT)
 def _deltas(kernels, layer, below, m, weights, space, rank, size):
-    """Carry deltas back, D W^T, for this thread's samples, as `backprop._backward`."""
+    """Propagate the deltas back, D W^T, for this thread's samples, as `backprop.backward`."""
     first, last = share(m, 1, rank, size)
     if first < last:
         delta = pointer(space, layer[AT.delta] + first * layer[AT.row])
         carried = pointer(space, below[AT.delta] + first * below[AT.row])
-        matmul_nn(
+        matmul(
             pointer(kernels, 0), last - first, below[AT.fan_out], layer[AT.fan_out], delta, layer[AT.row],
-            pointer(weights, layer[AT.transposed]), layer[AT.padded], pointer(space, 0),
+            pointer(weights, layer[AT.transpose]), layer[AT.padded_out], pointer(space, 0),
             carried, below[AT.row],
         )  # fmt: skip
 
 
 @njit(**common.NJIT)
 def _gradient(kernels, layer, below, m, weights, space, rank, size):
-    """Compute A^T D for this thread's rows of the weights; `backprop._descend` shares out blocks, and updates."""
+    """Compute A^T D for this thread's rows of the weights; `gradient` takes blocks, and updates them."""
     width = lane_count(pointer(space, 0))
     first, last = share(layer[AT.fan_in], BLOCK_ROWS, rank, size)
-    source = pointer(space, layer[AT.source])
+    source = pointer(space, layer[AT.input])
     for p in range(first, last, BLOCK_ROWS):
-        for j in range(0, layer[AT.padded], NV * width):
-            nv = min(NV, (layer[AT.padded] - j) // width)
-            panel = pointer(weights, layer[AT.weights] + j * layer[AT.rows])
+        for j in range(0, layer[AT.padded_out], NV * width):
+            nv = min(NV, (layer[AT.padded_out] - j) // width)
+            panel = pointer(weights, layer[AT.weights] + j * layer[AT.padded_in])
             args = (
-                min(BLOCK_ROWS, last - p), nv, m, shift(source, p), ONE, layer[AT.source_row],
+                min(BLOCK_ROWS, last - p), nv, m, offset(source, p), ONE, layer[AT.input_row],
                 pointer(space, layer[AT.delta] + j), layer[AT.row], pointer(space, 0), NONE,
-                shift(panel, p * nv * width), nv * width,
+                offset(panel, p * nv * width), nv * width,
             )  # fmt: skip
             call_at(kernels[MULTIPLY], args)
 
@@ -92,9 +97,9 @@ def _on_threads(part):
 
 @njit(**common.NJIT)
 def _transpose(layer, params, transposed):
-    pack_transposed(
-        0, layer[AT.rows], 0, layer[AT.fan_out], pointer(params, layer[AT.weights]), layer[AT.rows], layer[AT.padded],
-        pointer(transposed, layer[AT.transposed]),
+    pack_transpose(
+        0, layer[AT.padded_in], 0, layer[AT.fan_out], pointer(params, layer[AT.weights]), layer[AT.padded_in],
+        layer[AT.padded_out], pointer(transposed, layer[AT.transpose]),
     )  # fmt: skip
 
 
@@ -110,7 +115,7 @@ PRODUCTS = [
 
 
 class Product(NamedTuple):
-    """One matrix product, (m, k) by (k, n), as both sides do it."""
+    """One matrix product, (m, k) by (k, n), in fastbp and in NumPy."""
 
     m: int
     k: int
@@ -122,17 +127,17 @@ class Product(NamedTuple):
 
 
 class LaidOut:
-    """One layer of a workload, laid out as for training, with normal random numbers everywhere."""
+    """One layer of a workload in the memory layout of training, filled with normal random numbers."""
 
     def __init__(self, workload, index, dtype):
         units, self.m, *_ = common.WORKLOADS[workload]
         rng = np.random.default_rng(0)
         self.index, self.dtype = index, dtype
-        self.network = training.make_network(units, [Relu()] * (len(units) - 2) + [Softmax()], dtype)
+        self.network = make_network(units, [Relu()] * (len(units) - 2) + [Softmax()], dtype)
         self.table, size = self.network.workspace(self.m)
         self.space = aligned_zeros(size, dtype)
         layer = Layer(*self.table[index])
-        source = self.rows(layer.source, layer.source_row, layer.fan_in)
+        source = self.rows(layer.input, layer.input_row, layer.fan_in)
         delta = self.rows(layer.delta, layer.row, layer.fan_out)
         source[...], delta[...] = rng.standard_normal(source.shape), rng.standard_normal(delta.shape)
         self.A, self.D = np.ascontiguousarray(source), np.ascontiguousarray(delta)
@@ -200,8 +205,8 @@ def test_product(benchmark, kernel, workload, index, dtype, threads):
 
     with common.all_threads_limited(threads):
         compiled = common.first_call((kernel, dtype, threads), ours)
-        # Roundings are as good as independent, so that a sum of k terms is off by about sqrt(k) of them
-        # (Higham and Mary 2019); the factor 4 covers the worst of many elements, and both sides.
+        # Rounding errors are nearly independent, so that the error of a sum of k terms grows as sqrt(k)
+        # (Higham and Mary 2019). The factor 4 covers the largest of many elements, and the errors of both sides.
         bound = 4 * np.sqrt(product.k) * np.finfo(dtype).eps * product.magnitude.max()
         np.testing.assert_allclose(product.result(), product.numpy(), rtol=0, atol=bound)
         shape = f"{product.m}x{product.k}x{product.n}"
@@ -213,9 +218,9 @@ def test_product(benchmark, kernel, workload, index, dtype, threads):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_step(benchmark, workload, dtype, threads):
-    """One batch, from its rows in the data set to the updated parameters, entered from Python.
+    """One update, called from Python: from gathering the rows of the batch to the new parameters.
 
-    The numbers are dense, and the threads are those asked for: training itself would choose.
+    The inputs are dense. The number of threads is fixed here, whereas training chooses it by measurement.
     """
     units, m, solver, activation, *_ = common.WORKLOADS[workload]
     rng = np.random.RandomState(0)
@@ -225,16 +230,16 @@ def test_step(benchmark, workload, dtype, threads):
     start = initial_parameters(units, [Relu.init_factor] * (len(units) - 1), rng, dtype)
 
     plain = PlainNetwork(*start, activation=activation, solver=solver)
-    network = training.make_network(units, [Relu()] * (len(units) - 2) + [Softmax()], dtype, m)
-    settings = BackpropClassifier(solver=solver, batch_size=m, n_jobs=threads)._settings(m)
-    memory = training.Memory.empty(network, solver, settings.learning_rate_init)
-    session = training.Session(network, network.pack(*start), memory, settings, m)
+    network = make_network(units, [Relu()] * (len(units) - 2) + [Softmax()], dtype, m)
+    settings = BackpropClassifier(solver=solver, batch_size=m, n_jobs=threads)._step_settings(m)
+    params = network.pack(*start)
+    session = Session(network, params, OptimizerState.empty(network, solver, 1e-3), settings, m)
     if session.n_threads != threads:
-        pytest.skip("no OpenMP or TBB layer for Numba here: training takes one thread")
-    data, losses = Data(X, Y, np.empty(0, dtype), batch), np.empty(1)
+        pytest.skip("Numba has no OpenMP or TBB threading layer here: training uses one thread")
+    data, rates, losses = Data(X, Y, np.empty(0, dtype), batch), np.full(1, 1e-3), np.empty(1)
 
     def ours():
-        session._call(data, 0, 1, losses, threads)
+        session._call(data, rates, 0, 1, losses, threads)
 
     def numpy():
         plain.step(X[batch], Y[batch])
@@ -242,19 +247,19 @@ def test_step(benchmark, workload, dtype, threads):
     with common.all_threads_limited(threads):
         compiled = common.first_call(("step", dtype, threads), ours)
         numpy()
-        coefs, intercepts = network.unpack(session.state.params)
-        # Adam's first step is size * g / (|g| + e) with e = 3e-7: where a gradient is as small as that, the
-        # rounding of its sum, about 1e-8 in float32, moves the step by some percent of its size, 1e-3.
+        coefs, intercepts = network.unpack(params)
+        # Adam's first update is rate * g / (|g| + e) with e = 3e-7. If a gradient is as small as e, its rounding
+        # error of about 1e-8 in float32 changes the update by some percent of the rate, which is 1e-3.
         atol = 1e-4 if dtype == "float32" else 1e-11
         for a, b in zip([*coefs, *intercepts], plain.params, strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=atol)
         shape = f"{'-'.join(map(str, units))}, {m}"
-        flops = training.training_work(units) * m
+        flops = training_work(units) * m
         measure(benchmark, ("step", shape, dtype, threads), flops, ours, numpy, compiled)
 
 
 def measure(benchmark, what, flops, ours, numpy, compiled):
-    """Time both sides and the FMA peak in turns, then ours once more for pytest-benchmark's table."""
+    """Time fastbp, NumPy and the FMA peak alternately, then fastbp again for the table of pytest-benchmark."""
     kernel, _, dtype, threads = what
     benchmark.group = f"{kernel} {dtype}, {threads} thread(s)"
     if benchmark.disabled:

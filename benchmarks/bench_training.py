@@ -1,40 +1,72 @@
-"""A whole epoch of the workloads, in float32, against plain NumPy and scikit-learn's MLPClassifier.
+"""Training speed against plain NumPy and scikit-learn's MLPClassifier: whole fits, and single epochs.
 
-Run: ``pytest benchmarks/bench_training.py``, or a part of it with ``-k mnist``.
+**Whole fits.** ``python benchmarks/bench_training.py`` (3 minutes) prints a Markdown table of the speed that a
+scikit-learn user sees. It times a complete `fit`, checks of the input included, of `BackpropClassifier` and
+`MLPClassifier` with the same parameters, the same `random_state` and the same float64 arrays. Everything else is left
+at its default: `n_jobs=None` in fastbp, and as many BLAS threads as NumPy chooses for `MLPClassifier`. Before a pair is
+timed, the script checks that both stop after the same number of epochs, and compares `coefs_` and `intercepts_`.
+``--threads 1`` limits both to one thread. ``--turns 3`` takes less than half the time.
 
-All three train the same network on the same samples in the same batches, in a new order each
-epoch. Measured are the marginal seconds of an epoch: a fit of several epochs minus a fit of one,
-so that checks of the input, first weights and compilation do not count; of plain NumPy, which
-does nothing but the epochs, those. Each test first checks, on a small problem in float64, that
-from the same random state all three arrive at the same outputs. scikit-learn has no squared
-error in its classifier: where the workload has it, scikit-learn trains with log loss, and is checked
-against fastbp with log loss.
+**Single epochs.** ``pytest benchmarks/bench_training.py`` (5 minutes), or a part of it with ``-k mnist``, compares
+the time of one epoch in float32, also with plain NumPy (`fastbp.plain`). All three train the same network on the same
+samples in the same batches, in a new order each epoch. The time of an epoch is the time of a fit of several epochs
+minus the time of a fit of one epoch, divided by the number of additional epochs. So the checks of the input, the
+initialization and the compilation do not count. Plain NumPy does nothing but epochs. Each test first checks, on a
+small problem in float64, that all three compute the same outputs from the same random state. `MLPClassifier` has no
+squared error: on workloads with squared error it trains with log loss, and is checked against fastbp with log loss.
 
-The data are real MNIST where fastbp.datasets.load_mnist finds it, else random dense numbers; the table
-says which. It matters: fastbp leaves out work on inputs that are zero, and most of MNIST is.
+The tests use real MNIST if `fastbp.datasets.load_mnist` finds it, and random dense numbers otherwise; the table says
+which. This matters because fastbp skips inputs that are zero, and most of MNIST is zero.
 """
 
+import argparse
 import math
+import sys
 import time
 import warnings
 from functools import cache
 
+if __name__ == "__main__":
+    import conftest  # noqa: F401  # before NumPy: this sets the import path and the environment of its BLAS
+
 import common
+import joblib
 import numpy as np
 import pytest
+from sklearn import datasets
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils import shuffle
 
 from fastbp import BackpropClassifier
 from fastbp.activations import get_activation
 from fastbp.datasets import load_mnist
-from fastbp.network import initial_parameters
+from fastbp.initializers import initial_parameters
 from fastbp.plain import PlainNetwork
 
 WORKLOADS = ("mnist-128", "mnist-100", "digits-100", "tabular-64x2", "online-16", "seed-30")
 TURNS = 3
-SECONDS = 0.3  # that the epochs of one timed fit shall take at least
+SECONDS = 0.3  # least duration of the epochs in one timed fit
+
+# Whole fits: the data, and `max_iter`. With 200, the default, small data are trained as a user would train them; larger
+# data get fewer epochs, so that no fit of MLPClassifier takes much longer than a second.
+DATA = {
+    "iris": (datasets.load_iris, 200),
+    "wine": (datasets.load_wine, 200),
+    "breast cancer": (datasets.load_breast_cancer, 200),
+    "digits": (datasets.load_digits, 50),
+    "make_classification": (lambda **chosen: made_classification(5_000, 20, **chosen), 20),
+    "make_classification, larger": (lambda **chosen: made_classification(20_000, 40, **chosen), 5),
+}
+CONFIGURATIONS = {
+    "default": {},
+    "`(50, 50)`, tanh": {"hidden_layer_sizes": (50, 50), "activation": "tanh"},
+    "sgd with momentum": {"solver": "sgd"},
+    "logistic, `batch_size=32`": {"activation": "logistic", "batch_size": 32},
+}
+ATTEMPTS = 4  # at a measurement that other programs disturb
+SAME = 1e-6  # largest difference of coefs_ and intercepts_ that is rounding, relative to the largest parameter
 
 
 def options(workload):
@@ -50,11 +82,11 @@ def options(workload):
 
 
 def plain_network(workload, random_state, dtype):
-    """Return the same network in plain NumPy, with the first weights that the estimators draw."""
+    """Return the same network in plain NumPy, with the initial weights that the estimators draw."""
     chosen = options(workload)
     factor = get_activation(workload.activation).init_factor
     start = initial_parameters(workload.units, [factor] * (len(workload.units) - 1), random_state, dtype)
-    # Anything but these two names gives logistic outputs whose delta is a - y: log loss on one output unit.
+    # Any other name than these two gives logistic outputs with delta a - y, which is the log loss of one output unit.
     loss = workload.loss if workload.units[-1] > 1 else "log_loss of one logistic unit"
     return PlainNetwork(
         *start, activation=workload.activation, loss=loss, solver=workload.solver,
@@ -63,7 +95,7 @@ def plain_network(workload, random_state, dtype):
 
 
 def make_data(workload, n_samples, dtype):
-    """Return inputs, labels, and targets as a matrix; random, but with all classes."""
+    """Return inputs, labels, and one-hot targets: real MNIST or random numbers, with all classes."""
     rng = np.random.default_rng(0)
     n_classes = max(workload.units[-1], 2)
     X = rng.random((n_samples, workload.units[0])).astype(dtype)
@@ -77,7 +109,7 @@ def make_data(workload, n_samples, dtype):
 
 @cache
 def real_mnist():
-    """Return the training images and labels of MNIST, or None where there are none."""
+    """Return the training images and labels of MNIST, or None if they are not found."""
     try:
         return load_mnist()[:2]
     except FileNotFoundError:
@@ -85,14 +117,14 @@ def real_mnist():
 
 
 def fit(estimator, X, y, epochs):
-    """Fit for a number of epochs; it is meant to end before it converges."""
+    """Fit for a number of epochs, without a warning that this did not converge."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return estimator.set_params(max_iter=epochs).fit(X, y)
 
 
 def fit_plain(network, X, Y, batch_size, epochs, random_state):
-    """Train for a number of epochs, shuffled as the estimators do."""
+    """Train for a number of epochs, with the estimators' order of samples."""
     order = np.arange(len(X))
     for _ in range(epochs):
         order = shuffle(order, random_state=random_state)
@@ -102,7 +134,7 @@ def fit_plain(network, X, Y, batch_size, epochs, random_state):
 
 @cache
 def check_same_training(name):
-    """Check that all three do the same work: the same outputs after five epochs, in float64."""
+    """Check that all three compute the same outputs after five epochs in float64."""
     full = common.WORKLOADS[name]
     units = [min(n, 20) for n in full.units]
     workload = full._replace(units=tuple(units), batch_size=min(full.batch_size, 16))
@@ -123,29 +155,29 @@ def check_same_training(name):
     elif workload.loss == "squared_error":
         plain /= plain.sum(axis=1, keepdims=True)
     sklearn = fit(MLPClassifier(**options(workload)), X, y, 5).predict_proba(X)
-    # Rounding, 1e-16, is amplified by Adam's division by small gradients, but not by nine orders.
+    # Adam divides by small gradients, which amplifies rounding errors of 1e-16, but not by nine orders of magnitude.
     np.testing.assert_allclose(proba(workload.loss), plain, rtol=1e-7)
     np.testing.assert_allclose(proba("log_loss"), sklearn, rtol=1e-7)
 
 
 def epoch_seconds(runs, threads):
-    """Time epochs in turns.
+    """Time epochs of several libraries alternately.
 
     Parameters
     ----------
     runs : dict of str to callable
-        Functions of the number of epochs.
+        Functions that train for the number of epochs that they are given.
     threads : int
-        How many the runs use.
+        Number of threads that each run uses.
 
     Returns
     -------
     seconds : dict of str to float
-        Marginal seconds of an epoch.
+        Seconds of one epoch, without what a fit does only once.
     peak : float
-        The FMA peak in the same turns, GFLOP/s.
+        The FMA peak that was measured between the runs, in GFLOP/s.
     quiet : bool
-        As from `common.best_of_turns`.
+        As in `common.best_of_turns`.
     """
     peak, _ = common.register_work("float32", threads)
     more = {}
@@ -164,7 +196,7 @@ def epoch_seconds(runs, threads):
 
 
 def seconds_of(run, epochs):
-    """Time one run, after a rest in which the threads of the one before go to sleep."""
+    """Time one run, after a pause in which the threads of the previous run go to sleep."""
     time.sleep(common.REST)
     return common.timed(lambda: run(epochs))
 
@@ -203,3 +235,132 @@ def test_epoch(benchmark, name, threads):
             common.training_rows.append(row)
             benchmark.extra_info.update(row._asdict())
         benchmark.pedantic(fast.partial_fit, (X, y), rounds=3, warmup_rounds=1)
+
+
+def made_classification(n_samples, n_features, **chosen):
+    """Return scikit-learn's artificial classification data, half of the features informative."""
+    return datasets.make_classification(n_samples, n_features, n_informative=n_features // 2, random_state=0)
+
+
+def standardized(name):
+    """Return the samples of a data set with mean 0 and variance 1 in float64, the labels, and `max_iter`."""
+    load, max_iter = DATA[name]
+    X, y = load(return_X_y=True)
+    return StandardScaler().fit_transform(X.astype(np.float64)), y, max_iter
+
+
+def compare_models(first, second):
+    """Return the largest difference between the parameters of two models, relative to the largest of each array.
+
+    Raises
+    ------
+    AssertionError
+        If the models were not trained for the same number of epochs.
+    """
+    assert first.n_iter_ == second.n_iter_, f"{first.n_iter_} and {second.n_iter_} epochs"
+    pairs = zip(first.coefs_ + first.intercepts_, second.coefs_ + second.intercepts_, strict=True)
+    return max(np.abs(a - b).max() / np.abs(b).max() for a, b in pairs)
+
+
+def check_same_model(name, configuration):
+    """Fit both estimators; return the number of epochs and the difference as from `compare_models`."""
+    X, y, max_iter = standardized(name)
+    models = [fit(estimator, X, y, max_iter) for estimator in both(configuration).values()]
+    return models[0].n_iter_, compare_models(*models)
+
+
+def both(configuration):
+    """Return both estimators, with the same parameters."""
+    chosen = CONFIGURATIONS[configuration] | {"random_state": 0}
+    return {"fastbp": BackpropClassifier(**chosen), "sklearn": MLPClassifier(**chosen)}
+
+
+def whole_fit(name, configuration, threads, turns):
+    """Time complete fits of both estimators alternately, and return the result of `common.best_of_turns`."""
+    X, y, max_iter = standardized(name)
+    measurements = {
+        library: lambda estimator=estimator: seconds_of(lambda epochs: fit(estimator, X, y, epochs), max_iter)
+        for library, estimator in both(configuration).items()
+    }
+    return common.best_of_turns(measurements, threads=threads, turns=turns, patience=30.0)
+
+
+def measure_whole_fits(threads, turns):
+    """Measure all data sets and configurations, again those that other programs have disturbed.
+
+    Returns
+    -------
+    found : dict
+        (name, configuration) -> the result of `whole_fit`.
+    """
+    found = {(name, configuration): (None, False) for name in DATA for configuration in CONFIGURATIONS}
+    for number in range(ATTEMPTS):
+        for key, (_, quiet) in found.items():
+            if not quiet:
+                print(f"attempt {number + 1}: {', '.join(key)}", file=sys.stderr, flush=True)
+                found[key] = whole_fit(*key, threads, turns)
+    return found
+
+
+def whole_fit_table(threads, turns):
+    """Yield the lines of the Markdown table of whole fits."""
+    # These fits also compile, or load compiled code.
+    checked = {(name, chosen): check_same_model(name, chosen) for name in DATA for chosen in CONFIGURATIONS}
+    found = measure_whole_fits(threads, turns)
+    ratios = {key: seconds["sklearn"] / seconds["fastbp"] for key, (seconds, _) in found.items()}
+    yield f"| data | samples x features | max_iter | {' | '.join(CONFIGURATIONS)} |"
+    yield "|---|---:|---:" + "|---:" * len(CONFIGURATIONS) + "|"
+    for name in DATA:
+        X, _, max_iter = standardized(name)
+        cells = []
+        for configuration in CONFIGURATIONS:
+            seconds, quiet = found[name, configuration]
+            n_iter, _ = checked[name, configuration]
+            cell = f"{ratios[name, configuration]:.1f}{'*' * (not quiet)} "
+            cell += f"({seconds['sklearn'] * 1e3:,.0f} → {seconds['fastbp'] * 1e3:.0f} ms"
+            cells.append(cell + (f", {n_iter} epochs)" if n_iter < max_iter else ")"))
+        yield f"| {name} | {len(X):,} x {X.shape[1]} | {max_iter} | {' | '.join(cells)} |"
+    yield ""
+    yield "Each cell: time of MLPClassifier divided by time of BackpropClassifier, and the two times."
+    counting = [ratios[key] for key, (_, quiet) in found.items() if quiet]
+    if counting:
+        yield (
+            f"Geometric mean of {len(counting)} ratios: {np.exp(np.mean(np.log(counting))):.1f}; "
+            f"smallest: {min(counting):.1f}; largest: {max(counting):.1f}."
+        )
+    if len(counting) < len(ratios):
+        yield "`*`: other programs used the cores. These ratios are unreliable, and not in the mean."
+    yield (
+        "Both estimators trained for the same number of epochs in all fits. Largest relative difference of `coefs_` "
+        f"and `intercepts_`: {max(difference for _, difference in checked.values()):.0e}."
+    )
+    other = [f"{', '.join(key)}: {difference:.0e}" for key, (_, difference) in checked.items() if difference > SAME]
+    if other:
+        yield f"More than {SAME:.0e}: {'; '.join(other)}."
+
+
+def main(arguments=None):
+    """Print the table of whole fits."""
+    parser = argparse.ArgumentParser(description="Compare whole fits of BackpropClassifier and MLPClassifier.")
+    parser.add_argument("--threads", type=int, help="limit both estimators; by default each uses its own default")
+    parser.add_argument("--turns", type=int, default=7, help="fits of each, of which the fastest counts (default: 7)")
+    options = parser.parse_args(arguments)
+    threads = options.threads or joblib.cpu_count()
+
+    def report():
+        print(f"Complete `fit` of both estimators in float64, the best of {options.turns}, measured alternately.")
+        print(*common.machine(), sep="\n")
+        what = f"by default, up to {threads}" if options.threads is None else f"limited to {threads}"
+        print(f"Threads of BLAS in MLPClassifier, and of BackpropClassifier: {what}.\n")
+        for line in whole_fit_table(threads, options.turns):
+            print(line, flush=True)
+
+    if options.threads is None:
+        report()
+    else:
+        with common.all_threads_limited(options.threads):
+            report()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,15 +1,15 @@
-"""The measurements behind the constants that choose a way of computing.
+"""Measurements behind the constants that select an algorithm.
 
-Run: ``python benchmarks/choices.py [zeros] [threads] [rows]`` (all if none is named).
+Run: ``python benchmarks/choices.py [zeros] [threads] [rows]`` (all three by default).
 
-- zeros: a training epoch with and without leaving out inputs that are zero, for random inputs of falling density and
-  for MNIST (FASTBP_DATA); the share of steps that remain is what `training.mostly_zero` compares with
-  `training.WORTH_LISTING`.
-- threads: an epoch on one and on two threads for networks of growing work per batch, around
+- zeros: an epoch with dense inputs and one with index lists of the non-zeros, for random inputs of decreasing density
+  and for MNIST (FASTBP_DATA); the fraction of remaining products is what `is_mostly_zero` compares with
+  `plan.MAX_SPARSE_SHARE`.
+- threads: an epoch on one and on two threads, for networks with increasing work per batch, around
   `threads.MIN_WORK_PER_THREAD` for each thread.
-- rows: prediction straight from `coefs_` and with packed weights, around `prediction.FEW_ROWS`.
+- rows: prediction directly from `coefs_` and from packed weights, around `prediction.FEW_ROWS`.
 
-All are taken in turns, and the best of several rounds counts.
+The alternatives are timed alternately, and the fastest of several rounds counts.
 """
 
 import sys
@@ -18,46 +18,52 @@ from unittest import mock
 
 import numpy as np
 
-from fastbp import prediction, training
+from fastbp import prediction
 from fastbp.activations import ACTIVATIONS, Softmax
 from fastbp.datasets import load_mnist
-from fastbp.kernels import backprop, threads
-from fastbp.network import initial_parameters
+from fastbp.initializers import initial_parameters
+from fastbp.kernels import network as layout
+from fastbp.kernels import threads, tuner
+from fastbp.kernels.plan import is_mostly_zero, training_work
+from fastbp.kernels.records import Data
+from fastbp.kernels.session import OptimizerState, Session, StepSettings
 
 
 def make_network(units, batch_size):
-    """Return the layout of a relu network with softmax outputs, and its first parameters."""
+    """Return the layout of a relu network with softmax outputs, and its initial parameters."""
     activations = [*[ACTIVATIONS["relu"]] * (len(units) - 2), Softmax()]
-    network = training.make_network(units, activations, np.float32, batch_size)
+    network = layout.make_network(units, activations, np.float32, batch_size)
     return network, initial_parameters(units, [6.0] * len(activations), np.random.RandomState(0), np.float32)
 
 
 def session(units, batch_size, n_samples, n_jobs, sparse=False):
-    """Return a session of Adam."""
-    settings = training.Settings(
-        loss="log_loss", solver="adam", alpha=0.0, batch_size=batch_size, learning_rate="constant",
-        learning_rate_init=1e-3, power_t=0.5, max_iter=1, shuffle=True, tol=0.0, momentum=0.9, nesterovs_momentum=True,
-        beta_1=0.9, beta_2=0.999, epsilon=1e-8, n_iter_no_change=10, verbose=False, n_jobs=n_jobs,
-    )  # fmt: skip
+    """Return a training session with Adam."""
+    settings = StepSettings(loss="log_loss", solver="adam", alpha=0.0, batch_size=batch_size, n_jobs=n_jobs)
     network, parameters = make_network(units, batch_size)
-    memory = training.Memory.empty(network, "adam", 1e-3)
-    return training.Session(network, network.pack(*parameters), memory, settings, n_samples, sparse)
+    optimizer = OptimizerState.empty(network, "adam", 1e-3)
+    return Session(network, network.pack(*parameters), optimizer, settings, n_samples, sparse=sparse)
+
+
+def epoch(session, data):
+    """Return the function that trains for one epoch."""
+    rates = np.full(-(-data.order.size // session.settings.batch_size), 1e-3)
+    return lambda: session.run(data, rates)
 
 
 def in_turns(functions, rounds=7):
-    """Return the best seconds of each function."""
+    """Return the shortest time of each function, in seconds."""
     best = [np.inf] * len(functions)
     for round_ in range(rounds):
         for index, function in enumerate(functions):
             begin = time.perf_counter()
             function()
-            if round_:  # the first is to get ready
+            if round_:  # the first round is for warming up
                 best[index] = min(best[index], time.perf_counter() - begin)
     return best
 
 
 def measure_zeros():
-    """Compare the dense and the listed first layer."""
+    """Compare a dense first layer with one that has index lists of the non-zero inputs."""
     n = 12_000
     random_state = np.random.RandomState(0)
     Y = np.eye(10, dtype=np.float32)[random_state.randint(0, 10, n)]
@@ -70,16 +76,16 @@ def measure_zeros():
         inputs["MNIST"] = (X[random_state.permutation(len(X))[:n]] / 255).astype(np.float32)
     except FileNotFoundError as error:
         print(f"without MNIST: {error}")
-    print(f"{'784-128-10, batch 128':>24}{'listed':>8}{'gain on 1 thread':>18}")
+    print(f"{'784-128-10, batch 128':>24}{'lists':>8}{'gain on 1 thread':>18}")
     for name, X in inputs.items():
-        data = backprop.Data(X, Y, np.empty(0, np.float32), random_state.permutation(n))
+        data = Data(X, Y, np.empty(0, np.float32), random_state.permutation(n))
         sessions = [session([784, 128, 10], 128, n, 1, sparse) for sparse in (False, True)]
-        dense, listed = in_turns([lambda s=s, d=data: s.run(d) for s in sessions])
-        print(f"{name:>24}{training.mostly_zero(X)!s:>8}{dense / listed:>18.2f}")
+        dense, listed = in_turns([epoch(s, data) for s in sessions])
+        print(f"{name:>24}{is_mostly_zero(X)!s:>8}{dense / listed:>18.2f}")
 
 
 def measure_threads():
-    """Compare one thread and all, for growing work between two meetings."""
+    """Compare one thread with all threads, for increasing work between two barriers."""
     print(f"{'network, batch':>24}{'work':>12}{'threads':>9}{'gain':>7}")
     for units, batch_size in (
         ([8, 16, 3], 1), ([8, 16, 3], 16), ([8, 16, 3], 64), ([30, 64, 2], 8), ([30, 64, 2], 16), ([30, 64, 2], 32),
@@ -89,22 +95,22 @@ def measure_threads():
         random_state = np.random.RandomState(0)
         X = random_state.uniform(size=(n, units[0])).astype(np.float32)
         Y = np.eye(units[-1], dtype=np.float32)[random_state.randint(0, units[-1], n)]
-        data = backprop.Data(X, Y, np.empty(0, np.float32), np.arange(n))
-        work = training.training_work(units) * batch_size
+        data = Data(X, Y, np.empty(0, np.float32), np.arange(n))
+        work = training_work(units) * batch_size
         chosen = threads.thread_count(None, work)
-        with mock.patch.object(threads, "MIN_WORK_PER_THREAD", 1.0), mock.patch.object(training, "MAX_CALL", 10.0):
+        with mock.patch.object(threads, "MIN_WORK_PER_THREAD", 1.0), mock.patch.object(tuner, "MAX_CALL", 10.0):
             one, every = session(units, batch_size, n, 1), session(units, batch_size, n, None)
             if every.n_threads == 1:
-                raise SystemExit("one thread is all there is")
-            # The choice by measurement is switched off: each session stays with its number of threads.
-            with mock.patch.object(training._Pace, "choose", lambda self: (max(self.options), 10**9)):
-                alone, together = in_turns([lambda s=s, d=data: s.run(d) for s in (one, every)], 15)
+                raise SystemExit("only one thread is available")
+            # The thread tuner is switched off: each session keeps its number of threads.
+            with mock.patch.object(tuner.ThreadTuner, "choose", lambda self: (max(self.options), 10**9)):
+                alone, together = in_turns([epoch(s, data) for s in (one, every)], 15)
         name = f"{'-'.join(map(str, units))}, {batch_size}"
         print(f"{name:>24}{work:>12,.0f}{chosen:>9}{alone / together:>7.2f}")
 
 
 def measure_rows():
-    """Compare prediction from coefs_ as they are and from packed weights."""
+    """Compare prediction directly from `coefs_` with prediction from packed weights."""
     print(f"{'network':>24}{'rows':>6}{'direct':>10}{'packed':>10}   (microseconds)")
     for units in ([30, 64, 64, 2], [784, 128, 10], [784, 512, 512, 10]):
         network, parameters = make_network(units, None)

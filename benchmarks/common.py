@@ -1,8 +1,8 @@
-"""What the benchmarks share: workloads, timing in turns, the FMA peak, the tables at the end.
+"""Code that the benchmarks share: workloads, alternating measurements, the FMA peak, the tables of results.
 
-All figures of one row are taken in turns in one test, as the best of many short blocks: a
-machine that others use too, or whose clock changes, then treats all sides alike. Turns during
-which other programs had the cores do not count.
+One test measures all figures of one row. It runs the libraries alternately, in many short blocks, and keeps the
+fastest block of each. So other programs and changes of the clock frequency affect all libraries alike. Rounds
+during which other programs used the cores do not count.
 """
 
 import os
@@ -18,34 +18,35 @@ import numpy as np
 from numba import njit, prange
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from fastbp.codegen.memory import pointer
+from fastbp.codegen.target import HAS_FMA, VECTOR_BITS, lanes
+from fastbp.codegen.tiles import MR, NV, micro_kernel
 from fastbp.kernels import backprop
-from fastbp.kernels.intrinsics import HAS_FMA, VECTOR_BITS, lanes, pointer
-from fastbp.kernels.tiles import MR, NV, micro_kernel
 
-# The options of `fastbp.kernels.jit`, with a Python wrapper and no disk cache: the first call compiles.
+# The options of `fastbp.codegen.jit`, but with a Python wrapper and without the cache on disk: each run compiles.
 NJIT = {"error_model": "numpy", "nogil": True}
-# After its last product a thread of OpenBLAS keeps its core busy for up to 26 ms, one of OpenMP for some: on
-# more than one thread each side waits until the other's threads sleep.
+# Threads of OpenBLAS keep their cores busy for up to 26 ms after the last product, threads of OpenMP for some
+# milliseconds. With several threads, a library is timed only after a pause in which those of the others fall asleep.
 REST = 0.04
-# Threads that wake up may find themselves on one core for some milliseconds.
+# The system may run two threads on one core for some milliseconds after they wake up.
 WARM_UP = 0.02
 BLOCK_SECONDS = 0.003
 BLOCKS_PER_TURN = 3
-PAUSE = 0.1  # after turns that do not count: the other program may be through by then
+PAUSE = 0.1  # after a round that does not count, so that the other program can finish
 
 
 class Workload(NamedTuple):
-    """One network, and how it is trained."""
+    """A network, and the parameters of its training."""
 
     units: tuple[int, ...]
     batch_size: int
     solver: str
     activation: str
     loss: str
-    n_samples: int  # in an epoch of the benchmark; more would not change the rate
+    n_samples: int  # in an epoch of the benchmark; more samples would not change the rate
 
 
-# Two classes are one logistic output unit, in fastbp as in scikit-learn.
+# For two classes there is one logistic output unit, in fastbp as in scikit-learn.
 WORKLOADS = {
     "mnist-128": Workload((784, 128, 10), 128, "adam", "relu", "log_loss", 20_000),
     "mnist-512x2": Workload((784, 512, 512, 10), 256, "adam", "relu", "log_loss", 20_000),
@@ -59,13 +60,13 @@ WORKLOADS = {
 
 
 def thread_counts():
-    """Return the numbers of threads to measure: 1, and 2 where there are two cores."""
+    """Return the numbers of threads to measure: 1, and 2 on a machine with two cores or more."""
     return [n for n in (1, 2) if n <= min(joblib.cpu_count(), numba.config.NUMBA_NUM_THREADS)]
 
 
 @contextmanager
 def all_threads_limited(n):
-    """Let both NumPy's BLAS and Numba use `n` threads in this block."""
+    """Context manager: limit NumPy's BLAS and Numba to `n` threads."""
     before = numba.get_num_threads()
     numba.set_num_threads(n)
     try:
@@ -76,33 +77,33 @@ def all_threads_limited(n):
 
 
 def timed(function):
-    """Return the seconds of one call."""
+    """Return the duration of one call in seconds."""
     begin = time.perf_counter()
     function()
     return time.perf_counter() - begin
 
 
 def best_of_turns(measurements, *, threads, turns, patience):
-    """Take measurements in turns.
+    """Take several measurements alternately and return the fastest of each.
 
     Parameters
     ----------
     measurements : dict of str to callable
-        Each measures once and returns seconds.
+        Functions that measure once and return seconds.
     threads : int
-        How many cores they need.
+        Number of cores that the measurements need.
     turns : int
-        How often each has a turn that counts.
+        Number of rounds that count: those during which other programs left enough cores free.
     patience : float
-        Seconds after which no turn begins; those that counted until then must do.
+        Seconds after which no further round begins.
 
     Returns
     -------
     best : dict of str to float
-        The least seconds of each.
+        Shortest time of each measurement, in seconds.
     quiet : bool
-        Whether they are from turns during which other programs left enough cores. If those were less
-        than half of `turns`, they are from all turns, and say little.
+        True if at least half of `turns` rounds counted; `best` is taken from them. False otherwise; `best` is then
+        taken from all rounds and is unreliable.
     """
     best = {quiet: dict.fromkeys(measurements, np.inf) for quiet in (False, True)}
     counting, end = 0, time.perf_counter() + patience
@@ -110,7 +111,7 @@ def best_of_turns(measurements, *, threads, turns, patience):
         begin, others = time.perf_counter(), _others_seconds()
         seconds = {name: measure() for name, measure in measurements.items()}
         wall, others = time.perf_counter() - begin, _others_seconds() - others
-        # The system counts in steps of 10 ms, for each core.
+        # The system reports these times in steps of 10 ms, for each core.
         quiet = others <= (os.cpu_count() - threads + 0.1) * wall + 0.02
         for name in measurements:
             best[quiet][name] = min(best[quiet][name], seconds[name])
@@ -123,7 +124,7 @@ def best_of_turns(measurements, *, threads, turns, patience):
 
 
 def _others_seconds():
-    """Return the seconds for which cores have been busy with other processes; 0 where that is unknown."""
+    """Return the CPU seconds that other processes have used since the system started, or 0 if they are unknown."""
     try:
         text = Path("/proc/stat").read_text()
     except OSError:
@@ -133,16 +134,23 @@ def _others_seconds():
 
 
 def in_turns(functions, *, threads, turns=8):
-    """Return the best seconds per call of each function, run in turns in short blocks, as `best_of_turns`.
+    """Run functions alternately in short blocks, and return the shortest time of a call of each.
 
     Parameters
     ----------
     functions : dict of str to callable
-        Called without arguments; each has been called once before.
+        Functions without arguments. Each must have been called before, so that it is compiled.
     threads : int
-        How many each uses.
+        Number of threads that each function uses.
     turns : int, default=8
-        How often each has its turn.
+        Number of rounds, as in `best_of_turns`.
+
+    Returns
+    -------
+    best : dict of str to float
+        Shortest time of a call, in seconds.
+    quiet : bool
+        As in `best_of_turns`.
     """
     calls = {
         name: max(1, int(BLOCK_SECONDS / min(timed(function) for _ in range(3))))
@@ -181,14 +189,14 @@ def _multiply_in_registers_on_threads(n, k, stride, a, b, c):
 
 @cache
 def register_work(dtype, threads):
-    """Return a function that does nothing but fused multiply-adds in registers, and its flops.
+    """Return a function that performs only fused multiply-adds in registers, and its number of flops.
 
-    On each thread it is one tile of the matrix kernel over a long reduction whose strides are all zero,
-    so that the operands never leave the L1 cache. What it reaches is the FMA peak of these cores.
+    Each thread runs one register tile of the matrix kernel over a long reduction. All strides are zero, so that the
+    operands never leave the L1 cache. The rate of this function is taken as the FMA peak of the cores.
     """
     k = 400_000
     row = NV * lanes(np.dtype(dtype).itemsize)
-    # Far apart, so that no cache line belongs to two threads.
+    # The results of two threads are far apart, so that they share no cache line.
     a, b, c = np.full(MR, 1e-3, dtype), np.full(row, 1e-3, dtype), np.zeros((threads, row + 64), dtype)
 
     def work():
@@ -201,12 +209,12 @@ def register_work(dtype, threads):
     return work, 2.0 * threads * k * MR * row
 
 
-# (dtype, threads) -> GFLOP/s: the highest FMA peak that this run has seen.
+# (dtype, threads) -> GFLOP/s: the highest FMA peak that was measured in this run.
 highest_peak: dict[tuple[str, int], float] = {}
 
 
 def peak_gflops(dtype, threads, seconds):
-    """Return the FMA peak that belongs to the seconds of `register_work`; the highest is kept."""
+    """Return the FMA peak for a duration of `register_work`, and update the highest one."""
     gflops = register_work(dtype, threads)[1] / seconds / 1e9
     highest_peak[dtype, threads] = max(gflops, highest_peak.get((dtype, threads), 0.0))
     return gflops
@@ -216,21 +224,21 @@ _first_calls: dict[tuple, tuple[float, bool]] = {}
 
 
 def first_call(key, function):
-    """Call a function, and return how long the first call with this key took in this run.
+    """Call a function, and return the duration of the first call with this key in this run.
 
     Parameters
     ----------
     key : tuple
-        What decides which machine code is needed.
+        Everything that determines which machine code is needed.
     function : callable
-        Compiles, or loads machine code from the disk cache, when it is called for the first time.
+        Compiles, or loads machine code from the cache on disk, in its first call.
 
     Returns
     -------
     seconds : float
         Duration of the first call.
     from_disk : bool
-        Whether it loaded machine code of fastbp from disk, and compiled none.
+        Whether it loaded all machine code of fastbp from disk and compiled nothing.
     """
     misses, hits = _cache_counts()
     seconds = timed(function)
@@ -251,20 +259,20 @@ class KernelRow(NamedTuple):
     dtype: str
     threads: int
     gflops: float
-    peak_gflops: float  # of as many threads, in turns with it
-    quiet: bool  # as from best_of_turns
+    peak_gflops: float  # of the same number of threads, measured alternately with the kernel
+    quiet: bool  # as in best_of_turns
     numpy_gflops: float
     first_call: float
     from_disk: bool
 
     @property
     def share_of_peak(self):
-        """Share of the FMA peak of the threads used."""
+        """Fraction of the FMA peak that the kernel reaches."""
         return self.gflops / self.peak_gflops
 
     @property
     def ratio(self):
-        """How many times as fast as NumPy."""
+        """Speed relative to NumPy."""
         return self.gflops / self.numpy_gflops
 
 
@@ -287,7 +295,7 @@ class TrainingRow(NamedTuple):
 kernel_rows: list[KernelRow] = []
 training_rows: list[TrainingRow] = []
 
-# (kernel, shape, dtype, threads) -> least share of the FMA peak; all must also be as fast as NumPy.
+# (kernel, shape, dtype, threads) -> required fraction of the FMA peak; all must also be as fast as NumPy.
 TARGETS = {
     (kernel, shape, "float32", threads): 0.85 if threads == 1 else 0.0
     for kernel, shape in (("forward", "128x784x128"), ("gradient", "784x128x128"))
@@ -296,7 +304,7 @@ TARGETS = {
 
 
 def machine():
-    """Describe what the figures depend on."""
+    """Yield lines on the versions and the machine, on which the figures depend."""
     blas = sorted(
         f"{pool['internal_api']} {pool['version']} with kernels for {pool.get('architecture', '?')}"
         for pool in threadpool_info()
@@ -311,10 +319,11 @@ def machine():
 
 
 def kernel_table():
-    """Yield the lines of the kernel table, then which targets are met.
+    """Yield the lines of the kernel table, then those of the targets.
 
-    A row is marked where other programs had the cores: no turn was quiet, or its turns have seen less than
-    90 % of the FMA peak. Neither side's figure says much then: no ratio is shown, no target judged.
+    Rows are marked with "cores busy" if other programs used the cores: less than half of the rounds counted, or the
+    FMA peak in these rounds was below 90 % of the highest one. Both figures are then unreliable, so that neither a
+    ratio nor a verdict on the target is shown.
     """
     if not kernel_rows:
         return
@@ -338,7 +347,7 @@ def kernel_table():
             if _busy(row):
                 met, seen = "?     ", "cores busy"
             what = f"{row.kernel} {row.shape} {row.dtype}, {row.threads} thread(s)"
-            demand = f"{least:.0%} of the peak, and NumPy's speed" if least else "NumPy's speed"
+            demand = f"{least:.0%} of the peak and NumPy's speed" if least else "NumPy's speed"
             yield f"{met} {what}, at least {demand}: {seen}"
 
 

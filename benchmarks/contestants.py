@@ -1,6 +1,6 @@
-"""The contestants of the race: one class for each library, imported where it is used.
+"""The contestants of the race: one class for each library, which is imported only when it is used.
 
-`race` says what they have in common and what is measured.
+The docstring of `race` describes what they have in common and what is measured.
 """
 
 import time
@@ -11,13 +11,14 @@ BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
 
 class Contestant:
-    """One way to train one workload.
+    """Base class: a library that trains one workload.
 
-    `run(amount)` trains from fresh weights and returns the seconds of this and of what in it is no training.
+    `run(amount)` trains from the initial weights. It returns the seconds that this took, and how many of them are not
+    training.
     """
 
     note = ""
-    per_amount = 1  # batches in one unit of `amount`
+    per_amount = 1  # number of batches in one unit of `amount`
 
     def __init__(self, job):
         import numpy as np
@@ -32,10 +33,10 @@ class Contestant:
         self.prepare()
 
     def prepare(self):
-        """Compile, or do once what need not be timed."""
+        """Compile, and do everything else that is not timed."""
 
     def calibrate(self, seconds):
-        """Choose how much to train in one measurement, so that it takes about so long."""
+        """Choose the amount of training of one measurement, so that it takes about `seconds`."""
         self.amount, spent = self.least, 0.0
         while True:
             long, short = self.run(self.amount)
@@ -51,19 +52,19 @@ class Contestant:
 
     @property
     def least(self):
-        """The smallest amount that is worth timing."""
+        """Smallest amount that is long enough to be timed."""
         return 1 if self.per_amount > 1 else min(20, len(self.X) // self.batch_size)
 
     def measure(self):
-        """Return samples, seconds of a measurement, and seconds in it that are no training."""
+        """Return the number of samples, the seconds, and how many of the seconds are not training."""
         return [self.amount * self.per_amount * self.batch_size, *self.run(self.amount)]
 
     def one_epoch(self):
-        """Train once on all data."""
+        """Train for one epoch."""
         self.run(len(self.X) // self.batch_size // self.per_amount)
 
     def check(self):
-        """Train one epoch; return the loss on some of the data, and how far the weights have moved."""
+        """Train for one epoch; return the loss on part of the data, and the distance from the initial parameters."""
         import numpy as np
 
         self.one_epoch()
@@ -84,10 +85,10 @@ class Contestant:
 
 
 class Estimator(Contestant):
-    """A scikit-learn estimator: the marginal seconds of an epoch."""
+    """A scikit-learn estimator: a fit of several epochs minus a fit of one epoch."""
 
     def prepare(self):
-        """Compile, or do once what need not be timed."""
+        """Compile, and do everything else that is not timed."""
         import numpy as np
 
         self.per_amount = len(self.X) // self.batch_size
@@ -112,14 +113,14 @@ class Estimator(Contestant):
 
         X, y = self.X[rows], self.y[rows]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it is meant to end before it converges
+            warnings.simplefilter("ignore")  # the number of epochs is fixed
             begin = time.perf_counter()
             self.estimator.set_params(max_iter=epochs).fit(X, y)
             return time.perf_counter() - begin
 
     def calibrate(self, seconds):
-        """Choose how much to train in one measurement, so that it takes about so long."""
-        # A slow one gets a shorter epoch: 50 batches tell about how slow it is.
+        """Choose the amount of training of one measurement, so that it takes about `seconds`."""
+        # A slow estimator gets a shorter epoch. 50 batches are enough to estimate its speed.
         rows = slice(0, 50 * self.batch_size)
         batches = min(50, self.per_amount)
         rate = 2 * batches / max(self._fit(3, rows) - self._fit(1, rows), 1e-6)
@@ -129,21 +130,21 @@ class Estimator(Contestant):
         return super().calibrate(seconds)
 
     def run(self, amount):
-        """Train from fresh weights; return the seconds, and those of it that are no training."""
+        """Train from the initial weights; return the seconds, and how many of them are not training."""
         short = self._fit(1)
         return self._fit(1 + amount), short
 
     def one_epoch(self):
-        """Train once on all data."""
+        """Train for one epoch."""
         self._fit(1)
 
     def params(self):
-        """Return the weights and biases, as those of `start`."""
+        """Return the weights of all layers, then the biases, in the shapes of `start`."""
         return [*self.estimator.coefs_, *self.estimator.intercepts_]
 
 
 class Fastbp(Estimator):
-    """fastbp through its public estimator."""
+    """fastbp, with its public estimator."""
 
     def make(self, chosen):
         """Return the estimator with these parameters."""
@@ -167,17 +168,17 @@ class NumPy(Contestant):
     """Plain NumPy."""
 
     def prepare(self):
-        """Compile, or do once what need not be timed."""
+        """Compile, and do everything else that is not timed."""
         from numpy.random import default_rng
 
         self.note = "no loss"
         self.rng = default_rng(0)
 
     def run(self, amount):
-        """Train from fresh weights; return the seconds, and those of it that are no training."""
+        """Train from the initial weights; return the seconds, and how many of them are not training."""
         from fastbp.plain import PlainNetwork
 
-        # Anything but these two losses gives logistic outputs whose delta is a - y.
+        # Any other name than these two losses gives logistic outputs with delta a - y.
         self.network = PlainNetwork(
             self.start[: self.n_layers], self.start[self.n_layers :], activation=self.activation, alpha=0.0,
             loss=self.loss if self.units[-1] > 1 else "log loss of one unit", solver=self.solver,
@@ -192,7 +193,7 @@ class NumPy(Contestant):
         return time.perf_counter() - begin, 0.0
 
     def params(self):
-        """Return the weights and biases, as those of `start`."""
+        """Return the weights of all layers, then the biases, in the shapes of `start`."""
         return self.network.params
 
 
@@ -200,7 +201,7 @@ class Torch(Contestant):
     """PyTorch, eager."""
 
     def prepare(self):
-        """Compile, or do once what need not be timed."""
+        """Compile, and do everything else that is not timed."""
         import torch
         import torch.nn.functional as F
 
@@ -208,11 +209,11 @@ class Torch(Contestant):
         torch.set_flush_denormal(True)
         self.torch, self.F = torch, F
         self.inputs = torch.from_numpy(self.X)
-        # Cross entropy is faster with class numbers than with rows of 0 and 1.
+        # Cross entropy is faster with class indices than with one-hot rows.
         numbers = self.loss == "log_loss" and self.units[-1] > 1
         self.targets = torch.from_numpy(self.y if numbers else self.Y)
         self.act = torch.relu if self.activation == "relu" else torch.sigmoid
-        # As nn.Linear keeps them: weights of shape (fan_out, fan_in).
+        # The layout of nn.Linear: weights of shape (fan_out, fan_in).
         self.first = [torch.from_numpy(p.T.copy()) for p in self.start]
         self.weights = [p.clone() for p in self.first]
         self.make_step()
@@ -220,7 +221,7 @@ class Torch(Contestant):
         self.run(2)
 
     def make_step(self):
-        """Build the module and warm the step up."""
+        """Create the module and the function that computes the loss of a batch."""
         torch = self.torch
         layers = []
         for layer, (fan_in, fan_out) in enumerate(zip(self.units[:-1], self.units[1:], strict=True)):
@@ -242,17 +243,17 @@ class Torch(Contestant):
         parameters = self.module.parameters()
         if self.solver == "adam":
             return self.torch.optim.Adam(parameters, lr=self.rate, betas=(BETA_1, BETA_2), eps=EPSILON, fused=True)
-        # For so few parameters the plain loop over them is faster than `fused` and `foreach`.
+        # For so few parameters a plain loop is faster than `fused` and `foreach`.
         return self.torch.optim.SGD(parameters, lr=self.rate, foreach=False)
 
     def reset(self):
-        """Go back to the first weights."""
+        """Restore the initial weights."""
         with self.torch.no_grad():
             for p, q in zip(self.weights, self.first, strict=True):
                 p.copy_(q)
 
     def calibrate(self, seconds):
-        """Choose how much to train in one measurement, so that it takes about so long."""
+        """Choose the amount of training of one measurement, so that it takes about `seconds`."""
         trial = min(len(self.X) // self.batch_size, 200)
         spent = {}
         for self.per_epoch in (False, True):
@@ -275,7 +276,7 @@ class Torch(Contestant):
                     yield self.inputs.index_select(0, rows), self.targets.index_select(0, rows)
 
     def run(self, amount):
-        """Train from fresh weights; return the seconds, and those of it that are no training."""
+        """Train from the initial weights; return the seconds, and how many of them are not training."""
         self.reset()
         optimizer = self._optimizer()
         begin = time.perf_counter()
@@ -285,28 +286,28 @@ class Torch(Contestant):
             loss = self.loss_of_batch(x, target)
             loss.backward()
             optimizer.step()
-            total += loss.item()  # on a CPU nothing waits for this; adding tensors up takes longer
+            total += loss.item()  # needs no synchronization on a CPU, and is faster than a sum of tensors
         return time.perf_counter() - begin, 0.0
 
     def params(self):
-        """Return the weights and biases, as those of `start`."""
+        """Return the weights of all layers, then the biases, in the shapes of `start`."""
         return [p.detach().numpy().T for p in self.weights]
 
 
 class TorchCompile(Torch):
-    """PyTorch, the whole step compiled as one graph.
+    """PyTorch, with the whole training step compiled as one graph.
 
-    The step is written with `torch.func`: of modules and optimizers, `torch.compile` makes several graphs with Python
-    between them, which was two to five times as slow on small networks.
+    The step is written with `torch.func`. From modules and optimizers, `torch.compile` builds several graphs with
+    Python code between them, which was two to five times as slow on small networks.
     """
 
     def make_step(self):
-        """Compile the whole step, or what of it can be compiled."""
+        """Compile the whole step, or only loss and gradient if that fails."""
         torch = self.torch
         self.moments = [[torch.zeros_like(p) for p in self.weights] for _ in range(2)]
         self.steps, self.total = torch.zeros(()), torch.zeros(())
         try:
-            torch._inductor.config.cpp_wrapper = True  # calls the kernels from C++
+            torch._inductor.config.cpp_wrapper = True  # kernels are called from C++
             self.step = torch.compile(self._step, fullgraph=True, dynamic=False)
             self.run(2)
             self.note = "whole step in one graph"
@@ -343,11 +344,11 @@ class TorchCompile(Torch):
         self.total.add_(loss)
 
     def calibrate(self, seconds):
-        """Choose how much to train in one measurement, so that it takes about so long."""
+        """Choose the amount of training of one measurement, so that it takes about `seconds`."""
         return Contestant.calibrate(self, seconds)
 
     def run(self, amount):
-        """Train from fresh weights; return the seconds, and those of it that are no training."""
+        """Train from the initial weights; return the seconds, and how many of them are not training."""
         if self.step is None:
             return super().run(amount)
         self.reset()
@@ -367,18 +368,18 @@ class TorchCompile(Torch):
 
 
 class Jax(Contestant):
-    """JAX, a whole epoch in one jitted scan."""
+    """JAX, with a whole epoch as one jitted scan."""
 
     def prepare(self):
-        """Compile, or do once what need not be timed."""
+        """Compile, and do everything else that is not timed."""
         import jax
         import numpy as np
 
         self.jax, self.rng = jax, np.random.default_rng(0)
         self.per_amount = len(self.X) // self.batch_size
         self.inputs, self.targets = jax.numpy.asarray(self.X), jax.numpy.asarray(self.Y)
-        # Sorting random keys, as JAX shuffles, can take longer than the training of a small network. Unrolled
-        # steps save the scan's own cost, which is seen in small batches only.
+        # JAX shuffles by sorting random keys, which can take longer than the training of a small network. Unrolling
+        # reduces the overhead of the scan, which matters only for small batches.
         work = self.batch_size * sum(a * b for a, b in zip(self.units[:-1], self.units[1:], strict=True))
         unrolled = (1, 4, 16) if work < 2e6 else (1,)
         self.ways = {("JAX", 1): self._epoch(True, 1)} | {("NumPy", u): self._epoch(False, u) for u in unrolled}
@@ -431,7 +432,7 @@ class Jax(Contestant):
         return jax.jit(epoch, donate_argnums=0)
 
     def run(self, amount):
-        """Train from fresh weights; return the seconds, and those of it that are no training."""
+        """Train from the initial weights; return the seconds, and how many of them are not training."""
         jnp, epoch = self.jax.numpy, self.ways[self.way]
         params = [jnp.array(p) for p in self.start]
         zeros = [jnp.zeros_like(p) for p in params] if self.solver == "adam" else []
@@ -446,19 +447,19 @@ class Jax(Contestant):
         return spent, 0.0
 
     def calibrate(self, seconds):
-        """Choose how much to train in one measurement, so that it takes about so long."""
+        """Choose the amount of training of one measurement, so that it takes about `seconds`."""
         spent = {way: min(self._try(way) for _ in range(3)) for way in self.ways}
         self.way = min(spent, key=spent.get)
         self.note = f"order from {self.way[0]}, unrolled {self.way[1]}"
         return super().calibrate(seconds)
 
     def params(self):
-        """Return the weights and biases, as those of `start`."""
+        """Return the weights of all layers, then the biases, in the shapes of `start`."""
         return self.last
 
 
 class Peak:
-    """What the cores can do: fused multiply-adds in registers, nothing else."""
+    """The FMA peak of the cores, with fused multiply-adds in registers only."""
 
     note = ""
 
@@ -468,7 +469,7 @@ class Peak:
         self.work, self.flops = common.register_work("float32", job["threads"])
 
     def measure(self):
-        """Return the GFLOP/s of the best of several calls."""
+        """Return the GFLOP/s of the fastest of several calls."""
         best = float("inf")
         for _ in range(20):
             begin = time.perf_counter()

@@ -1,10 +1,11 @@
-"""The vectorised functions: their largest errors, and their speed beside NumPy's.
+"""The vectorised elementary functions: their largest errors, and their speed compared with NumPy.
 
 Run: ``python benchmarks/elementary.py`` (about a minute).
 
-Errors are in units in the last place of the exact result, over a sample of all float32 numbers and of the range of
-float64 in which the function changes; exact is NumPy's long double. Speed is on one core and numbers in the L1 cache,
-best of many turns: millions of numbers a second. NumPy has no erf: there it is SciPy's.
+Errors are in units in the last place (ulp) of the exact result, which is computed with NumPy's long double. They are
+the largest over a sample of all float32 numbers, and over a sample of the float64 range in which the function is not
+constant. Speed is in millions of numbers per second, on one core, with numbers in the L1 cache, the best of many
+alternating measurements. NumPy has no erf, so that SciPy's is used.
 """
 
 import time
@@ -14,9 +15,9 @@ from numba import njit
 from scipy.special import erf as scipy_erf
 from scipy.special import erfcx
 
-from fastbp.kernels.elementary import erf, exp, expm1, log, tanh
-from fastbp.kernels.intrinsics import lane_count, pointer
-from fastbp.kernels.simd import load, store
+from fastbp.codegen.elementary import erf, exp, expm1, log, tanh
+from fastbp.codegen.memory import lane_count, pointer
+from fastbp.codegen.vectors import load, store
 
 N = 4096
 
@@ -33,7 +34,7 @@ def _over(function):
 
 
 def exact_erf(x):
-    """Return the error function of long doubles: a series near 0; far out erfcx, whose error does not count there."""
+    """Return the error function in long double: a series near 0, and erfcx, precise enough there, far from 0."""
     size = np.abs(x)
     total = term = size.copy()
     square = np.minimum(size, 3) ** 2
@@ -45,7 +46,7 @@ def exact_erf(x):
     return np.copysign(np.where(size < 2, series, far), x)
 
 
-# Kernel, exact function, the function to race, numbers to race on.
+# Kernel, exact function, function of NumPy or SciPy to compare with, range of the numbers for the speed.
 FUNCTIONS = {
     "exp": (_over(exp), np.exp, np.exp, (-10, 10)),
     "expm1": (_over(expm1), np.expm1, np.expm1, (-10, 10)),
@@ -56,7 +57,7 @@ FUNCTIONS = {
 
 
 def error(kernel, exact, x):
-    """Return the largest error in units in the last place."""
+    """Return the largest error in ulp."""
     x = np.resize(x, -(-x.size // 16) * 16)
     out = np.empty_like(x)
     kernel(x, out, 1)
@@ -68,7 +69,7 @@ def error(kernel, exact, x):
 
 
 def numbers(name, dtype):
-    """Return the numbers on which errors are looked for."""
+    """Return the numbers for which errors are computed."""
     rng = np.random.default_rng(0)
     if dtype == np.float32:
         x = np.arange(0, 2**32, 1997, dtype=np.uint32).view(np.float32)
@@ -80,7 +81,7 @@ def numbers(name, dtype):
 
 
 def rates(kernel, peer, x):
-    """Return millions of numbers a second, of ours and of the peer, in turns."""
+    """Return millions of numbers per second of fastbp and of the other function, measured alternately."""
     out = np.empty_like(x)
     repeats = 50
     best = [np.inf, np.inf]

@@ -1,16 +1,17 @@
-"""Growth: time per epoch with samples and parameters, and peak memory.
+"""Scaling: time per epoch against the numbers of samples and parameters, and peak memory.
 
 Run: ``python benchmarks/growth.py`` (about a minute), or a part of it: ``python benchmarks/growth.py time``,
 ``python benchmarks/growth.py memory``.
 
-**Time.** The marginal seconds of an epoch of the public estimator (a fit of 1 + e epochs minus a fit of one, the best
-of some of each), float32, Adam, against the number of samples and against the number of parameters. Both should
-grow in proportion: nanoseconds per sample, and picoseconds per parameter and sample, should stay the same.
+**Time.** Seconds of an epoch of the public estimator in float32 with Adam, against the number of samples and against
+the number of parameters. The time of an epoch is the time of a fit of 1 + e epochs minus the time of a fit of one
+epoch, divided by e; each fit is repeated, and the fastest counts. The time should be proportional to both numbers:
+the nanoseconds per sample, and the picoseconds per parameter and sample, should be constant.
 
-**Memory.** What training on an input of the size of MNIST (60000 x 784) adds to the peak of a fresh process: its
-highest resident memory, minus that of a process that has imported the same and fitted a few rows, so that
-compiled code is loaded in both. The input itself counts. The limit is input and labels + 4 x parameters + 64 MiB:
-parameters, two moments, and one spare.
+**Memory.** The memory that training on an input of the size of MNIST (60000 x 784) needs: the peak resident memory of
+a new process, minus that of a process that has imported the same modules and fitted a few rows, so that both have
+loaded the compiled code. The input itself counts. The limit is input and labels + 4 x parameters + 64 MiB: the
+parameters, two moments, and one further copy.
 """
 
 import argparse
@@ -32,7 +33,7 @@ BATCH = 128
 SAMPLES = [1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000]
 HIDDEN = [8, 16, 32, 64, 128, 256, 512, 1024, 2048]
 N_INPUTS, N_CLASSES = 784, 10
-# Seconds of the epochs that are timed, and how often.
+# Seconds of the epochs that are timed, and the number of repetitions.
 SECONDS, TURNS = 0.3, 3
 MEMORY_NETWORKS = [(128,), (1024, 1024)]
 DTYPES = ("uint8", "float32", "float64")
@@ -41,7 +42,7 @@ SPARE = 64 * 2**20
 
 
 def make_data(n_samples, dtype):
-    """Return random inputs of a dtype, made without a copy of another, and labels."""
+    """Return random inputs, generated in this dtype without a conversion, and labels."""
     rng = np.random.default_rng(0)
     shape = (n_samples, N_INPUTS)
     X = rng.integers(0, 256, shape, dtype=np.uint8) if dtype == "uint8" else rng.random(shape, dtype=dtype)
@@ -55,14 +56,14 @@ def fit(X, y, hidden, epochs, threads):
         dtype="float32", random_state=0, n_jobs=threads,
     )  # fmt: skip
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is meant to end before it converges
+        warnings.simplefilter("ignore")  # one epoch does not converge
         begin = time.perf_counter()
         clf.fit(X, y)
         return time.perf_counter() - begin
 
 
 def epoch_seconds(X, y, hidden, threads):
-    """Return the marginal seconds of an epoch."""
+    """Return the seconds of one epoch, without what a fit does only once."""
     one, two = (min(fit(X, y, hidden, epochs, threads) for _ in range(2)) for epochs in (1, 2))
     more = min(200, max(1, round(SECONDS / max(two - one, 1e-4))))
     long, short = np.inf, np.inf
@@ -73,10 +74,10 @@ def epoch_seconds(X, y, hidden, threads):
 
 
 def growth_of_time():
-    """Yield the lines of the two tables of time."""
+    """Yield the lines of the two tables of times."""
     X, y = make_data(max(SAMPLES), "float32")
     for threads in (1, 2):
-        fit(X[:1000], y[:1000], (128,), 1, threads)  # compiles, or loads compiled code
+        fit(X[:1000], y[:1000], (128,), 1, threads)  # compiles, or loads compiled code from disk
         yield ""
         yield f"Samples: 784-128-10, batch {BATCH}, {threads} thread(s)"
         yield f"{'samples':>10}{'ms per epoch':>14}{'ns per sample':>15}"
@@ -107,10 +108,10 @@ def _spread(costs):
 
 
 def peak_memory():
-    """Return the highest resident memory of this process, in bytes."""
+    """Return the peak resident memory of this process, in bytes."""
     status = Path("/proc/self/status")
     if status.exists():
-        # Not `ru_maxrss`: on Linux that begins with what the parent process had.
+        # Not `ru_maxrss`: on Linux its initial value is that of the parent process.
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
     import resource
@@ -119,7 +120,7 @@ def peak_memory():
 
 
 def child(dtype, hidden, n_samples):
-    """Print the peak memory of a fit as JSON; without samples, of what a fit needs beforehand."""
+    """Print the peak memory of a fit as JSON. With `n_samples=0` it is the memory of modules and compiled code."""
     for threads in (1, 2):
         fit(*make_data(200, dtype), (8,), 1, threads)
     data = 0
@@ -136,13 +137,13 @@ def _ask_child(*job):
 
 
 def growth_of_memory():
-    """Yield the lines of the table of memory."""
+    """Yield the lines of the table of peak memory."""
     mib = 2**20
     yield ""
-    yield f"Peak memory of a fit on {N_IMAGES} x {N_INPUTS}, MiB above a process that has fitted a few rows"
+    yield f"Peak memory of a fit on {N_IMAGES} x {N_INPUTS}, in MiB, more than a process that has fitted a few rows"
     yield f"{'input':>8}{'network':>20}{'data':>8}{'4 x par.':>10}{'peak':>8}{'limit':>8}"
     for dtype in DTYPES:
-        _ask_child(dtype, (8,), 0)  # compiles, if it must
+        _ask_child(dtype, (8,), 0)  # compiles, if the cache is empty
         base = min(_ask_child(dtype, (8,), 0)[0] for _ in range(2))
         for hidden in MEMORY_NETWORKS:
             units = [N_INPUTS, *hidden, N_CLASSES]

@@ -1,31 +1,33 @@
-"""The race: fastbp against its peers in training, each in its own process, in turns, round by round.
+"""The race: training speed of fastbp and of other libraries, each in its own process, measured alternately.
 
 Run: ``python benchmarks/race.py`` (about 20 minutes; writes ``benchmarks/RESULTS.md``), or a part of it:
 ``python benchmarks/race.py --workloads mnist-128 seed-30 --contestants fastbp jax --threads 1 --rounds 3``.
 
-**What is measured.** Samples per second of training, in float32. Of each workload all contestants are started and
-warmed up first: compiled, and their epoch cut to about ``--seconds``. Then each in turn makes one timed
-measurement, ``--rounds`` times. The figure is the best round; the ratio of the medians stands beside it. While
-one works the others wait for a line on their standard input, and between turns there are 50 ms in which threads
-that still spin go to sleep. One thread is one core for all: the affinity of the process, and every library's own
-setting, are set before it is imported. Settings of the environment that would hold a BLAS back are taken out.
+**What is measured.** Samples per second of training in float32. For each workload, all libraries are first started,
+compiled and warmed up, and the amount of training is chosen so that a measurement takes about ``--seconds``. Then
+there are ``--rounds`` rounds, in each of which every library makes one measurement. The figure is the best round; the
+table also has the ratio of the medians. While one library is measured, the processes of the others are idle, and
+before each measurement there is a pause of 50 ms in which spinning threads go to sleep. The number of threads is the
+number of cores for all libraries: the affinity of the process and the library's own settings are set before the
+library is imported. Environment variables that could slow a BLAS down are removed.
 
-**Equal work.** The same layers, first weights, batch size, optimizer (Adam with the same betas, or gradient
-descent without momentum), no L2 penalty (alpha=0), and a new random order every epoch. All but plain NumPy compute
-the loss of each batch. After one epoch the loss on the data, and how far the weights have moved, are compared. Data
-are random, dense numbers with random labels, or real images with ``--data DIR``. Two classes are one logistic
-output unit for all. scikit-learn has no squared error in its classifier: there it trains with log loss.
+**Equal work.** All libraries have the same layers, initial weights, batch size and optimizer (Adam with the same betas,
+or gradient descent without momentum), no L2 penalty (alpha=0), and a new random order of samples in each epoch. All but
+plain NumPy compute the loss of each batch. After one epoch, the loss and the distance of the weights from their initial
+values are compared. The data are dense random numbers with random labels, or real images with ``--data DIR``. For
+two classes there is one logistic output unit. scikit-learn's classifier has no squared error: on workloads with squared
+error it trains with log loss.
 
-**The contestants.** Each measurement begins with fresh weights, and of a choice of ways that users of a library
-have, the one that is fastest on the workload is taken.
+**The contestants.** Each measurement starts from the initial weights. If a library offers several ways to do the same,
+the one that is fastest on the workload is used.
 
-- fastbp, scikit-learn: the marginal cost of an epoch, a fit of 1 + e epochs minus a fit of one.
-- PyTorch: eager, fused Adam; the order applied once per epoch or batch by batch.
-- torch.compile: one graph of a whole step: gather, forward, backward, update.
-- JAX: one jitted `lax.scan` over an epoch, buffers donated; shuffled inside or by NumPy, unrolled or not.
+- fastbp, scikit-learn: the time of a fit of 1 + e epochs minus the time of a fit of one epoch.
+- PyTorch: eager mode, fused Adam; the samples are gathered once per epoch or once per batch.
+- torch.compile: one graph of a whole training step: gather, forward, backward, update.
+- JAX: one jitted `lax.scan` over an epoch with donated buffers; shuffled by JAX or by NumPy, unrolled or not.
 - NumPy: `fastbp.plain`, which computes no loss.
 
-With two threads the best peer is the best at one or two: nobody has to use both cores.
+With two threads, fastbp is compared with the other libraries at one and at two threads, whichever is faster.
 """
 
 import argparse
@@ -45,19 +47,19 @@ from turns import Failed, Worker, in_turns, sayer, serve, start
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "RESULTS.md"
-# Samples in an epoch: whole batches, and 20 to 300 ms for fastbp.
+# Number of samples, a multiple of the batch size: an epoch of fastbp takes 20 to 300 ms.
 SAMPLES = {
     "mnist-128": 20_480, "mnist-512x2": 10_240, "mnist-100": 20_000, "digits-100": 100_000, "tabular-64x2": 96_000,
     "seed-30": 20_000, "online-16": 60_000, "wide-2048x2": 2_048,
 }  # fmt: skip
-# Least ratio to the best peer, and least share of the FMA peak, at one and at two threads.
+# Targets: ratio to the fastest other library, and fraction of the FMA peak, for one and for two threads.
 TARGETS = {
     "mnist-128": {1: (1.5, 0), 2: (2.0, 0)}, "mnist-512x2": {1: (1.4, 0), 2: (1.4, 0.75)},
     "mnist-100": {1: (1.5, 0), 2: (2.0, 0)}, "digits-100": {1: (2.5, 0), 2: (3.0, 0)},
     "tabular-64x2": {1: (2.0, 0), 2: (2.5, 0)}, "seed-30": {1: (2.0, 0), 2: (2.5, 0)},
     "online-16": {1: (4.0, 0), 2: (4.0, 0)}, "wide-2048x2": {1: (1.1, 0), 2: (1.1, 0.8)},
 }  # fmt: skip
-# What each contestant needs installed.
+# Name -> package that must be installed.
 CONTESTANTS = {
     "fastbp": "numba", "PyTorch": "torch", "torch.compile": "torch", "JAX": "jax", "scikit-learn": "sklearn",
     "NumPy": "numpy",
@@ -65,11 +67,11 @@ CONTESTANTS = {
 
 
 def write_data(folder, workload, n_samples, real):
-    """Write what all contestants of a workload read: inputs, labels, targets, first weights."""
+    """Write the files of a workload for all contestants: inputs, labels, targets and initial weights."""
     import numpy as np
 
     from fastbp.activations import get_activation
-    from fastbp.network import initial_parameters
+    from fastbp.initializers import initial_parameters
 
     rng = np.random.default_rng(0)
     n_classes = max(workload.units[-1], 2)
@@ -87,15 +89,15 @@ def write_data(folder, workload, n_samples, real):
 
 
 def compare_work(workers, workload, bound, say):
-    """Have each train one epoch, and return the names of those that did something else than the first.
+    """Train each contestant for one epoch, and return the names of those whose result differs from the first.
 
-    The order of samples is another for each: with random labels that alone changes how far the weights move by up
-    to a tenth, and the loss by some thousandths, or by a tenth with real labels or few batches in an epoch.
+    The order of samples differs between contestants. This alone changes the distance from the initial weights by up
+    to 10 %, and the loss by some thousandths with random labels, or by 10 % with real labels or few batches.
     """
     checks = in_turns(workers, 1, ("check",), say)
     found = {name: answer[0] for name, answer in checks.items() if not isinstance(answer, Failed)}
     shown = ", ".join(f"{name} {loss:.4f} {moved:.3f}" for name, (loss, moved) in found.items())
-    say(f"loss after one epoch, and how far the weights have moved: {shown}")
+    say(f"loss after one epoch, and distance from the initial weights: {shown}")
     if workload.loss == "squared_error":
         found.pop("scikit-learn", None)
     first_loss, first_moved = next(iter(found.values()), (1.0, 1.0))
@@ -107,13 +109,13 @@ def compare_work(workers, workload, bound, say):
 
 
 def race(name, workload, threads, options, peak, real, failed):
-    """Race one workload at one number of threads.
+    """Measure all contestants on one workload, with one number of threads.
 
     Returns
     -------
     dict
-        Of each contestant: best and median samples per second and a note, or why there are none; under "peak" the
-        GFLOP/s that the cores reached in these turns.
+        For each contestant, a dict of its best and median samples per second and a note, or a str with the reason for
+        its failure. The value of "peak" is the FMA peak in these rounds, in GFLOP/s.
     """
     say = sayer(f"{name}, {threads} thread(s)")
     results = dict(failed)
@@ -152,7 +154,7 @@ def race(name, workload, threads, options, peak, real, failed):
 
 
 def best_peer(results, name, threads, figure):
-    """Return name and figure of the best peer with no more threads than these."""
+    """Return the name and the figure of the fastest other library, with at most this number of threads."""
     rates = {
         f"{peer}{'' if t == threads else f' on {t}'}": result[figure]
         for t, by_workload in results.items()
@@ -164,7 +166,7 @@ def best_peer(results, name, threads, figure):
 
 
 def count_work(workload):
-    """Return the floating point operations of a training step, per sample: the first layer carries no delta back."""
+    """Return the flops of an update per sample; the first layer needs no deltas of its inputs."""
     products = [a * b for a, b in zip(workload.units[:-1], workload.units[1:], strict=True)]
     return 6 * sum(products) - 2 * products[0]
 
@@ -178,16 +180,16 @@ def report(results, workloads, options):
         yield f"## {threads} thread(s), samples per second"
         yield ""
         names = options.contestants
-        yield f"| workload | {' | '.join(names)} | GFLOP/s | % of peak | ratio | of medians | best peer |"
+        yield f"| workload | {' | '.join(names)} | GFLOP/s | % of peak | ratio | of medians | fastest other |"
         yield "|---" + "|---:" * (len(names) + 4) + "|---|"
         for name, result in by_workload.items():
             rates = [f"{result[c]['best']:,.0f}" if isinstance(result[c], dict) else "-" for c in names]
             yield f"| {name} | {' | '.join(rates)} | {_figures(results, workloads, name, threads, peaks)} |"
     yield ""
     yield (
-        "GFLOP/s, % of peak and ratio are fastbp's, inputs that are zero counted like others; the ratio is to the "
-        "best peer, on as many threads or fewer. "
-        "`*`: in these turns the cores reached less than 90 % of their peak, other programs had them."
+        "GFLOP/s, % of peak and ratio are those of fastbp. Operations on inputs that are zero count like all others. "
+        "The ratio compares with the fastest other library, on the same number of threads or fewer. "
+        "`*`: other programs used the cores, which reached less than 90 % of their peak in these rounds."
     )
     yield from _notes(results)
     yield from _targets(results, workloads, peaks)
@@ -218,7 +220,7 @@ def _notes(results):
     total = sum(len(by_workload) for by_workload in results.values())
     if notes:
         yield ""
-        yield "Notes, with the number of threads in brackets:"
+        yield "Notes, with the number of threads in parentheses:"
         yield ""
     for (contestant, note), where in sorted(notes.items()):
         yield f"- {contestant}: {note}: {'all' if len(where) == total else ', '.join(where)}."
@@ -228,9 +230,9 @@ def _targets(results, workloads, peaks):
     yield ""
     yield "## Targets"
     yield ""
-    yield "What the project aims at: the ratio to the best peer, and the share of the FMA peak."
+    yield "Targets of the project: the ratio to the fastest other library, and the percentage of the FMA peak."
     yield ""
-    yield "| workload | threads | ratio wanted | reached | % of peak wanted | reached | |"
+    yield "| workload | threads | target ratio | reached | target % of peak | reached | |"
     yield "|---|---:|---:|---:|---:|---:|---|"
     for name, wanted in TARGETS.items():
         for threads, (ratio, share) in wanted.items():
@@ -248,7 +250,7 @@ def _targets(results, workloads, peaks):
 
 
 def machine(packages):
-    """Yield lines that say what the figures depend on."""
+    """Yield lines on the machine and the versions, on which the figures depend."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -271,12 +273,12 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=0.5, help="of one measurement, about")
+    parser.add_argument("--seconds", type=float, default=0.5, help="approximate duration of one measurement")
     parser.add_argument("--workloads", nargs="+", choices=SAMPLES, default=list(SAMPLES), metavar="NAME")
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), metavar="NAME")
     parser.add_argument("--data", metavar="DIR", help="folder with real MNIST, for the workloads with 784 inputs")
-    parser.add_argument("--write", action="store_true", help="write RESULTS.md even if only a part was run")
-    parser.add_argument("--verbose", action="store_true", help="show what the contestants print")
+    parser.add_argument("--write", action="store_true", help="write RESULTS.md even after a partial run")
+    parser.add_argument("--verbose", action="store_true", help="show what the libraries print")
     options = parser.parse_args(arguments)
     sys.path[:0] = [str(HERE), str(HERE.parent)]
     from common import WORKLOADS
@@ -302,9 +304,10 @@ def main(arguments=None):
     packages = ["numpy", "numba", "scikit-learn", "torch", "jax", "jaxlib"]
     lines = [
         "# The race", "",
-        f"`python benchmarks/race.py`, {options.rounds} rounds of about {options.seconds:g} s, the best of each; "
-        f"{'real MNIST where there are 784 inputs, else ' if options.data else ''}random dense data. "
-        "The script says what is compared.", "", *machine(packages), "", *report(results, WORKLOADS, options),
+        f"`python benchmarks/race.py`, the best of {options.rounds} measurements of about {options.seconds:g} s; "
+        f"{'real MNIST for networks with 784 inputs, otherwise ' if options.data else ''}random dense data. "
+        "The docstring of the script describes what is compared.", "", *machine(packages), "",
+        *report(results, WORKLOADS, options),
     ]  # fmt: skip
     print("\n".join(lines))
     full = all(

@@ -1,15 +1,15 @@
-"""No cliffs: GFLOP/s of training over batch sizes 1 to 1024, widths 1 to 1024, and depths 0 to 5.
+"""GFLOP/s of training for batch sizes 1 to 1024, widths 1 to 1024 and depths 0 to 5, to find sudden drops of speed.
 
-Run: ``python benchmarks/sweep.py`` (about a minute), with ``--plot FILE`` for a picture (needs matplotlib).
+Run: ``python benchmarks/sweep.py`` (about a minute), with ``--plot FILE`` for a figure (needs matplotlib).
 
-A network of width w and depth d has w inputs, d hidden layers of w units with relu, and 10 outputs; it is trained by
-Adam in float32 through `fastbp.training.Session`, without the estimator's own cost. Each figure is the best of
-several epochs of some milliseconds, at one and at two threads; two means that the session may use the second.
+A network of width w and depth d has w inputs, d hidden layers of w units with relu, and 10 outputs. It is trained with
+Adam in float32 through `fastbp.kernels.session`, without the overhead of the estimator. Each figure is the best of
+several epochs of some milliseconds, for one and for two threads. With two, the session may use the second thread.
 
-A point is marked `!` where one beside it in its column does better by more than two: it has about the same work
-(up to 1.5 times) at more than twice the GFLOP/s, or more work and is done in less than half the time. Before a point
-is marked it is measured again, so that a disturbance by another program is not taken for a cliff. Points where two
-threads are slower than one are listed.
+A point is marked with `!` if a neighbour in its column is more than twice as good: the neighbour has about the same
+work (up to 1.5 times) at more than twice the GFLOP/s, or more work in less than half the time. A point is measured
+again before it is marked, because another program may have disturbed it. Points where two threads are slower than
+one are listed.
 """
 
 import argparse
@@ -24,10 +24,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import common
 import numpy as np
 
-from fastbp import BackpropClassifier, training
+from fastbp import BackpropClassifier
 from fastbp.activations import Relu, Softmax
-from fastbp.kernels.backprop import Data
-from fastbp.network import initial_parameters
+from fastbp.initializers import initial_parameters
+from fastbp.kernels.network import make_network
+from fastbp.kernels.plan import training_work
+from fastbp.kernels.records import Data
+from fastbp.kernels.session import OptimizerState, Session
 
 BATCHES = [
     1, 2, 3, 4, 5, 7, 8, 11, 12, 13, 16, 17, 24, 31, 32, 33, 48, 61, 64, 65, 96, 100, 127, 128, 129, 200, 251, 255,
@@ -37,7 +40,7 @@ WIDTHS = [
     1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 23, 24, 31, 32, 33, 47, 48, 63, 64, 65, 97, 100, 127, 128, 129, 191, 192, 200,
     256, 257, 384, 509, 512, 513, 768, 1000, 1021, 1024,
 ]  # fmt: skip
-# What goes down the rows of each table, its values, and the points (batch, width, depth) of each column.
+# For each table: the quantity of its rows, the values of the rows, and the points (batch, width, depth) of the columns.
 SWEEPS = {
     "batch": (BATCHES, {f"width {w}": lambda b, w=w: (b, w, 1) for w in (8, 33, 100, 256, 512, 1024)}),
     "width": (WIDTHS, {f"batch {b}": lambda w, b=b: (b, w, 1) for b in (1, 8, 32, 100, 256, 1024)}),
@@ -48,13 +51,13 @@ SWEEPS = {
 }
 THREADS = (1, 2)
 N_OUTPUTS = 10
-# Seconds of one epoch, and of all epochs at one point.
+# Seconds of one epoch, and of all epochs of one point.
 EPOCH, POINT = 0.004, 0.03
 TRIES = 3
 
 
 class Point:
-    """One network and batch size in training on a number of threads."""
+    """Training of one network with one batch size on one number of threads."""
 
     def __init__(self, batch, width, depth, threads):
         rng = np.random.default_rng(0)
@@ -64,12 +67,12 @@ class Point:
         x = rng.random((rows, width), dtype=np.float32)
         y = np.eye(N_OUTPUTS, dtype=np.float32)[np.arange(rows) % N_OUTPUTS]
         start = initial_parameters(units, [6.0] * (depth + 1), np.random.RandomState(0), np.float32)
-        network = training.make_network(units, activations, np.float32, batch)
-        # The estimator knows best what settings there are.
-        settings = BackpropClassifier(batch_size=batch, alpha=0.0, n_jobs=threads)._settings(rows)
-        memory = training.Memory.empty(network, settings.solver, settings.learning_rate_init)
-        self.session = training.Session(network, network.pack(*start), memory, settings, rows)
-        self.flops = training.training_work(units) * batch
+        network = make_network(units, activations, np.float32, batch)
+        # The estimator fills in the defaults of all other settings.
+        settings = BackpropClassifier(batch_size=batch, alpha=0.0, n_jobs=threads)._step_settings(rows)
+        optimizer = OptimizerState.empty(network, settings.solver, 1e-3)
+        self.session = Session(network, network.pack(*start), optimizer, settings, rows)
+        self.flops = training_work(units) * batch
         self.n_batches = 1
         self.data = lambda: Data(x, y, np.empty(0, np.float32), order[: self.n_batches * batch])
         most = max(1, min(20_000, int(EPOCH / (self.flops / 400e9 + 2e-7))))
@@ -79,13 +82,13 @@ class Point:
             self.n_batches = min(most, max(2 * self.n_batches, int(self.n_batches * EPOCH / spent / 2)))
 
     def _epoch(self):
-        data = self.data()
+        data, rates = self.data(), np.full(self.n_batches, 1e-3)
         begin = time.perf_counter()
-        self.session.run(data)
+        self.session.run(data, rates)
         return time.perf_counter() - begin
 
     def seconds(self, duration):
-        """Return the seconds of one batch, the best of the epochs that fit into a duration, at least two."""
+        """Return the seconds of one batch in the fastest of several epochs, at least two, within `duration` seconds."""
         best, end, done = np.inf, time.perf_counter() + duration, 0
         while done < 2 or time.perf_counter() < end:
             best = min(best, self._epoch())
@@ -94,10 +97,10 @@ class Point:
 
 
 def measure(points, found, duration):
-    """Measure networks (batch, width, depth) and keep the best seconds per batch of each in `found`.
+    """Measure networks (batch, width, depth) and keep the shortest time per batch of each in `found`.
 
-    They come in any order, so that a time in which other programs were busy is not one part of a table; one and
-    two threads come together.
+    The order is random, so that other programs do not disturb one part of a table only. One and two threads are
+    measured one after the other.
     """
     for number, network in enumerate(np.random.default_rng().permutation(sorted(points)).tolist()):
         for threads in THREADS:
@@ -119,7 +122,7 @@ def columns():
 
 
 def cliffs(found):
-    """Return the points that do worse than one beside them by more than two."""
+    """Return the points at which a neighbour is more than twice as good."""
     marked = set()
     for column in columns():
         for upper, lower in pairwise(column):
@@ -133,7 +136,7 @@ def cliffs(found):
 
 
 def slower_on_two(found):
-    """Return the points where two threads take at least a tenth longer than one, and how much."""
+    """Return the ratio of the times of two threads and of one, at the points where it is above 1.1."""
     return {
         key: found[key][1] / found[(*key[:3], 1)][1] for key in found if found[key][1] > 1.1 * found[(*key[:3], 1)][1]
     }
@@ -159,7 +162,7 @@ def _gflops(found, key):
 
 
 def plot(found, marked, file):
-    """Draw the same as the tables."""
+    """Plot the values of the tables."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -184,7 +187,7 @@ def plot(found, marked, file):
 def main(arguments=None):
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--plot", metavar="FILE", help="also draw the tables")
+    parser.add_argument("--plot", metavar="FILE", help="also plot the tables")
     options = parser.parse_args(arguments)
     if options.plot and not find_spec("matplotlib"):
         parser.error("--plot needs matplotlib, which is not installed")
@@ -193,7 +196,7 @@ def main(arguments=None):
     measure({key[:3] for column in columns() for key in column}, found, POINT)
     marked = cliffs(found)
     for _ in range(TRIES):
-        # Longer, so that a session that took to one thread while the second core was busy tries both again.
+        # Longer, so that the thread tuner of a session that chose one thread on a busy machine tries both again.
         measure({key[:3] for key in marked | set(slower_on_two(found))}, found, 5 * POINT)
         marked = cliffs(found)
     for threads in THREADS:
@@ -205,7 +208,7 @@ def main(arguments=None):
     for batch, width, depth, threads in sorted(marked):
         print(f"  batch {batch}, width {width}, depth {depth}, {threads} thread(s)")
     slow = slower_on_two(found)
-    print(f"{len(slow)} points where two threads take a tenth longer than one, or more:")
+    print(f"{len(slow)} points where two threads take at least 10 % longer than one:")
     for (batch, width, depth, _), ratio in sorted(slow.items()):
         print(f"  batch {batch}, width {width}, depth {depth}: {ratio:.2f} times as long")
     if options.plot:

@@ -1,15 +1,16 @@
 """Train on real MNIST, epoch by epoch: loss, test accuracy, seconds, samples per second.
 
-Run: ``python benchmarks/train_mnist.py DIR``, where DIR holds the four IDX files of MNIST; without
-it they are looked for where FASTBP_DATA says, then in ``datasets/``. ``--help`` lists the options.
+Run: ``python benchmarks/train_mnist.py DIR``, where DIR contains the four IDX files of MNIST. Without DIR they are
+read from the folder in the environment variable FASTBP_DATA, or from ``datasets/``. ``--help`` lists the options.
 
-``--to 0.98`` is the other way round: how long until that test accuracy, averaged over ``--seeds`` seeds, with a recipe
-for it (784-128-10, relu, adam, batches of 128, seven epochs of one cycle up to a rate of 0.01), and the same recipe in
-PyTorch where that is installed. The clock runs from the images as bytes in memory to the predicted classes of the test
-set: it includes their scaling, the fit with all its checks, and the prediction; compilation was before.
+The seconds are those of `partial_fit`, including its checks of the input, without the evaluation. The first call of
+the compiled code is made before, on one batch, and its duration is printed separately.
 
-Seconds are those of `partial_fit`, with its checks of the input; evaluation is not in them, nor is the first
-call of the compiled code, which is made on one batch before and stated apart.
+``--to 0.98`` measures the time to a test accuracy, averaged over ``--seeds`` seeds, with a fixed recipe: 784-128-10,
+relu, adam, batch_size=128, seven epochs of learning_rate="one_cycle" with learning_rate_init=0.01. If PyTorch is
+installed, the same recipe is also run with PyTorch. The time starts with the images as bytes in memory and ends with
+the predicted classes of the test set. It includes scaling, the fit with all its checks and the prediction, but not
+the compilation.
 """
 
 import argparse
@@ -42,15 +43,15 @@ def arguments():
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
-    parser.add_argument("--n-jobs", type=int, default=None, help="threads; all cores if left out")
+    parser.add_argument("--n-jobs", type=int, default=None, help="number of threads; all cores by default")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--to", type=float, metavar="ACCURACY", help="measure the time to a test accuracy")
-    parser.add_argument("--seeds", type=int, default=5, help="seeds that --to is averaged over")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds that --to averages over")
     return parser.parse_args()
 
 
 def make_classifier(args):
-    """Return the classifier, not trained yet."""
+    """Return the classifier, not fitted yet."""
     return BackpropClassifier(
         hidden_layer_sizes=args.hidden,
         activation=args.activation,
@@ -59,7 +60,7 @@ def make_classifier(args):
         learning_rate_init=args.learning_rate,
         dtype=args.dtype,
         n_jobs=args.n_jobs,
-        # A generator, not a number: with a number each call of partial_fit would shuffle alike.
+        # A RandomState, because with an int every call of partial_fit would use the same order of samples.
         random_state=np.random.RandomState(args.seed),
     )
 
@@ -82,7 +83,7 @@ def train_recipe(X, y, X_test, seed, n_jobs):
 
 
 def train_recipe_torch(X, y, X_test, seed, n_jobs):
-    """Scale, train and predict with PyTorch: fused Adam, its own one cycle, data as one tensor."""
+    """Scale, train and predict with PyTorch: fused Adam, OneCycleLR, and the data as one tensor."""
     import torch
 
     if n_jobs is not None:
@@ -111,14 +112,14 @@ def train_recipe_torch(X, y, X_test, seed, n_jobs):
 
 
 def open_data(folder):
-    """Load the data in the process of a contestant, and let nothing but results be printed."""
+    """Load the data in the process of a contestant, and silence convergence warnings."""
     global DATA
-    warnings.simplefilter("ignore", ConvergenceWarning)  # it is meant to stop after a number of epochs
+    warnings.simplefilter("ignore", ConvergenceWarning)  # the number of epochs is fixed
     DATA = load_mnist(folder)
 
 
 def time_recipe(train, seed, n_jobs, n_samples=None):
-    """Return the seconds that a recipe takes, and its test accuracy."""
+    """Return the duration of a recipe in seconds, and its test accuracy."""
     X, y, X_test, y_test = DATA
     begin = time.perf_counter()
     predicted = train(X[:n_samples], y[:n_samples], X_test, seed, n_jobs)
@@ -127,19 +128,19 @@ def time_recipe(train, seed, n_jobs, n_samples=None):
 
 
 def race_to(args):
-    """Print seconds and accuracy of the recipe for each seed, and the averages."""
+    """Print the seconds and the test accuracy of the recipe for each seed, and the averages."""
     recipes = {"fastbp": train_recipe}
     if find_spec("torch"):
         recipes[f"PyTorch {version('torch')}"] = train_recipe_torch
     else:
-        print("PyTorch is not installed: fastbp alone")
+        print("PyTorch is not installed: only fastbp is measured")
     print(
-        f"784-{'-'.join(map(str, RECIPE['hidden']))}-10, batches of {RECIPE['batch_size']}, {RECIPE['epochs']} epochs, "
-        f"one cycle up to {RECIPE['rate']}"
+        f"784-{'-'.join(map(str, RECIPE['hidden']))}-10, batch_size={RECIPE['batch_size']}, {RECIPE['epochs']} epochs, "
+        f"one_cycle with learning_rate_init={RECIPE['rate']}"
     )
     results = {name: [] for name in recipes}
     with ExitStack() as stack:
-        # A process for each, as the threads of one library would wait in the way of the other's.
+        # One process for each library, because waiting threads of one would slow down the other.
         spawn = get_context("spawn")
         pools = {name: stack.enter_context(ProcessPoolExecutor(1, spawn, open_data, (args.data,))) for name in recipes}
         for name, pool in pools.items():
@@ -157,7 +158,7 @@ def race_to(args):
 
 
 def main():
-    """Train, and print a line for each epoch and a summary."""
+    """Train, and print one line for each epoch and a summary."""
     args = arguments()
     try:
         X, y, X_test, y_test = load_mnist(args.data)
@@ -178,7 +179,7 @@ def main():
 
     clf = make_classifier(args)
     units = "-".join(map(str, [X.shape[1], *args.hidden, len(classes)]))
-    print(f"{units}, {args.activation}, {args.solver}, batches of {args.batch_size}, {args.dtype}")
+    print(f"{units}, {args.activation}, {args.solver}, batch_size={args.batch_size}, {args.dtype}")
     print(f"{'epoch':>5}{'loss':>10}{'accuracy':>10}{'seconds':>9}{'samples/s':>12}")
     seconds, accuracies = [], []
     for epoch in range(1, args.epochs + 1):
@@ -192,7 +193,7 @@ def main():
         print(f"test accuracy {accuracies[-1]:.4f} at the end, {max(accuracies):.4f} at best")
         print(f"training      {sum(seconds):.2f} s, {len(seconds) * len(X) / sum(seconds):,.0f} samples/s")
     print(f"first call    training {first_training:.2f} s, prediction {first_prediction:.2f} s")
-    print("              (compiled, or loaded from the disk cache; not in the seconds above)")
+    print("              (compiled, or loaded from the cache on disk; not included above)")
 
 
 if __name__ == "__main__":

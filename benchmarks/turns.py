@@ -1,7 +1,7 @@
-"""Processes that wait for their turn: each contestant in one of its own, so that they are timed alone.
+"""Worker processes that are timed alternately: each library runs in its own process, and only one works at a time.
 
-A worker is started with a job and says when it is ready; then each line on its standard input is a method to call, and
-each line that it writes is the answer.
+A worker is started with a job, and sends a message when it is ready. Then each line on its standard input names a
+method to call, and each line that it writes is the answer. Between two requests a worker is idle.
 """
 
 import json
@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-# Seconds between two turns, in which threads that still spin go to sleep.
+# Pause before each measurement, in seconds, in which spinning threads of the previous worker go to sleep.
 REST = 0.05
 
 
 def cores(n):
-    """Return n cores that this process may use, no two of them threads of one core."""
+    """Return `n` CPUs that this process may use, each on a physical core of its own."""
     if not hasattr(os, "sched_getaffinity"):
         return None
     own, taken = [], set()
@@ -34,12 +34,12 @@ def cores(n):
 
 
 def environment(threads):
-    """Return the environment of a process that computes on so many threads."""
+    """Return the environment variables of a process that computes on this number of threads."""
     foreign = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "XLA_FLAGS", "NUMBA_NUM_THREADS")
     env = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     for name in ("OMP", "MKL", "OPENBLAS", "NUMBA"):
         env[f"{name}_NUM_THREADS"] = str(threads)
-    # Intel's OpenMP keeps threads spinning for 200 ms after the last region: longer than the pause between turns.
+    # The threads of Intel's OpenMP spin for 200 ms after a parallel region, longer than the pause between measurements.
     env |= {"KMP_BLOCKTIME": "20", "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     if threads == 1:
         env["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
@@ -48,20 +48,20 @@ def environment(threads):
 
 
 class Failed(Exception):
-    """A worker could not do what it was asked for; the message says why."""
+    """A worker failed to answer a request; the message contains the reason."""
 
 
 class Worker:
-    """A contestant in a process of its own.
+    """A contestant in its own process.
 
     Parameters
     ----------
     script : path-like
-        Started as ``python script --worker JOB``; it calls `serve`.
+        Script that is started as ``python script --worker JOB`` and calls `serve`.
     job : dict
-        What it is to do; `threads` is set and `cores` is added.
-    loud : bool
-        Whether its standard error is shown.
+        Arguments of the contestant, with the number of threads as `threads`; `cores` is added.
+    loud : bool, default=False
+        Whether the standard error of the process is shown.
     """
 
     def __init__(self, script, job, loud=False):
@@ -72,7 +72,7 @@ class Worker:
         )  # fmt: skip
 
     def answer(self, timeout=600):
-        """Wait for the answer to the last request; the first one says that the worker is ready."""
+        """Wait for the answer to the last request. The first answer means that the worker is ready."""
         if not select.select([self._process.stdout], [], [], timeout)[0]:
             raise Failed(f"no answer in {timeout} s")
         line = self._process.stdout.readline()
@@ -84,24 +84,24 @@ class Worker:
         return answer["value"]
 
     def ask(self, method, *args):
-        """Call a method of the contestant and return what it returns."""
+        """Call a method of the contestant and return its result."""
         try:
             self._process.stdin.write(json.dumps([method, *args]) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # `answer` says how the process ended
+            pass  # `answer` reports how the process ended
         return self.answer()
 
     def close(self):
-        """End the process."""
+        """Kill the process."""
         self._process.kill()
         self._process.communicate()
 
 
 def serve(job, make):
-    """Be a worker: make a contestant, then do what each line of standard input asks for."""
+    """Run a worker: create a contestant, then answer the requests on standard input, one per line."""
     channel = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # so that nothing that a library prints is taken for an answer
+    os.dup2(2, 1)  # so that text printed by a library is not mistaken for an answer
     if job["cores"]:
         os.sched_setaffinity(0, job["cores"])
 
@@ -123,9 +123,9 @@ def serve(job, make):
 
 
 def in_turns(workers, rounds, method, say):
-    """Ask all workers in turn, `rounds` times, and return each one's answers.
+    """Call a method of all workers, one after the other, in each of `rounds` rounds, and return their answers.
 
-    A worker that fails is closed and taken out of `workers`; its answer is the exception.
+    A worker that fails is closed and removed from `workers`; its answer is the exception.
     """
     answers = {name: [] for name in workers}
     for turn in range(rounds):
@@ -144,7 +144,7 @@ def in_turns(workers, rounds, method, say):
 
 
 def start(workers, say):
-    """Wait until all workers are ready; return those that failed and why."""
+    """Wait until all workers are ready; return the exceptions of those that failed."""
     failed = {}
     for name, worker in list(workers.items()):
         try:
@@ -157,5 +157,5 @@ def start(workers, say):
 
 
 def sayer(prefix):
-    """Return a function that shows one line of progress on standard error."""
+    """Return a function that prints a line about the progress to standard error."""
     return lambda text: print(f"{time.strftime('%H:%M:%S')} {prefix}: {text}", file=sys.stderr, flush=True)

@@ -1,12 +1,14 @@
-"""Activation functions: one place for the name, the value and the derivative of each.
+"""Activation functions: the name, the value and the derivative of each.
 
-To add one, write its two kernels, its dataclass and its place in `ACTIVATIONS`: all in this file.
+To add one, write its forward and its backward kernel, its dataclass and its entry in `ACTIVATIONS`, all in this file.
 
-Conventions: `z` is what a unit receives, `a = f(z)` what it gives on, `delta` what comes back. All are pointers to
-n numbers of a layer's values, padded to whole vectors; `c0` and `c1` are the parameters of the function. A kernel named
-after a function sets a = f(z), where both may be the same place; its `_slope` multiplies delta by f'(z). They are
-compiled for the functions that a network has, and called by their addresses. A function whose units depend on each
-other, `by_rows`, takes m rows of n numbers, `row` apart.
+Conventions for the kernels:
+
+- `z` is the pre-activation, `a = f(z)` the activation, `delta` the derivative dC/da, which becomes dC/dz. All are
+  pointers to n numbers, padded to whole vectors. `c0` and `c1` are the `coefficients` of the function.
+- `_forward` sets a = f(z); `z` and `a` may be the same memory. `_backward` multiplies delta by f'(z).
+- A softmax, whose units depend on each other (`by_rows`), takes m rows of n numbers with the stride `row`.
+- Only the kernels that a network needs are compiled; `backprop` calls them by their addresses.
 
 References
 ----------
@@ -28,11 +30,12 @@ import numpy as np
 from numba import types
 from numba.np.numpy_support import from_dtype
 
-from fastbp.kernels.columns import to_columns, to_rows
-from fastbp.kernels.elementary import erf, exp, expm1, tanh
-from fastbp.kernels.intrinsics import call_at, lane_count, lanes, pointer, shift, square_like
-from fastbp.kernels.jit import address_of, cached_jit, called_by_address, inlined
-from fastbp.kernels.simd import first_lanes, fma, largest, load, select, splat, store, total
+from fastbp.codegen.elementary import erf, exp, expm1, tanh
+from fastbp.codegen.jit import address_of, cached_jit, call_at, called_by_address, inlined
+from fastbp.codegen.memory import lane_count, offset, pointer, stack_square
+from fastbp.codegen.target import lanes
+from fastbp.codegen.transpose import to_columns, to_rows
+from fastbp.codegen.vectors import first_lanes, fma, largest, load, select, splat, store, total
 
 __all__ = [
     "ACTIVATIONS", "Activation", "Elu", "Gaussian", "Gelu", "Identity", "LeakyRelu", "Logistic", "PiecewiseLinear",
@@ -40,34 +43,247 @@ __all__ = [
 ]  # fmt: skip
 
 
+def _is_finite(value):
+    try:
+        return isinstance(value, Real) and math.isfinite(float(value))
+    except OverflowError:  # a whole number beyond all floats
+        return False
+
+
+def _check_finite(activation, **parameters):
+    for name, value in parameters.items():
+        if not _is_finite(value):
+            raise ValueError(f"The {name} of {type(activation).__name__} must be a finite number, got {value!r}.")
+
+
+def _check_above_zero(activation, **parameters):
+    for name, value in parameters.items():
+        if not (_is_finite(value) and value > 0):
+            raise ValueError(
+                f"The {name} of {type(activation).__name__} must be a finite number above 0, got {value!r}."
+            )
+
+
+def _check_coefficients(activation):
+    """Check the coefficient c1, which can overflow where each parameter is valid by itself."""
+    with np.errstate(over="ignore", under="ignore"):
+        factor = np.float32(activation.coefficients[1])
+    if not (np.isfinite(factor) and factor > 0):
+        raise ValueError(f"{activation!r} is too steep, or too flat, for float32.")
+
+
+@cache
+def _address(kernel, n_pointers, n_counts, dtype):
+    if kernel is None:
+        return 0
+    values = types.CPointer(from_dtype(dtype))
+    return address_of(kernel, (types.float64, types.float64, *[values] * n_pointers, *[types.int64] * n_counts))
+
+
+@dataclass(frozen=True)
+class Activation:
+    """What all activation functions share.
+
+    Attributes
+    ----------
+    name : str
+        The name that estimators take.
+    init_factor : float
+        Weights are drawn from U(-b, b) with b = sqrt(init_factor / (fan_in + fan_out))
+        (Glorot and Bengio 2010; 2 for logistic units, as scikit-learn does).
+    keeps_z : bool
+        Whether the backward kernel needs z; if not, `a` overwrites it.
+    by_rows : bool
+        Whether the units of a sample depend on each other, as in a softmax.
+    """
+
+    name: ClassVar[str] = ""
+    init_factor: ClassVar[float] = 6.0
+    keeps_z: ClassVar[bool] = False
+    by_rows: ClassVar[bool] = False
+    # The kernels; None for the identity and its derivative 1.
+    _forward: ClassVar[Any] = None
+    _backward: ClassVar[Any] = None
+
+    @property
+    def coefficients(self):
+        """The parameters of the function, as the floats c0 and c1 of its kernels."""
+        return (0.0, 0.0)
+
+    @property
+    def max_derivative(self):
+        """The largest absolute value of the derivative; saturation is measured against it."""
+        return 1.0
+
+    def forward_address(self, dtype):
+        """Compile or load the forward kernel and return its address; 0 if there is none, as f(z) = z."""
+        return _address(type(self)._forward, 2, 3 if self.by_rows else 1, np.dtype(dtype))
+
+    def backward_address(self, dtype):
+        """Compile or load the backward kernel and return its address; 0 if there is none, as f'(z) = 1."""
+        return _address(self._backward_kernel(), 3, 1, np.dtype(dtype))
+
+    def _backward_kernel(self):
+        return type(self)._backward
+
+    def __call__(self, z):
+        """Return f(z).
+
+        Parameters
+        ----------
+        z : array-like
+            Pre-activations; for a softmax the last axis holds the units of one sample.
+
+        Returns
+        -------
+        ndarray of the same shape
+            float32 for float32, else float64.
+        """
+        z = _as_floats(z)
+        if self.by_rows and z.size:
+            rows = z.reshape(-1, z.shape[-1] if z.ndim else 1)
+            return np.concatenate([_apply(self, row) for row in rows]).reshape(z.shape)
+        return _apply(self, z)
+
+    def derivative(self, z):
+        """Return f'(z), as training uses it: for a `Threshold` the derivative of its surrogate.
+
+        Parameters
+        ----------
+        z : array-like
+            Pre-activations.
+
+        Returns
+        -------
+        ndarray of the same shape
+            float32 for float32, else float64.
+
+        Raises
+        ------
+        TypeError
+            For a softmax, whose derivative is a matrix for each sample.
+        """
+        if self.by_rows:
+            raise TypeError(f"{self!r} has a matrix of derivatives, not one for each unit.")
+        return _apply(self, _as_floats(z), derivative=True)
+
+
+@inlined
+def activate(forward, by_rows, c0, c1, z, a, n, row, m):
+    """Set a = f(z) for m rows of n units with the stride `row`, by the forward kernel at an address."""
+    if by_rows:
+        call_at(forward, (c0, c1, z, a, n, row, m))
+    else:
+        call_at(forward, (c0, c1, z, a, m * row))
+
+
+def _as_floats(z):
+    z = np.asarray(z)
+    return z if z.dtype in (np.float32, np.float64) else z.astype(np.float64)
+
+
+def _apply(activation, z, *, derivative=False):
+    """Return f(z), or f'(z) if there is one for each unit, in the shape of z."""
+    n, width = z.size, lanes(z.itemsize)
+    rows = np.zeros((3, -(-max(n, 1) // width) * width), z.dtype)
+    rows[0, :n] = z.ravel()
+    rows[1] = rows[0]
+    rows[2] = 1
+    addresses = activation.forward_address(z.dtype), activation.backward_address(z.dtype) if derivative else 0
+    apply_kernels(*addresses, *map(float, activation.coefficients), rows, n if activation.by_rows else -1)
+    return rows[2 if derivative else 1, :n].reshape(z.shape)
+
+
+@cached_jit
+def apply_kernels(forward, backward, c0, c1, rows, n):
+    """Turn the rows z, a, delta of an array into z, f(z), delta f'(z); n is the units of a softmax, else negative."""
+    z, a, delta = pointer(rows, 0), pointer(rows, rows.shape[1]), pointer(rows, 2 * rows.shape[1])
+    if forward != 0:
+        activate(forward, n >= 0, c0, c1, z, a, n, rows.shape[1], np.int64(1))
+    if backward != 0:
+        call_at(backward, (c0, c1, z, a, delta, rows.shape[1]))
+
+
+@inlined
+def _clip(x, bound):
+    """Clip to [-bound, bound], where a product of 0 and infinity would be NaN beyond; NaN stays NaN."""
+    x = select(x > bound, bound, x)
+    return select(x < -bound, -bound, x)
+
+
+@dataclass(frozen=True)
+class Identity(Activation):
+    """f(z) = z, with f' = 1. A stack of such layers is one linear map (Lopez Davila, sec. 3)."""
+
+    name = "identity"
+
+
 @called_by_address
-def _logistic(c0, c1, z, a, n):
+def _logistic_forward(c0, c1, z, a, n):
     for i in range(0, n, lane_count(z)):
         store(a, i, 1.0 / (1.0 + exp(load(z, i) * -c0)))
 
 
 @called_by_address
-def _logistic_slope(c0, c1, z, a, delta, n):
+def _logistic_backward(c0, c1, z, a, delta, n):
     for i in range(0, n, lane_count(z)):
         y = load(a, i)
         store(delta, i, load(delta, i) * (c0 * y * (1.0 - y)))
 
 
+@dataclass(frozen=True)
+class Logistic(Activation):
+    """f(z) = 1 / (1 + exp(-slope z)), with f' = slope a (1 - a) (Maren 2020, Eqs. 6.1, 6.2).
+
+    Parameters
+    ----------
+    slope : float, default=1.0
+        Steepness, above 0: Maren's alpha, Lopez Davila's beta.
+    """
+
+    slope: float = 1.0
+
+    name = "logistic"
+    init_factor = 2.0
+    _forward, _backward = _logistic_forward, _logistic_backward
+
+    def __post_init__(self):
+        _check_above_zero(self, slope=self.slope)
+
+    @property
+    def coefficients(self):
+        """c0 is the slope."""
+        return (float(self.slope), 0.0)
+
+    @property
+    def max_derivative(self):
+        """A quarter of the slope, at z = 0."""
+        return self.slope / 4
+
+
 @called_by_address
-def _tanh(c0, c1, z, a, n):
+def _tanh_forward(c0, c1, z, a, n):
     for i in range(0, n, lane_count(z)):
         store(a, i, tanh(load(z, i)))
 
 
 @called_by_address
-def _tanh_slope(c0, c1, z, a, delta, n):
+def _tanh_backward(c0, c1, z, a, delta, n):
     for i in range(0, n, lane_count(z)):
         y = load(a, i)
         store(delta, i, load(delta, i) * (1.0 - y * y))
 
 
+@dataclass(frozen=True)
+class Tanh(Activation):
+    """f(z) = tanh(z), with f' = 1 - a^2 (Lopez Davila, sec. 3)."""
+
+    name = "tanh"
+    _forward, _backward = _tanh_forward, _tanh_backward
+
+
 @called_by_address
-def _relu(c0, c1, z, a, n):
+def _relu_forward(c0, c1, z, a, n):
     for i in range(0, n, lane_count(z)):
         x = load(z, i)
         # The order of the comparison lets NaN through.
@@ -75,13 +291,21 @@ def _relu(c0, c1, z, a, n):
 
 
 @called_by_address
-def _relu_slope(c0, c1, z, a, delta, n):
+def _relu_backward(c0, c1, z, a, delta, n):
     for i in range(0, n, lane_count(z)):
         store(delta, i, select(load(a, i) > 0.0, load(delta, i), 0.0))
 
 
+@dataclass(frozen=True)
+class Relu(Activation):
+    """f(z) = max(0, z), with f' = 1 where z > 0, else 0 (Lopez Davila, sec. 3)."""
+
+    name = "relu"
+    _forward, _backward = _relu_forward, _relu_backward
+
+
 @called_by_address
-def _piecewise_linear(c0, c1, z, a, n):
+def _piecewise_linear_forward(c0, c1, z, a, n):
     for i in range(0, n, lane_count(z)):
         x = (load(z, i) - c0) * c1
         x = select(x < 0.0, 0.0, x)
@@ -89,79 +313,223 @@ def _piecewise_linear(c0, c1, z, a, n):
 
 
 @called_by_address
-def _piecewise_linear_slope(c0, c1, z, a, delta, n):
+def _piecewise_linear_backward(c0, c1, z, a, delta, n):
     for i in range(0, n, lane_count(z)):
         y = load(a, i)
         inside = select(y > 0.0, load(delta, i) * c1, 0.0)
         store(delta, i, select(y < 1.0, inside, 0.0))
 
 
-@inlined
-def _between(x, bound):
-    """Cut to [-bound, bound]: far out a product of 0 and infinity would be no number. NaN stays."""
-    x = select(x > bound, bound, x)
-    return select(x < -bound, -bound, x)
+@dataclass(frozen=True)
+class PiecewiseLinear(Activation):
+    """f(z) = 0 below x_min, 1 above x_max, a straight line between (Lopez Davila, sec. 3).
+
+    The derivative is 1 / (x_max - x_min) strictly inside, 0 outside.
+
+    Parameters
+    ----------
+    x_min, x_max : float, default=-1.0, 1.0
+        Where the line begins and ends; x_min is the smaller.
+    """
+
+    x_min: float = -1.0
+    x_max: float = 1.0
+
+    name = "piecewise_linear"
+    _forward, _backward = _piecewise_linear_forward, _piecewise_linear_backward
+
+    def __post_init__(self):
+        _check_finite(self, x_min=self.x_min, x_max=self.x_max)
+        if not self.x_min < self.x_max:
+            raise ValueError(
+                f"PiecewiseLinear needs x_min below x_max, got x_min={self.x_min!r} and x_max={self.x_max!r}."
+            )
+        _check_coefficients(self)
+
+    @property
+    def coefficients(self):
+        """c0 is x_min; c1 is the derivative between x_min and x_max."""
+        return (float(self.x_min), self.max_derivative)
+
+    @property
+    def max_derivative(self):
+        """The derivative between x_min and x_max."""
+        return 1.0 / (float(self.x_max) - float(self.x_min))
 
 
 @called_by_address
-def _gaussian(c0, c1, z, a, n):
+def _gaussian_forward(c0, c1, z, a, n):
     for i in range(0, n, lane_count(z)):
         t = (load(z, i) - c0) * c1
         store(a, i, exp(t * t * -0.5) * (c1 * 0.3989422804014327))
 
 
 @called_by_address
-def _gaussian_slope(c0, c1, z, a, delta, n):
+def _gaussian_backward(c0, c1, z, a, delta, n):
     for i in range(0, n, lane_count(z)):
-        t = _between((load(z, i) - c0) * c1, 40.0)
+        t = _clip((load(z, i) - c0) * c1, 40.0)
         store(delta, i, load(delta, i) * (load(a, i) * t * -c1))
 
 
+@dataclass(frozen=True)
+class Gaussian(Activation):
+    """f(z) = exp(-(z - mu)^2 / (2 sigma^2)) / (sigma sqrt(2 pi)), with f' = -(z - mu) / sigma^2 a.
+
+    Parameters
+    ----------
+    mu : float, default=0.0
+        Location of the maximum.
+    sigma : float, default=1.0
+        Width, above 0.
+
+    Notes
+    -----
+    Lopez Davila (sec. 3) prints the factor as 1 / sqrt(2 pi sigma): the same for sigma = 1, and no density for
+    any other.
+    """
+
+    mu: float = 0.0
+    sigma: float = 1.0
+
+    name = "gaussian"
+    keeps_z = True
+    _forward, _backward = _gaussian_forward, _gaussian_backward
+
+    def __post_init__(self):
+        _check_finite(self, mu=self.mu)
+        _check_above_zero(self, sigma=self.sigma)
+        _check_coefficients(self)
+
+    @property
+    def coefficients(self):
+        """c0 is mu; c1 is 1 / sigma."""
+        return (float(self.mu), 1.0 / float(self.sigma))
+
+    @property
+    def max_derivative(self):
+        """The derivative at mu - sigma."""
+        return float(np.exp(-0.5) / (np.sqrt(2 * np.pi) * self.sigma**2))
+
+
 @called_by_address
-def _threshold(c0, c1, z, a, n):
+def _threshold_forward(c0, c1, z, a, n):
     for i in range(0, n, lane_count(z)):
         x = load(z, i)
-        # NaN is neither above nor below: it stays.
+        # Both comparisons are false for NaN, which stays NaN.
         store(a, i, select(x >= 0.0, 1.0, select(x < 0.0, 0.0, x)))
 
 
 @called_by_address
-def _threshold_slope(c0, c1, z, a, delta, n):
+def _threshold_backward(c0, c1, z, a, delta, n):
     for i in range(0, n, lane_count(z)):
         store(delta, i, splat(delta, 0.0))
 
 
 @called_by_address
-def _threshold_slope_logistic(c0, c1, z, a, delta, n):
+def _threshold_backward_logistic(c0, c1, z, a, delta, n):
     for i in range(0, n, lane_count(z)):
         y = 1.0 / (1.0 + exp(-load(z, i)))
         store(delta, i, load(delta, i) * (y * (1.0 - y)))
 
 
 @called_by_address
-def _threshold_slope_tanh(c0, c1, z, a, delta, n):
+def _threshold_backward_tanh(c0, c1, z, a, delta, n):
     for i in range(0, n, lane_count(z)):
         y = tanh(load(z, i))
         store(delta, i, load(delta, i) * (1.0 - y * y))
 
 
+@dataclass(frozen=True)
+class Threshold(Activation):
+    """f(z) = 1 where z >= 0, else 0: the unit of the perceptron (Lopez Davila, sec. 3).
+
+    Its derivative is 0 wherever it exists: such a unit can predict, with weights set by hand, but cannot learn. With a
+    surrogate, training uses the derivative of that function instead (the straight-through estimator).
+
+    Parameters
+    ----------
+    surrogate : {"logistic", "tanh", "identity"} or None, default=None
+        The function whose derivative at z training uses; with None `fit` raises an error.
+
+    References
+    ----------
+    Bengio, Leonard and Courville, "Estimating or propagating gradients through stochastic neurons for conditional
+    computation", arXiv:1308.3432, 2013.
+    """
+
+    surrogate: str | None = None
+
+    name = "threshold"
+    keeps_z = True
+    _forward = _threshold_forward
+    _surrogates: ClassVar[dict] = {
+        None: (_threshold_backward, 0.0),
+        "logistic": (_threshold_backward_logistic, 0.25),
+        "tanh": (_threshold_backward_tanh, 1.0),
+        "identity": (None, 1.0),
+    }
+
+    def __post_init__(self):
+        if not isinstance(self.surrogate, str | None) or self.surrogate not in self._surrogates:
+            known = [name for name in self._surrogates if name]
+            raise ValueError(f"The surrogate of Threshold must be None or one of {known}, got {self.surrogate!r}.")
+
+    @property
+    def max_derivative(self):
+        """The largest derivative of the surrogate; 0 without one."""
+        return self._surrogates[self.surrogate][1]
+
+    def _backward_kernel(self):
+        return self._surrogates[self.surrogate][0]
+
+
 @called_by_address
-def _leaky_relu(c0, c1, z, a, n):
+def _leaky_relu_forward(c0, c1, z, a, n):
     for i in range(0, n, lane_count(z)):
         x = load(z, i)
         store(a, i, select(x < 0.0, x * c0, x))
 
 
 @called_by_address
-def _leaky_relu_slope(c0, c1, z, a, delta, n):
+def _leaky_relu_backward(c0, c1, z, a, delta, n):
     for i in range(0, n, lane_count(z)):
         d = load(delta, i)
         store(delta, i, select(load(z, i) > 0.0, d, d * c0))
 
 
+@dataclass(frozen=True)
+class LeakyRelu(Activation):
+    """f(z) = z above 0, negative_slope z below (Maas et al. 2013).
+
+    Parameters
+    ----------
+    negative_slope : float, default=0.01
+        The derivative below 0; any finite number.
+    """
+
+    negative_slope: float = 0.01
+
+    name = "leaky_relu"
+    keeps_z = True
+    _forward, _backward = _leaky_relu_forward, _leaky_relu_backward
+
+    def __post_init__(self):
+        _check_finite(self, negative_slope=self.negative_slope)
+
+    @property
+    def coefficients(self):
+        """c0 is the derivative below 0."""
+        return (float(self.negative_slope), 0.0)
+
+    @property
+    def max_derivative(self):
+        """1, or the absolute derivative below 0 if that is larger."""
+        return max(1.0, abs(self.negative_slope))
+
+
 # c1 z above zero, c0 (exp(z) - 1) below.
 @called_by_address
-def _elu(c0, c1, z, a, n):
+def _elu_forward(c0, c1, z, a, n):
     for i in range(0, n, lane_count(z)):
         x = load(z, i)
         below = expm1(select(x > 0.0, 0.0, x)) * c0
@@ -169,14 +537,61 @@ def _elu(c0, c1, z, a, n):
 
 
 @called_by_address
-def _elu_slope(c0, c1, z, a, delta, n):
+def _elu_backward(c0, c1, z, a, delta, n):
     for i in range(0, n, lane_count(z)):
         y, d = load(a, i), load(delta, i)
         store(delta, i, select(y > 0.0, d * c1, d * (y + c0)))
 
 
+@dataclass(frozen=True)
+class Elu(Activation):
+    """f(z) = z above 0, alpha (exp(z) - 1) below, with f' = a + alpha there (Clevert et al. 2016).
+
+    Parameters
+    ----------
+    alpha : float, default=1.0
+        The function tends to -alpha far below 0; above 0.
+    """
+
+    alpha: float = 1.0
+
+    name = "elu"
+    _forward, _backward = _elu_forward, _elu_backward
+
+    def __post_init__(self):
+        _check_above_zero(self, alpha=self.alpha)
+
+    @property
+    def coefficients(self):
+        """c0 is the factor below 0, c1 the factor above."""
+        return (float(self.alpha), 1.0)
+
+    @property
+    def max_derivative(self):
+        """1, or alpha if that is larger."""
+        return max(1.0, self.alpha)
+
+
+@dataclass(frozen=True)
+class Selu(Activation):
+    """f(z) = 1.0507 z above 0, 1.7581 (exp(z) - 1) below (Klambauer et al. 2017)."""
+
+    name = "selu"
+    _forward, _backward = _elu_forward, _elu_backward
+
+    @property
+    def coefficients(self):
+        """c0 and c1 are lambda alpha and lambda of the paper."""
+        return (1.0507009873554805 * 1.6732632423543772, 1.0507009873554805)
+
+    @property
+    def max_derivative(self):
+        """The derivative just below 0."""
+        return self.coefficients[0]
+
+
 @called_by_address
-def _gelu(c0, c1, z, a, n):
+def _gelu_forward(c0, c1, z, a, n):
     for i in range(0, n, lane_count(z)):
         x = load(z, i)
         x = select(x < -1000.0, -1000.0, x)
@@ -184,16 +599,33 @@ def _gelu(c0, c1, z, a, n):
 
 
 @called_by_address
-def _gelu_slope(c0, c1, z, a, delta, n):
+def _gelu_backward(c0, c1, z, a, delta, n):
     for i in range(0, n, lane_count(z)):
-        x = _between(load(z, i), 1000.0)
+        x = _clip(load(z, i), 1000.0)
         below = fma(erf(x * 0.7071067811865476), 0.5, 0.5)
         density = exp(x * x * -0.5) * 0.3989422804014327
         store(delta, i, load(delta, i) * fma(x, density, below))
 
 
+@dataclass(frozen=True)
+class Gelu(Activation):
+    """f(z) = z P(z), P the normal distribution: (1 + erf(z / sqrt 2)) / 2 (Hendrycks and Gimpel 2016).
+
+    Far below 0, where erf is close to -1, the value is accurate absolutely, not relatively.
+    """
+
+    name = "gelu"
+    keeps_z = True
+    _forward, _backward = _gelu_forward, _gelu_backward
+
+    @property
+    def max_derivative(self):
+        """The derivative at z = sqrt 2."""
+        return 1.1289042
+
+
 @called_by_address
-def _silu(c0, c1, z, a, n):
+def _silu_forward(c0, c1, z, a, n):
     for i in range(0, n, lane_count(z)):
         x = load(z, i)
         x = select(x < -1000.0, -1000.0, x)
@@ -201,27 +633,41 @@ def _silu(c0, c1, z, a, n):
 
 
 @called_by_address
-def _silu_slope(c0, c1, z, a, delta, n):
+def _silu_backward(c0, c1, z, a, delta, n):
     for i in range(0, n, lane_count(z)):
-        x = _between(load(z, i), 1000.0)
+        x = _clip(load(z, i), 1000.0)
         s = 1.0 / (1.0 + exp(-x))
         store(delta, i, load(delta, i) * (s * fma(x, 1.0 - s, 1.0)))
 
 
+@dataclass(frozen=True)
+class Silu(Activation):
+    """f(z) = z / (1 + exp(-z)), also known as swish (Elfwing et al. 2018)."""
+
+    name = "silu"
+    keeps_z = True
+    _forward, _backward = _silu_forward, _silu_backward
+
+    @property
+    def max_derivative(self):
+        """The derivative at z = 2.4."""
+        return 1.0998394
+
+
 @called_by_address
-def _softmax(c0, c1, z, a, n, row, m):
-    """Set m rows of n outputs, `row` apart; what pads them to whole vectors becomes 0."""
+def _softmax_forward(c0, c1, z, a, n, row, m):
+    """Set m rows of n outputs with the stride `row`; their padding to whole vectors becomes 0."""
     width = lane_count(z)
     if n <= width:
-        columns = square_like(z)
+        columns = stack_square(z)
         for i in range(0, m, width):
             n_rows = min(width, m - i)
-            to_columns(shift(z, i * row), row, n_rows, n, columns)
+            to_columns(offset(z, i * row), row, n_rows, n, columns)
             _softmax_of_columns(columns, n)
-            to_rows(columns, n_rows, n, shift(a, i * row), row)
+            to_rows(columns, n_rows, n, offset(a, i * row), row)
     else:
         for i in range(0, m * row, row):
-            _softmax_of_many(shift(z, i), shift(a, i), n)
+            _softmax_of_many(offset(z, i), offset(a, i), n)
 
 
 @inlined
@@ -260,449 +706,6 @@ def _softmax_of_many(z, a, n):
         store(a, j, load(a, j) / scale)
 
 
-def _is_finite(value):
-    try:
-        return isinstance(value, Real) and math.isfinite(float(value))
-    except OverflowError:  # a whole number beyond all floats
-        return False
-
-
-def _check_finite(activation, **parameters):
-    for name, value in parameters.items():
-        if not _is_finite(value):
-            raise ValueError(f"The {name} of {type(activation).__name__} must be a finite number, got {value!r}.")
-
-
-def _check_above_zero(activation, **parameters):
-    for name, value in parameters.items():
-        if not (_is_finite(value) and value > 0):
-            raise ValueError(
-                f"The {name} of {type(activation).__name__} must be a finite number above 0, got {value!r}."
-            )
-
-
-def _check_coefficients(activation):
-    """Check what was computed from parameters that are in order each by itself."""
-    with np.errstate(over="ignore", under="ignore"):
-        factor = np.float32(activation.coefficients[1])
-    if not (np.isfinite(factor) and factor > 0):
-        raise ValueError(f"{activation!r} is too steep, or too flat, for float32.")
-
-
-@dataclass(frozen=True)
-class Activation:
-    """What all activation functions share.
-
-    Attributes
-    ----------
-    name : str
-        The name by which estimators know it.
-    init_factor : float
-        Weights are drawn from U(-b, b) with b = sqrt(init_factor / (fan_in + fan_out))
-        (Glorot and Bengio 2010; 2 for logistic units, as scikit-learn does).
-    keeps_z : bool
-        Whether the derivative needs z; if not, `a` is written over it.
-    by_rows : bool
-        Whether the units of a sample depend on each other, so that the kernel has to know the rows.
-    """
-
-    name: ClassVar[str] = ""
-    init_factor: ClassVar[float] = 6.0
-    keeps_z: ClassVar[bool] = False
-    by_rows: ClassVar[bool] = False
-    # The kernels; None where nothing is to be done.
-    _value: ClassVar[Any] = None
-    _slope: ClassVar[Any] = None
-
-    @property
-    def coefficients(self):
-        """The parameters of the function, as the two floats that its kernels take."""
-        return (0.0, 0.0)
-
-    @property
-    def steepest(self):
-        """The largest size of the derivative: what a unit loses by saturation is measured by it."""
-        return 1.0
-
-    def value_address(self, dtype):
-        """Return where the kernel of the value is, compiled now if need be; 0 if there is none."""
-        return _address(type(self)._value, 2, 3 if self.by_rows else 1, np.dtype(dtype))
-
-    def slope_address(self, dtype):
-        """Return where the kernel of the derivative is, compiled now if need be; 0 if there is none."""
-        return _address(self._slope_kernel(), 3, 1, np.dtype(dtype))
-
-    def _slope_kernel(self):
-        return type(self)._slope
-
-    def __call__(self, z):
-        """Return f(z).
-
-        Parameters
-        ----------
-        z : array-like
-            What units receive: numbers; for a softmax the last axis is the units of one sample.
-
-        Returns
-        -------
-        ndarray of the same shape
-            float32 for float32, else float64.
-        """
-        z = _as_floats(z)
-        if self.by_rows and z.size:
-            rows = z.reshape(-1, z.shape[-1] if z.ndim else 1)
-            return np.concatenate([_apply(self, row) for row in rows]).reshape(z.shape)
-        return _apply(self, z)
-
-    def derivative(self, z):
-        """Return f'(z); what training uses, for a `Threshold` that is the derivative of its surrogate.
-
-        Parameters
-        ----------
-        z : array-like
-            What units receive.
-
-        Returns
-        -------
-        ndarray of the same shape
-            float32 for float32, else float64.
-
-        Raises
-        ------
-        TypeError
-            For a softmax, whose derivative is a matrix for each sample.
-        """
-        if self.by_rows:
-            raise TypeError(f"{self!r} has a matrix of derivatives, not one for each unit.")
-        return _apply(self, _as_floats(z), derivative=True)
-
-
-def _as_floats(z):
-    z = np.asarray(z)
-    return z if z.dtype in (np.float32, np.float64) else z.astype(np.float64)
-
-
-def _apply(activation, z, *, derivative=False):
-    """Return f(z), or f'(z) if there is one for each unit, in the shape of z."""
-    n, width = z.size, lanes(z.itemsize)
-    rows = np.zeros((3, -(-max(n, 1) // width) * width), z.dtype)
-    rows[0, :n] = z.ravel()
-    rows[1] = rows[0]
-    rows[2] = 1
-    addresses = activation.value_address(z.dtype), activation.slope_address(z.dtype) if derivative else 0
-    apply_kernels(*addresses, *map(float, activation.coefficients), rows, n if activation.by_rows else -1)
-    return rows[2 if derivative else 1, :n].reshape(z.shape)
-
-
-@inlined
-def set_value(value, by_rows, c0, c1, z, a, n, row, m):
-    """Set a = f(z) for m rows of n units, `row` apart, with the kernel of an activation."""
-    if by_rows:
-        call_at(value, (c0, c1, z, a, n, row, m))
-    else:
-        call_at(value, (c0, c1, z, a, m * row))
-
-
-@cached_jit
-def apply_kernels(value, slope, c0, c1, rows, n):
-    """Set the rows z, a and delta of an array to z, f(z), delta f'(z), for n numbers, or all if n is negative."""
-    z, a, delta = pointer(rows, 0), pointer(rows, rows.shape[1]), pointer(rows, 2 * rows.shape[1])
-    if value != 0:
-        set_value(value, n >= 0, c0, c1, z, a, n, rows.shape[1], np.int64(1))
-    if slope != 0:
-        call_at(slope, (c0, c1, z, a, delta, rows.shape[1]))
-
-
-@cache
-def _address(kernel, n_pointers, n_counts, dtype):
-    if kernel is None:
-        return 0
-    values = types.CPointer(from_dtype(dtype))
-    return address_of(kernel, (types.float64, types.float64, *[values] * n_pointers, *[types.int64] * n_counts))
-
-
-@dataclass(frozen=True)
-class Identity(Activation):
-    """f(z) = z, with f' = 1. A stack of such layers is one linear map (Lopez Davila, sec. 3)."""
-
-    name = "identity"
-
-
-@dataclass(frozen=True)
-class Logistic(Activation):
-    """f(z) = 1 / (1 + exp(-slope z)), with f' = slope a (1 - a) (Maren 2020, Eqs. 6.1, 6.2).
-
-    Parameters
-    ----------
-    slope : float, default=1.0
-        Steepness, above 0: Maren's alpha, Lopez Davila's beta.
-    """
-
-    slope: float = 1.0
-
-    name = "logistic"
-    init_factor = 2.0
-    _value, _slope = _logistic, _logistic_slope
-
-    def __post_init__(self):
-        _check_above_zero(self, slope=self.slope)
-
-    @property
-    def coefficients(self):
-        """The slope, and nothing."""
-        return (float(self.slope), 0.0)
-
-    @property
-    def steepest(self):
-        """A quarter of the slope, at z = 0."""
-        return self.slope / 4
-
-
-@dataclass(frozen=True)
-class Tanh(Activation):
-    """f(z) = tanh(z), with f' = 1 - a^2 (Lopez Davila, sec. 3)."""
-
-    name = "tanh"
-    _value, _slope = _tanh, _tanh_slope
-
-
-@dataclass(frozen=True)
-class Relu(Activation):
-    """f(z) = max(0, z), with f' = 1 where z > 0, else 0 (Lopez Davila, sec. 3)."""
-
-    name = "relu"
-    _value, _slope = _relu, _relu_slope
-
-
-@dataclass(frozen=True)
-class PiecewiseLinear(Activation):
-    """f(z) = 0 below x_min, 1 above x_max, a straight line between (Lopez Davila, sec. 3).
-
-    The derivative is 1 / (x_max - x_min) strictly inside, 0 outside.
-
-    Parameters
-    ----------
-    x_min, x_max : float, default=-1.0, 1.0
-        Where the line begins and ends; x_min is the smaller.
-    """
-
-    x_min: float = -1.0
-    x_max: float = 1.0
-
-    name = "piecewise_linear"
-    _value, _slope = _piecewise_linear, _piecewise_linear_slope
-
-    def __post_init__(self):
-        _check_finite(self, x_min=self.x_min, x_max=self.x_max)
-        if not self.x_min < self.x_max:
-            raise ValueError(
-                f"PiecewiseLinear needs x_min below x_max, got x_min={self.x_min!r} and x_max={self.x_max!r}."
-            )
-        _check_coefficients(self)
-
-    @property
-    def coefficients(self):
-        """Where the line begins, and how steep it is."""
-        return (float(self.x_min), self.steepest)
-
-    @property
-    def steepest(self):
-        """The slope of the line."""
-        return 1.0 / (float(self.x_max) - float(self.x_min))
-
-
-@dataclass(frozen=True)
-class Gaussian(Activation):
-    """f(z) = exp(-(z - mu)^2 / (2 sigma^2)) / (sigma sqrt(2 pi)), with f' = -(z - mu) / sigma^2 a.
-
-    Parameters
-    ----------
-    mu : float, default=0.0
-        Where the bell has its top.
-    sigma : float, default=1.0
-        Its width, above 0.
-
-    Notes
-    -----
-    Lopez Davila (sec. 3) prints the factor as 1 / sqrt(2 pi sigma): the same for sigma = 1, and no density for
-    any other.
-    """
-
-    mu: float = 0.0
-    sigma: float = 1.0
-
-    name = "gaussian"
-    keeps_z = True
-    _value, _slope = _gaussian, _gaussian_slope
-
-    def __post_init__(self):
-        _check_finite(self, mu=self.mu)
-        _check_above_zero(self, sigma=self.sigma)
-        _check_coefficients(self)
-
-    @property
-    def coefficients(self):
-        """The top, and one over the width."""
-        return (float(self.mu), 1.0 / float(self.sigma))
-
-    @property
-    def steepest(self):
-        """The slope at mu - sigma."""
-        return float(np.exp(-0.5) / (np.sqrt(2 * np.pi) * self.sigma**2))
-
-
-@dataclass(frozen=True)
-class Threshold(Activation):
-    """f(z) = 1 where z >= 0, else 0: the unit of the perceptron (Lopez Davila, sec. 3).
-
-    Its derivative is 0 wherever there is one: by itself such a unit predicts, with weights set by hand, but cannot
-    learn. With a surrogate the derivative of that function stands in (the straight-through estimator).
-
-    Parameters
-    ----------
-    surrogate : {"logistic", "tanh", "identity"} or None, default=None
-        The function whose derivative at z is used in training; None refuses to train.
-
-    References
-    ----------
-    Bengio, Leonard and Courville, "Estimating or propagating gradients through stochastic neurons for conditional
-    computation", arXiv:1308.3432, 2013.
-    """
-
-    surrogate: str | None = None
-
-    name = "threshold"
-    keeps_z = True
-    _value = _threshold
-    _surrogates: ClassVar[dict] = {
-        None: (_threshold_slope, 0.0),
-        "logistic": (_threshold_slope_logistic, 0.25),
-        "tanh": (_threshold_slope_tanh, 1.0),
-        "identity": (None, 1.0),
-    }
-
-    def __post_init__(self):
-        if not isinstance(self.surrogate, str | None) or self.surrogate not in self._surrogates:
-            known = [name for name in self._surrogates if name]
-            raise ValueError(f"The surrogate of Threshold must be None or one of {known}, got {self.surrogate!r}.")
-
-    @property
-    def steepest(self):
-        """That of the surrogate; 0 without one."""
-        return self._surrogates[self.surrogate][1]
-
-    def _slope_kernel(self):
-        return self._surrogates[self.surrogate][0]
-
-
-@dataclass(frozen=True)
-class LeakyRelu(Activation):
-    """f(z) = z above 0, negative_slope z below (Maas et al. 2013).
-
-    Parameters
-    ----------
-    negative_slope : float, default=0.01
-        The slope below 0; any finite number.
-    """
-
-    negative_slope: float = 0.01
-
-    name = "leaky_relu"
-    keeps_z = True
-    _value, _slope = _leaky_relu, _leaky_relu_slope
-
-    def __post_init__(self):
-        _check_finite(self, negative_slope=self.negative_slope)
-
-    @property
-    def coefficients(self):
-        """The slope below 0, and nothing."""
-        return (float(self.negative_slope), 0.0)
-
-    @property
-    def steepest(self):
-        """1, or the slope below 0 if that is steeper."""
-        return max(1.0, abs(self.negative_slope))
-
-
-@dataclass(frozen=True)
-class Elu(Activation):
-    """f(z) = z above 0, alpha (exp(z) - 1) below, with f' = a + alpha there (Clevert et al. 2016).
-
-    Parameters
-    ----------
-    alpha : float, default=1.0
-        Minus the value far below 0; above 0.
-    """
-
-    alpha: float = 1.0
-
-    name = "elu"
-    _value, _slope = _elu, _elu_slope
-
-    def __post_init__(self):
-        _check_above_zero(self, alpha=self.alpha)
-
-    @property
-    def coefficients(self):
-        """The factors below and above 0."""
-        return (float(self.alpha), 1.0)
-
-    @property
-    def steepest(self):
-        """1, or alpha if that is more."""
-        return max(1.0, self.alpha)
-
-
-@dataclass(frozen=True)
-class Selu(Activation):
-    """f(z) = 1.0507 z above 0, 1.7581 (exp(z) - 1) below (Klambauer et al. 2017)."""
-
-    name = "selu"
-    _value, _slope = _elu, _elu_slope
-
-    @property
-    def coefficients(self):
-        """The factors below and above 0: lambda alpha and lambda of the paper."""
-        return (1.0507009873554805 * 1.6732632423543772, 1.0507009873554805)
-
-    @property
-    def steepest(self):
-        """The slope just below 0."""
-        return self.coefficients[0]
-
-
-@dataclass(frozen=True)
-class Gelu(Activation):
-    """f(z) = z P(z), P the normal distribution: (1 + erf(z / sqrt 2)) / 2 (Hendrycks and Gimpel 2016).
-
-    Far below 0, where erf is all but -1, the value has its absolute accuracy only.
-    """
-
-    name = "gelu"
-    keeps_z = True
-    _value, _slope = _gelu, _gelu_slope
-
-    @property
-    def steepest(self):
-        """The slope at z = sqrt 2."""
-        return 1.1289042
-
-
-@dataclass(frozen=True)
-class Silu(Activation):
-    """f(z) = z / (1 + exp(-z)), also known as swish (Elfwing et al. 2018)."""
-
-    name = "silu"
-    keeps_z = True
-    _value, _slope = _silu, _silu_slope
-
-    @property
-    def steepest(self):
-        """The slope at z = 2.4."""
-        return 1.0998394
-
-
 @dataclass(frozen=True)
 class Softmax(Activation):
     """f(z)_j = exp(z_j) / sum_k exp(z_k), over the units of the output layer.
@@ -712,7 +715,7 @@ class Softmax(Activation):
 
     name = "softmax"
     by_rows = True
-    _value = _softmax
+    _forward = _softmax_forward
 
 
 ACTIVATIONS = {
@@ -741,7 +744,7 @@ def get_activation(activation):
 
 
 def check_can_learn(activations):
-    """Raise an error if units of a layer have no derivative to learn by.
+    """Check that all activations have a derivative to learn by.
 
     Raises
     ------

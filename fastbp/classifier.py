@@ -1,135 +1,145 @@
-"""BackpropClassifier: labels in, labels out."""
+"""BackpropClassifier: the multilayer perceptron classifier."""
 
 from numbers import Integral
 
 import numpy as np
-from sklearn.base import ClassifierMixin, _fit_context
+from sklearn.base import ClassifierMixin
 from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import check_scalar
-from sklearn.utils.multiclass import _check_partial_fit_first_call, type_of_target, unique_labels
-from sklearn.utils.validation import _check_feature_names, check_is_fitted, column_or_1d
+from sklearn.utils.multiclass import type_of_target, unique_labels
+from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from fastbp.activations import Logistic, Softmax, get_activation
+from fastbp.compat import check_feature_names, check_partial_fit_first_call, fit_context
 from fastbp.estimator import BaseBackprop, targets_and_weights
 
 
 class BackpropClassifier(ClassifierMixin, BaseBackprop):
     """Multilayer perceptron classifier, trained by backpropagation in compiled code.
 
-    Parameters, attributes and results are those of `sklearn.neural_network.MLPClassifier`
-    wherever both have the thing: in float64 the same `random_state` gives the same model up to
-    rounding.
+    The parameters and attributes that `sklearn.neural_network.MLPClassifier` has too have the same names, defaults and
+    meanings. In float64 the same `random_state` gives the same model, up to rounding.
 
     Parameters
     ----------
     hidden_layer_sizes : int or array-like of int, default=(100,)
-        Units of each hidden layer; `()` for none.
+        The ith element is the number of units in the ith hidden layer; `()` for none.
 
     activation : str, activation object, or a list of them, default="relu"
-        Activation of the hidden layers, one for all or one for each: "identity", "logistic", "tanh",
+        Activation function of the hidden layers, the same for all or one for each: "identity", "logistic", "tanh",
         "relu", "piecewise_linear", "gaussian", "threshold", "leaky_relu", "elu", "selu", "gelu", "silu",
-        or an object as `fastbp.activations.Logistic(slope=2.0)`.
+        or an object such as `fastbp.activations.Logistic(slope=2.0)`.
 
     solver : {"adam", "sgd"}, default="adam"
-        "adam" is the method of Kingma and Ba; "sgd" is gradient descent with momentum.
+        The solver for weight optimization: "sgd" is stochastic gradient descent, "adam" the optimizer of Kingma and
+        Ba (2015).
 
     alpha : float, default=1e-4
-        Strength of the L2 penalty: alpha / 2 times the sum of squared weights, divided by the number of
-        samples in the batch, is added to the loss. Biases are not penalised.
+        Strength of the L2 regularization term: alpha / 2 times the sum of squared weights, divided by the number of
+        samples in the batch, is added to the loss. Biases are not regularized.
 
     batch_size : int or "auto", default="auto"
-        Samples in each step; "auto" is min(200, n_samples). 1 is online learning, `n_samples` or more gradient
-        descent on the whole set.
+        Size of minibatches; "auto" is min(200, n_samples). 1 is online learning; `n_samples` is gradient descent on
+        all samples at once.
 
     learning_rate : {"constant", "invscaling", "adaptive", "cosine", "one_cycle"}, default="constant"
-        How the step size changes. "invscaling" and "adaptive", only for "sgd", are scikit-learn's: divided by
-        t^power_t after each epoch, or by 5 whenever training would stop. "cosine" falls from `learning_rate_init`
-        to 0 over `max_iter` epochs; "one_cycle" rises to `learning_rate_init` over the first 30 percent of them and
-        falls to almost nothing over the others (Smith 2018).
+        Learning rate schedule for weight updates:
+
+        - "constant" is `learning_rate_init`.
+        - "invscaling" is `learning_rate_init / (t + 1) ** power_t`, t being the samples seen. Only for "sgd".
+        - "adaptive" is `learning_rate_init` as long as the training loss decreases. It is divided by 5 each time the
+          loss does not decrease by at least `tol` for `n_iter_no_change` epochs. Only for "sgd".
+        - "cosine" decreases from `learning_rate_init` to 0 over `max_iter` epochs.
+        - "one_cycle" increases to `learning_rate_init` over the first 30 percent of `max_iter` epochs and decreases to
+          almost 0 over the others (Smith 2018).
 
     learning_rate_init : float, default=0.001
-        Step size; the highest one of "cosine" and "one_cycle".
+        The initial learning rate; the highest one of "cosine" and "one_cycle".
 
     power_t : float, default=0.5
-        Exponent of "invscaling".
+        The exponent for the inverse scaling learning rate. Only for `learning_rate="invscaling"`.
 
     max_iter : int, default=200
-        Most epochs: how often each sample is used.
+        Maximum number of epochs: how many times each sample is used.
 
     shuffle : bool, default=True
-        Whether the samples are put in a new order before each epoch.
+        Whether to shuffle the samples in each epoch.
 
     random_state : int, RandomState instance or None, default=None
-        Decides the first weights and the order of samples.
+        Determines random number generation for the initial weights and biases, and for shuffling. Pass an int for
+        reproducible results across calls.
 
     tol : float, default=1e-4
-        Training ends when the loss has not fallen by `tol` for `n_iter_no_change` epochs.
+        Tolerance for the optimization: training stops when the loss does not improve by at least `tol` for
+        `n_iter_no_change` consecutive epochs, unless `learning_rate` is "adaptive".
 
     verbose : bool or int, default=False
-        Whether to print the loss of each epoch.
+        Whether to print progress messages to stdout.
 
     warm_start : bool, default=False
-        Whether `fit` goes on from the weights of the last call.
+        Whether `fit` reuses the solution of the previous call as initialization.
 
     momentum : float, default=0.9
-        Share of the last step that is added to this one, 0 to 1; only for "sgd".
+        Momentum for the gradient descent update, between 0 and 1. Only for "sgd".
 
     nesterovs_momentum : bool, default=True
-        Whether to use Nesterov's form of it.
+        Whether to use Nesterov's momentum. Only for "sgd" with momentum above 0.
 
     beta_1, beta_2 : float, default=0.9, 0.999
-        Decay rates of Adam's two moments, from 0 to below 1.
+        Exponential decay rates of Adam's estimates of the first and second moment, in [0, 1).
 
     epsilon : float, default=1e-8
-        Keeps Adam's divisor above 0.
+        Value for numerical stability in Adam.
 
     n_iter_no_change : int, default=10
-        Epochs without improvement that are borne; `numpy.inf` for any number.
+        Maximum number of consecutive epochs without an improvement of at least `tol`; `numpy.inf` to run all
+        `max_iter` epochs.
 
     loss : {"log_loss", "squared_error"}, default="log_loss"
-        "squared_error" is half the sum over the outputs of (target - output)^2, targets 0 and 1
-        (Maren 2020, Eq. 6.5).
+        The loss function. "squared_error" is half the sum over the outputs of (target - output)^2, with targets 0
+        and 1 (Maren 2020, Eq. 6.5).
 
     output_activation : "auto", str or activation object, default="auto"
-        "auto" is softmax (several classes) or logistic (two classes, several labels) for "log_loss", and
-        logistic for "squared_error". Others only for "squared_error".
+        Activation function of the output layer. "auto" is softmax (multiclass) or logistic (binary, multilabel) for
+        "log_loss", and logistic for "squared_error". Other activations only for "squared_error".
 
     dtype : {"auto", "float32", "float64"}, default="auto"
-        Type of all arithmetic. "auto": float32 and float64 input stay as they are, everything else becomes
-        float32, which is about twice as fast as float64.
+        Data type of the weights and of all computation. "auto": that of X for float32 and float64 input, float32 for
+        all other input. float32 is about twice as fast as float64.
 
     n_jobs : int or None, default=None
-        Threads. None: all cores that this process may use, as far as they help; 1: no thread is started.
-        The results have the same bits for any number.
+        Maximum number of threads. None means all cores that this process may use, -1 too; 1 starts no thread. The
+        results are the same, bit for bit, for any number of threads.
 
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
         Class labels.
     coefs_ : list of ndarray of shape (fan_in, fan_out)
-        Weights of each layer; changing them changes predictions.
+        The ith element is the weight matrix of layer i. Changes to it take effect in predictions.
     intercepts_ : list of ndarray of shape (fan_out,)
-        Biases of each layer.
+        The ith element is the bias vector of layer i + 1.
     loss_ : float
-        Loss of the last epoch.
+        The loss of the last epoch.
     best_loss_ : float
-        Lowest loss of an epoch.
+        The minimum loss of an epoch.
     loss_curve_ : list of float
-        Loss of each epoch: the mean over its samples, each at the time it was used.
+        The ith element is the loss of the ith epoch: the mean over its samples, each with the weights before its
+        update.
     n_iter_ : int
-        Epochs of the last call.
+        The number of epochs of the last call.
     t_ : int
-        Samples seen in training.
+        The number of training samples seen by the solver during fitting.
     n_features_in_ : int
-        Number of features.
+        Number of features seen during fit.
     feature_names_in_ : ndarray of shape (n_features_in_,)
-        Names of features, if X had any.
+        Names of features seen during fit. Defined only when X has feature names that are all strings.
     n_layers_ : int
-        Number of layers, inputs and outputs included.
+        Number of layers, input and output layer included.
     n_outputs_ : int
-        Number of output units: 1 for two classes.
+        Number of outputs: 1 for two classes.
     out_activation_ : str
-        Name of the activation of the outputs.
+        Name of the output activation function.
 
     References
     ----------
@@ -203,28 +213,28 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         self.dtype = dtype
         self.n_jobs = n_jobs
 
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y, sample_weight=None):
-        """Train the network.
+        """Fit the model to data matrix X and target(s) y.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Inputs: finite numbers, best scaled to mean 0 and variance 1, or to [0, 1].
+            The input data: finite numbers, best scaled to mean 0 and variance 1, or to [0, 1].
         y : array-like of shape (n_samples,) or (n_samples, n_labels)
-            Class labels, or an indicator matrix of 0 and 1 for several labels.
+            The target values: class labels, or an indicator matrix of 0 and 1 in multilabel classification.
         sample_weight : array-like of shape (n_samples,), default=None
-            How much each sample counts, not negative; None for all the same.
+            Sample weights, not negative. If None, samples are equally weighted.
 
         Returns
         -------
         self : BackpropClassifier
-            The trained estimator. If training fails, it is as it was before.
+            The fitted estimator. If training fails, it is as it was before.
 
         Raises
         ------
         ValueError
-            For input that cannot be learned from, or if the weights became infinite.
+            If the input is invalid, or the weights became infinite.
         """
         with self._all_or_nothing():
             first = not (self.warm_start and hasattr(self, "coefs_"))
@@ -245,36 +255,38 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
             self._fit_network(X, self._binarizer.transform(y), sample_weight, dtype, first=first, one_epoch=False)
         return self
 
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y, sample_weight=None, classes=None):
-        """Train for one epoch over the given samples, from where the last call ended.
+        """Update the model with a single epoch over the given data.
+
+        Weights, optimizer state and learning rate continue from the last call.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Inputs.
+            The input data.
         y : array-like of shape (n_samples,) or (n_samples, n_labels)
             Class labels.
         sample_weight : array-like of shape (n_samples,), default=None
-            How much each sample counts.
+            Sample weights. If None, samples are equally weighted.
         classes : array-like of shape (n_classes,), default=None
-            All classes of all calls; needed in the first call, may be left out later.
+            Classes across all calls to partial_fit. Required for the first call, optional later.
 
         Returns
         -------
         self : BackpropClassifier
-            The estimator, trained further. If training fails, it is as it was before.
+            The updated estimator. If training fails, it is as it was before.
 
         Raises
         ------
         ValueError
-            For input that cannot be learned from, or labels that are not in `classes`.
+            If the input is invalid, or y has labels that are not in `classes`.
         """
         with self._all_or_nothing():
             first = not hasattr(self, "coefs_")
             if not first and self.t_ == 0:
-                _check_feature_names(self, X, reset=True)  # `initialize` does not know them
-            if _check_partial_fit_first_call(self, classes):
+                check_feature_names(self, X, reset=True)  # `initialize` does not know them
+            if check_partial_fit_first_call(self, classes):
                 multilabel = type_of_target(y).startswith("multilabel")
                 self._binarizer = LabelBinarizer().fit(y if multilabel else classes)
             X, y, dtype = self._check_X(X, y, reset=first)
@@ -283,24 +295,25 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
             self._fit_network(X, self._binarizer.transform(y), sample_weight, dtype, first=first, one_epoch=True)
         return self
 
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fit_context(prefer_skip_nested_validation=True)
     def initialize(self, n_features, classes):
-        """Set random weights, those that `fit` with the same `random_state` and dtype begins with, and learn nothing.
+        """Initialize the model with random weights, without training.
 
-        For weights that are set by hand afterwards, for a look at a network before training, or as a beginning
-        for `partial_fit`. Not for several labels at once.
+        The weights are those with which `fit` starts for the same `random_state` and dtype. Use it to set weights by
+        hand, to inspect a network before training, or before the first `partial_fit`. Multilabel classification is not
+        supported.
 
         Parameters
         ----------
         n_features : int
-            Features of the samples.
+            Number of features.
         classes : array-like of shape (n_classes,)
-            All classes.
+            Class labels.
 
         Returns
         -------
         self : BackpropClassifier
-            The estimator, as if trained for no epoch. With ``dtype="auto"`` its numbers are float32.
+            The estimator, as after zero epochs of training. With ``dtype="auto"`` its weights are float32.
         """
         n_features = check_scalar(n_features, "n_features", Integral, min_val=1)
         with self._all_or_nothing():
@@ -315,7 +328,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         return self
 
     def _check_known(self, y):
-        """Check that there are no other classes in y than those of the first training."""
+        """Check that y has no other classes than those of the first training."""
         labels = unique_labels(y)
         several = self._binarizer.y_type_ == "multilabel-indicator"
         if several != (y.ndim == 2) or len(np.setdiff1d(labels, self.classes_, assume_unique=True)):
@@ -332,17 +345,17 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         return X, *targets_and_weights(X, self._binarizer.transform(y), sample_weight, dtype)
 
     def predict(self, X):
-        """Predict the class of each sample.
+        """Predict using the multilayer perceptron classifier.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Inputs.
+            The input data.
 
         Returns
         -------
         ndarray of shape (n_samples,) or (n_samples, n_labels)
-            Class labels; for several labels a matrix of 0 and 1.
+            The predicted classes; in multilabel classification an indicator matrix of 0 and 1.
         """
         outputs = self._outputs(X)
         if self._binarizer.y_type_ == "multilabel-indicator":
@@ -354,20 +367,21 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         return self.classes_[outputs.argmax(axis=1)]
 
     def predict_proba(self, X):
-        """Estimate the probability of each class.
+        """Probability estimates.
 
-        With the loss "squared_error" the outputs are no probabilities by themselves: they are cut to
-        [0, 1] and, for several classes, divided by their sum.
+        With the loss "squared_error" the outputs of the network are not probabilities. They are clipped to [0, 1] and,
+        in multiclass classification, divided by their sum.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Inputs.
+            The input data.
 
         Returns
         -------
         ndarray of shape (n_samples, n_classes)
-            Probabilities, in the order of `classes_`; the network's dtype.
+            The predicted probability of each sample for each class, in the order of `classes_`; the dtype is that of
+            the weights.
         """
         outputs = self._outputs(X)
         exclusive = self._binarizer.y_type_ != "multilabel-indicator"
@@ -375,7 +389,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
             np.clip(outputs, 0, 1, out=outputs)
             if exclusive and self.n_outputs_ > 1:
                 total = outputs.sum(axis=1, keepdims=True)
-                # Where no class gets anything, all are equally likely.
+                # Where all outputs are 0, all classes are equally likely.
                 outputs[total[:, 0] == 0] = 1
                 total[total == 0] = self.n_outputs_
                 outputs /= total
@@ -384,17 +398,17 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         return outputs
 
     def predict_log_proba(self, X):
-        """Return the logarithm of `predict_proba`.
+        """Return the log of probability estimates.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Inputs.
+            The input data.
 
         Returns
         -------
         ndarray of shape (n_samples, n_classes)
-            -inf where the probability is 0.
+            The predicted log-probability of each sample for each class; -inf where the probability is 0.
         """
         with np.errstate(divide="ignore"):
             return np.log(self.predict_proba(X))

@@ -7,25 +7,30 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, Options, StrOptions
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from fastbp import training
 from fastbp.activations import ACTIVATIONS, Activation, check_can_learn, get_activation
+from fastbp.compat import Interval, Options, StrOptions, check_sample_weight
+from fastbp.initializers import initial_parameters
+from fastbp.kernels.network import make_network
+from fastbp.kernels.plan import is_mostly_zero
+from fastbp.kernels.records import Data
+from fastbp.kernels.session import OptimizerState, Session, StepSettings
 from fastbp.losses import LOSSES
-from fastbp.network import initial_parameters
 from fastbp.optimizers import SOLVERS
 from fastbp.prediction import Predictor, check_shapes
-from fastbp.schedules import SCHEDULES
+from fastbp.schedules import SCHEDULES, SGD_SCHEDULES
+from fastbp.user_warnings import warn_user
 
-# Types of input that the kernels read as they are; everything else is converted, to the first of the list.
+# Types of input that the kernels read without conversion; everything else is converted to the first of the list.
 _SOURCES = {
     np.dtype(np.float32): [np.float32, np.float64, np.uint8],
     np.dtype(np.float64): [np.float64, np.float32, np.uint8],
 }
 
 
-# Kept beside the estimators, which prediction must not change.
+# Kept outside of the estimators, whose attributes prediction must not change.
 _PREDICTORS: WeakKeyDictionary = WeakKeyDictionary()
 
 
@@ -62,7 +67,7 @@ class BaseBackprop(BaseEstimator):
     coefs_: list[np.ndarray]
     intercepts_: list[np.ndarray]
     _progress: training.Progress
-    _memory: dict
+    _optimizer: dict
     _activations: list[Activation]
 
     def _check_X(self, X, y="no_validation", *, reset):
@@ -73,12 +78,12 @@ class BaseBackprop(BaseEstimator):
         X, y
             As the user gave them.
         reset : bool
-            Whether this is the first training; else X must be like what was seen then.
+            Whether this is the first training; else X must have the features of that time.
 
         Returns
         -------
         X : ndarray of shape (n_samples, n_features), C-ordered
-            Its type need not be the network's: the kernels convert each sample when they use it.
+            Its type can differ from the network's: the kernels convert each sample when they gather it.
         y : ndarray, if it was given
         dtype : dtype
             The network's: that of the first training.
@@ -113,7 +118,7 @@ class BaseBackprop(BaseEstimator):
         first : bool
             Whether to begin with new weights.
         one_epoch : bool
-            Whether this is `partial_fit`: one epoch, with the optimizer's memory of the last call.
+            Whether this is `partial_fit`: one epoch, with the optimizer's state of the last call.
         """
         Y, weight = targets_and_weights(X, Y, sample_weight, dtype)
         n_samples = X.shape[0]
@@ -127,22 +132,22 @@ class BaseBackprop(BaseEstimator):
             coefs, intercepts = self.coefs_, self.intercepts_
             self._check_shapes(units)
             progress = self._progress.copy()
-        settings = self._settings(n_samples)
-        network = training.make_network(units, activations, dtype, settings.batch_size)
-        memory = training.Memory.empty(network, self.solver, self.learning_rate_init)
+        step_settings = self._step_settings(n_samples)
+        network = make_network(units, activations, dtype, step_settings.batch_size)
+        optimizer = OptimizerState.empty(network, self.solver, self.learning_rate_init)
         if one_epoch and not first:
-            memory = training.Memory.restore(self._memory, network, self.solver) or memory
-        session = training.Session(
-            network, network.pack(coefs, intercepts), memory, settings, n_samples, training.mostly_zero(X)
-        )
-        training.fit(session, X, Y, weight, settings, progress, random_state, one_epoch=one_epoch)
-        coefs, intercepts = network.unpack(session.state.params)
+            optimizer = OptimizerState.restore(self._optimizer, network, self.solver) or optimizer
+        params = network.pack(coefs, intercepts)
+        session = Session(network, params, optimizer, step_settings, n_samples, sparse=is_mostly_zero(X))
+        data = Data(X, Y, weight, np.arange(n_samples))
+        training.fit(session, data, self._loop_settings(), progress, random_state, one_epoch=one_epoch)
+        coefs, intercepts = network.unpack(params)
         if not all(np.isfinite(values).all() for values in [*coefs, *intercepts]):
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may contain large values and need "
                 "to be preprocessed."
             )
-        self._set_fitted(network, coefs, intercepts, session.memory, progress)
+        self._set_fitted(network, coefs, intercepts, optimizer, progress)
 
     def _layout(self, n_features, n_outputs):
         """Return the units of all layers, and the activations of those after the inputs."""
@@ -151,24 +156,25 @@ class BaseBackprop(BaseEstimator):
         return [n_features, *hidden, n_outputs], activations
 
     def _draw_parameters(self, units, activations, random_state, dtype):
-        # As in scikit-learn the output layer goes by the hidden ones, and by the parameter if there are none.
+        # As in scikit-learn the output layer takes the factor of the last hidden one, or of the parameter `activation`
+        # where there is none.
         factors = [act.init_factor for act in activations[:-1]]
         factors.append(factors[-1] if factors else self._factor_without_hidden_layers())
         return initial_parameters(units, factors, random_state, dtype)
 
     def _initialize_network(self, n_features, n_outputs):
-        """Set random weights, and the fitted attributes as they are before the first step."""
+        """Draw random weights, and set the fitted attributes as they are before the first step."""
         dtype = np.dtype(np.float32 if self.dtype == "auto" else self.dtype)
         units, activations = self._layout(n_features, n_outputs)
         coefs, intercepts = self._draw_parameters(units, activations, check_random_state(self.random_state), dtype)
-        network = training.make_network(units, activations, dtype)
-        memory = training.Memory.empty(network, self.solver, self.learning_rate_init)
+        network = make_network(units, activations, dtype)
+        optimizer = OptimizerState.empty(network, self.solver, self.learning_rate_init)
         self.n_features_in_ = n_features
-        self._set_fitted(network, coefs, intercepts, memory, training.Progress())
+        self._set_fitted(network, coefs, intercepts, optimizer, training.Progress())
 
-    def _set_fitted(self, network, coefs, intercepts, memory, progress):
+    def _set_fitted(self, network, coefs, intercepts, optimizer, progress):
         self.coefs_, self.intercepts_ = coefs, intercepts
-        self._memory = memory.store(network, self.solver)
+        self._optimizer = optimizer.store(network, self.solver)
         self._progress = progress
         self._activations = network.activations
         self._loss = self.loss
@@ -182,10 +188,29 @@ class BaseBackprop(BaseEstimator):
         if self.loss_curve_:
             self.loss_ = self.loss_curve_[-1]
 
-    def _settings(self, n_samples):
-        values = {name: getattr(self, name) for name in training.Settings.__dataclass_fields__}
-        values["batch_size"] = training.batch_size(self.batch_size, n_samples)
-        return training.Settings(**values)
+    def _step_settings(self, n_samples):
+        return StepSettings(
+            loss=self.loss, solver=self.solver, alpha=self.alpha, batch_size=self._clip_batch_size(n_samples),
+            momentum=self.momentum, nesterovs_momentum=self.nesterovs_momentum, beta_1=self.beta_1, beta_2=self.beta_2,
+            epsilon=self.epsilon, n_jobs=self.n_jobs,
+        )  # fmt: skip
+
+    def _loop_settings(self):
+        # scikit-learn's own schedules apply to "sgd" only.
+        constant = self.solver != "sgd" and self.learning_rate in SGD_SCHEDULES
+        return training.Settings(
+            schedule="constant" if constant else self.learning_rate, learning_rate_init=self.learning_rate_init,
+            power_t=self.power_t, max_iter=self.max_iter, shuffle=self.shuffle, tol=self.tol,
+            n_iter_no_change=self.n_iter_no_change, verbose=self.verbose,
+        )  # fmt: skip
+
+    def _clip_batch_size(self, n_samples):
+        """Return the samples of a batch, at most those that there are; warn where the parameter is larger."""
+        if self.batch_size == "auto":
+            return min(200, n_samples)
+        if self.batch_size > n_samples:
+            warn_user("Got `batch_size` less than 1 or larger than sample size. It is going to be clipped")
+        return min(int(self.batch_size), n_samples)
 
     def _hidden_activations(self, n):
         """Return one activation object for each hidden layer."""
@@ -206,8 +231,8 @@ class BaseBackprop(BaseEstimator):
         have = check_shapes(self.coefs_, self.intercepts_, self.n_features_in_, self._activations)
         if have != units:
             raise ValueError(
-                f"The network fitted before has layers of {have} units, this call asks for {units}. Training goes "
-                "on only in the same shape: set warm_start=False and call fit to begin anew."
+                f"The fitted network has layers of {have} units, this call needs {units}. Training can continue only "
+                "in the same shape: set warm_start=False and call fit to start anew."
             )
 
     def _predictor(self):
@@ -221,8 +246,8 @@ class BaseBackprop(BaseEstimator):
         """Return the activations of the output layer, of shape (n_samples, n_outputs)."""
         check_is_fitted(self)
         predictor = self._predictor()
-        # scikit-learn's checks take longer than the network for a few rows. What is plainly in order needs none
-        # but whether all numbers are finite, which the kernel finds out on the way; if not, the checks say so.
+        # scikit-learn's checks take longer than the network for a few rows. An array of the right type and shape needs
+        # only the check for finite numbers, which the kernel does; if it fails, scikit-learn's checks raise the error.
         if (
             type(X) is np.ndarray
             and X.dtype in _SOURCES[predictor.dtype]
@@ -240,7 +265,7 @@ class BaseBackprop(BaseEstimator):
 
     @contextmanager
     def _all_or_nothing(self):
-        """Undo all changes of attributes when the block fails."""
+        """Restore all attributes when the block fails."""
         before = self.__dict__.copy()
         try:
             yield
@@ -252,10 +277,10 @@ class BaseBackprop(BaseEstimator):
 
 
 def targets_and_weights(X, Y, sample_weight, dtype):
-    """Return targets and weights of samples as the kernels take them; no weights where all count the same."""
+    """Return targets and sample weights as the kernels take them; the weights are empty if there are none."""
     weight = np.empty(0, dtype)
     if sample_weight is not None:
-        weight = _check_sample_weight(sample_weight, X, dtype=dtype, ensure_non_negative=True)
+        weight = check_sample_weight(sample_weight, X, dtype=dtype, ensure_non_negative=True)
         if not weight.any():  # scikit-learn before 1.9 lets these pass
             raise ValueError("Sample weights must contain at least one non-zero number.")
     return np.ascontiguousarray(Y, dtype=dtype), weight
@@ -264,14 +289,14 @@ def targets_and_weights(X, Y, sample_weight, dtype):
 def _hidden_units(hidden_layer_sizes):
     sizes = [hidden_layer_sizes] if isinstance(hidden_layer_sizes, Integral) else list(hidden_layer_sizes)
     if not all(isinstance(size, Integral) for size in sizes):
-        raise ValueError(f"hidden_layer_sizes must be whole numbers, got {sizes}.")
+        raise ValueError(f"hidden_layer_sizes must be integers, got {sizes}.")
     if any(size <= 0 for size in sizes):
         raise ValueError(f"hidden_layer_sizes must be > 0, got {sizes}.")
     return [int(size) for size in sizes]
 
 
-class _Memory:
-    """The memory of an array, said to be writeable."""
+class _WriteableMemory:
+    """The memory of an array, declared as writeable."""
 
     def __init__(self, array):
         self._array = array
@@ -279,8 +304,8 @@ class _Memory:
 
 
 def _writeable(X):
-    """Return a view that counts as writeable; the kernels do not write to it.
+    """Return a view that is declared as writeable; the kernels do not write to it.
 
-    Numba compiles once more for arrays that are read-only, as those that joblib shares with its workers.
+    Numba compiles once more for read-only arrays, such as those that joblib shares with its workers.
     """
-    return X if X.flags.writeable else np.asarray(_Memory(X))
+    return X if X.flags.writeable else np.asarray(_WriteableMemory(X))

@@ -16,15 +16,16 @@ import numpy as np
 from sklearn.utils import Bunch, check_scalar
 from sklearn.utils.validation import check_is_fitted
 
-from fastbp import training
 from fastbp.activations import Identity
 from fastbp.estimator import BaseBackprop
-from fastbp.kernels.backprop import Data
+from fastbp.kernels.network import make_network
+from fastbp.kernels.records import Data
+from fastbp.kernels.session import OptimizerState, Session, StepSettings
 from fastbp.prediction import Predictor, check_shapes
 
 __all__ = ["flatten", "gradient_flow", "gradient_terms", "loss_and_gradient", "loss_plane", "loss_slice", "mean_loss"]
 
-# A unit counts as saturated where its derivative is below this share of its activation's steepest.
+# A unit counts as saturated where its derivative is below this share of its activation's max_derivative.
 SATURATED = 0.05
 
 
@@ -55,25 +56,21 @@ class _Step:
     def __init__(self, clf, coefs, intercepts, data, *, alpha, keep=False):
         n = len(data.x)
         units = [clf.n_features_in_, *map(len, intercepts)]
-        network = training.make_network(units, clf._activations, coefs[0].dtype, n)
-        settings = training.Settings(
-            loss=clf._loss, solver="sgd", alpha=alpha, batch_size=n, learning_rate="constant", learning_rate_init=1.0,
-            power_t=0.5, max_iter=1, shuffle=False, tol=0.0, momentum=0.0, nesterovs_momentum=False, beta_1=0.9,
-            beta_2=0.999, epsilon=1e-8, n_iter_no_change=1, verbose=False, n_jobs=clf.n_jobs,
+        network = make_network(units, clf._activations, coefs[0].dtype, n)
+        settings = StepSettings(
+            loss=clf._loss, solver="sgd", alpha=alpha, batch_size=n, momentum=0.0, nesterovs_momentum=False,
+            n_jobs=clf.n_jobs,
         )  # fmt: skip
-        memory = training.Memory.empty(network, "sgd", 1.0)
-        session = training.Session(network, network.pack(coefs, intercepts), memory, settings, n, keep=keep)
-        self.loss = session.run(data)
-        # The velocity after one step; 0 - g, not -g, so that no zero gets a sign.
-        self.coef_grads, self.intercept_grads = network.unpack(0 - memory.first)
+        optimizer = OptimizerState.empty(network, "sgd", 1.0)
+        session = Session(network, network.pack(coefs, intercepts), optimizer, settings, n, keep=keep)
+        self.loss = session.run(data, rates=np.ones(1))
+        # The velocity after one step is -g; 0 - (-g) instead of its negative, so that no zero gets a sign.
+        self.coef_grads, self.intercept_grads = network.unpack(0 - optimizer.first)
         self._session, self._n = session, n
 
     def values(self, layer, what):
         """Return z, a or delta of a layer, of shape (n_samples, units)."""
-        place = self._session.layers[layer]
-        begin = getattr(place, what)
-        rows = self._session.state.space[begin : begin + self._n * place.row].reshape(self._n, place.row)
-        return rows[:, : place.fan_out].copy()
+        return self._session.values(layer, what, self._n)
 
 
 def check_network(clf):
@@ -102,7 +99,7 @@ def _data(clf, X, y, sample_weight=None):
     return Data(X, Y, weight, np.arange(len(X)))
 
 
-def _carry_back(clf, layer, delta):
+def _backward_product(clf, layer, delta):
     """Return delta W^T: what a layer without bias or bend makes of the deltas, if its weights are the transpose."""
     weights = np.ascontiguousarray(clf.coefs_[layer].T)
     zeros = np.zeros(weights.shape[1], weights.dtype)
@@ -245,7 +242,7 @@ def gradient_terms(clf, X, y):
     step = _Step(clf, clf.coefs_, clf.intercepts_, data, alpha=clf.alpha, keep=True)
     inputs = [np.array(data.x, clf.coefs_[0].dtype), *(step.values(k, "a") for k in range(n_layers))]
     deltas = [step.values(k, "delta") for k in range(n_layers)]
-    carried = [_carry_back(clf, k, delta) for k, delta in enumerate(deltas)]
+    carried = [_backward_product(clf, k, delta) for k, delta in enumerate(deltas)]
     terms = []
     for k, activation in enumerate(activations):
         z, a = step.values(k, "z"), step.values(k, "a")
@@ -293,7 +290,7 @@ def gradient_flow(clf, X, y):
 
         - ``delta``: the mean size of dC/dz, over samples and units.
         - ``gradient_norm``: the root of the sum of squares of dC/dW.
-        - ``saturated``: the share of samples and units whose derivative is at most 5 % of the steepest of their
+        - ``saturated``: the share of samples and units whose derivative is at most 5 % of the max_derivative of their
           activation; NaN for the outputs under "log_loss", where the derivative cancels.
         - ``ratio_to_last``: ``delta``, divided by that of the last layer.
     """
@@ -307,7 +304,7 @@ def gradient_flow(clf, X, y):
             saturated.append(np.nan)
         else:
             slopes = np.abs(activation.derivative(step.values(k, "z")))
-            saturated.append(float((slopes <= SATURATED * activation.steepest).mean()))
+            saturated.append(float((slopes <= SATURATED * activation.max_derivative).mean()))
     delta = np.array(sizes)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = delta / delta[-1]

@@ -8,10 +8,10 @@ A. Lopez Davila, "Neural Networks: The Backpropagation Algorithm": secs. 4, 5.
 
 import numpy as np
 
-from fastbp.kernels.elementary import log
-from fastbp.kernels.intrinsics import lane_count
-from fastbp.kernels.jit import inlined
-from fastbp.kernels.simd import first_lanes, load, load_first, select, splat, store, total
+from fastbp.codegen.elementary import log
+from fastbp.codegen.jit import inlined
+from fastbp.codegen.memory import lane_count
+from fastbp.codegen.vectors import first_lanes, load, load_first, select, splat, store, total
 
 LOSSES = {"log_loss": 0, "squared_error": 1}
 LOG_LOSS, SQUARED_ERROR = range(2)
@@ -33,16 +33,16 @@ def loss_terms(code, multiclass, y, a, eps):
     code : int64
         A value of `LOSSES`.
     multiclass : bool
-        Whether the outputs are a softmax.
+        Whether the outputs are a softmax; else each is a logistic unit with a loss of its own.
     y, a : vector
         Targets and outputs.
     eps : float64
-        The distance from 1 to the next number of the type.
+        The machine epsilon of the network's type.
 
     Returns
     -------
     vector
-        What each output adds to the loss of its sample.
+        The share of each output in the loss of its sample.
     """
     if code == SQUARED_ERROR:
         difference = a - y
@@ -64,8 +64,8 @@ def set_residual(n, y, a, residual):
     n : int64
         Number of outputs.
     y, a, residual : pointer
-        Targets, outputs, and where a - y goes. The last two are padded to whole vectors; the padding
-        of the residual is set to zero.
+        Targets, outputs, and the memory for a - y. The last two are padded to whole vectors; the padding
+        of the residual becomes 0.
     """
     for j in range(0, n, lane_count(a)):
         output = load(a, j)
@@ -74,7 +74,7 @@ def set_residual(n, y, a, residual):
 
 @inlined
 def loss_of_row(code, multiclass, n, y, a, eps):
-    """Return the loss of one sample: the sum of its `loss_terms`, whose parameters these are, but for pointers."""
+    """Return the loss of one sample: the sum of its `loss_terms`, with pointers to its n targets and outputs."""
     sums = splat(a, 0.0)
     for j in range(0, n, lane_count(a)):
         output = load(a, j)
@@ -85,7 +85,7 @@ def loss_of_row(code, multiclass, n, y, a, eps):
 
 @inlined
 def losses_of_columns(code, multiclass, n, y, a, eps):
-    """Return the losses of several samples, whose targets and outputs are n columns (see `kernels.columns`)."""
+    """Return the losses of several samples, whose targets and outputs are n columns (see `codegen.transpose`)."""
     width = lane_count(a)
     sums = splat(a, 0.0)
     for j in range(0, n * width, width):

@@ -1,14 +1,14 @@
-"""Optimizers: how a gradient becomes a step, as a pair of step size and update.
+"""Optimizers: the step sizes and the update of each.
 
-`step_sizes` is plain NumPy, once for many steps; `update` is compiled and works on a
-stretch of parameters while its gradient is still in the cache.
+`step_sizes` is plain NumPy, computed once for many steps. `update` is compiled: it updates a block of parameters while
+their gradient is in the cache.
 """
 
 import numpy as np
 
-from fastbp.kernels.intrinsics import get, lane_count
-from fastbp.kernels.jit import jit
-from fastbp.kernels.simd import fma, load, splat, sqrt, store, total
+from fastbp.codegen.jit import jit
+from fastbp.codegen.memory import lane_count, load_scalar
+from fastbp.codegen.vectors import fma, load, splat, sqrt, store, total
 
 SOLVERS = {"sgd": 0, "adam": 1}
 SGD, ADAM = range(2)
@@ -16,17 +16,17 @@ NO_UPDATE = -1
 
 
 def step_sizes(solver, rates, first_step, beta_1, beta_2):
-    """Return the factor of each step that does not depend on the parameter.
+    """Return the size of each step: the factor that all parameters share.
 
     Parameters
     ----------
     solver : {"sgd", "adam"}
-        Adam's two corrections of the bias towards zero are part of the factor:
+        Adam's two bias corrections are part of the step size:
         rate * sqrt(1 - beta_2^t) / (1 - beta_1^t) (Kingma and Ba 2015, end of sec. 2).
     rates : ndarray of shape (n_steps,)
         Learning rates.
     first_step : int
-        Steps taken before.
+        Number of steps before these.
     beta_1, beta_2 : float
         Adam's decay rates.
 
@@ -43,9 +43,9 @@ def step_sizes(solver, rates, first_step, beta_1, beta_2):
 
 @jit
 def update(solver, settings, size, penalty, divisor, n, params, grads, first, second):
-    """Take one step with a stretch of parameters.
+    """Update a block of parameters: one step of an optimizer.
 
-    The gradient is (grads + penalty * params) / divisor: the sum over a batch, the L2
+    The gradient is g = (grads + penalty * params) / divisor: the sum over a batch, the L2
     term, and the average (Lopez Davila, sec. 5).
 
     - sgd: v = momentum v - size g, params += v; Nesterov: params += momentum v - size g with the new v
@@ -56,7 +56,7 @@ def update(solver, settings, size, penalty, divisor, n, params, grads, first, se
     Parameters
     ----------
     solver : int64
-        A value of `SOLVERS`, or `NO_UPDATE`, which changes nothing.
+        A value of `SOLVERS`; or `NO_UPDATE`, which changes nothing.
     settings : pointer to float64
         For sgd: momentum, 1 for Nesterov or 0. For adam: beta_1, beta_2, epsilon.
     size : float64
@@ -66,19 +66,19 @@ def update(solver, settings, size, penalty, divisor, n, params, grads, first, se
     n : int64
         Number of parameters, a multiple of the lanes.
     params, grads, first, second : pointer
-        Parameters, summed gradients, and the optimizer's memory: the velocity, or Adam's m and v. All but
-        `grads` are changed.
+        Parameters, summed gradients, and the optimizer's state: the velocity, or Adam's m and v. All but
+        `grads` are changed in place.
 
     Returns
     -------
     float64
-        The sum of the squares of the parameters before the step.
+        The sum of squares of the parameters before the step, for the L2 term of the loss.
     """
     step = lane_count(params)
     scale = 1.0 / divisor
     squares = splat(params, 0.0)
     if solver == ADAM:
-        beta_1, beta_2, epsilon = get(settings, 0), get(settings, 1), get(settings, 2)
+        beta_1, beta_2, epsilon = load_scalar(settings, 0), load_scalar(settings, 1), load_scalar(settings, 2)
         rest_1, rest_2 = 1.0 - beta_1, 1.0 - beta_2
         for i in range(0, n, step):
             w = load(params, i)
@@ -90,8 +90,8 @@ def update(solver, settings, size, penalty, divisor, n, params, grads, first, se
             store(second, i, v)
             store(params, i, w - m * size / (sqrt(v) + epsilon))
     elif solver == SGD:
-        momentum = get(settings, 0)
-        nesterov = get(settings, 1) != 0
+        momentum = load_scalar(settings, 0)
+        nesterov = load_scalar(settings, 1) != 0
         for i in range(0, n, step):
             w = load(params, i)
             squares = fma(w, w, squares)

@@ -1,7 +1,7 @@
-"""The same training in plain NumPy: what the demo and the benchmarks compare with.
+"""The same training in plain NumPy, with which the demo and the benchmarks compare fastbp.
 
-Written as one writes a fast network in NumPy by hand: matrix products by BLAS, everything
-else in place, no work that the compiled kernels do not do as well.
+This is how a fast network is written by hand in NumPy: BLAS computes the matrix products, all other operations work
+in place where they can, and nothing is computed that the compiled kernels do not compute too.
 """
 
 import numpy as np
@@ -44,13 +44,22 @@ class PlainNetwork:
     Parameters
     ----------
     coefs, intercepts : list of ndarray
-        First parameters; copied.
-    activation : {"identity", "logistic", "tanh", "relu"}
+        Initial weights of shape (fan_in, fan_out) and biases of shape (fan_out,) of each layer. They are copied, and
+        their dtype is that of the training.
+    activation : {"identity", "logistic", "tanh", "relu"}, default="relu"
         Activation of the hidden layers.
-    loss : {"log_loss", "squared_error"}
-        Softmax outputs with the first, logistic ones with the second.
-    solver : {"adam", "sgd"}
-        "sgd" is without momentum.
+    loss : {"log_loss", "squared_error"}, default="log_loss"
+        "log_loss" has softmax outputs, "squared_error" has logistic outputs.
+    solver : {"adam", "sgd"}, default="adam"
+        "sgd" is gradient descent without momentum.
+    learning_rate : float, default=1e-3
+        Learning rate.
+    alpha : float, default=1e-4
+        Strength of the L2 penalty.
+    beta_1, beta_2 : float, default=0.9, 0.999
+        Decay rates of the moments of Adam.
+    epsilon : float, default=1e-8
+        Value that Adam adds to the divisor of its update.
     """
 
     def __init__(self, coefs, intercepts, *, activation="relu", loss="log_loss", solver="adam",
@@ -65,7 +74,7 @@ class PlainNetwork:
         self.steps = 0
 
     def forward(self, X):
-        """Return the activations of all layers, the inputs first."""
+        """Return the activations of all layers, beginning with the inputs."""
         activations = [X]
         for index in range(self.n_layers):
             a = activations[-1] @ self.params[index]
@@ -76,7 +85,7 @@ class PlainNetwork:
         return activations
 
     def gradients(self, X, Y):
-        """Return the gradients of the mean loss, coefs first, then intercepts."""
+        """Return the gradients of the mean loss with respect to all coefs, then to all intercepts."""
         activations = self.forward(X)
         n = len(X)
         delta = activations[-1] - Y
@@ -97,7 +106,7 @@ class PlainNetwork:
         return coef_grads + intercept_grads
 
     def step(self, X, Y):
-        """Train on one batch."""
+        """Update the parameters with one batch."""
         grads = self.gradients(X, Y)
         if self.solver == "sgd":
             for p, g in zip(self.params, grads, strict=True):
@@ -105,7 +114,7 @@ class PlainNetwork:
                 p -= g
             return
         self.steps += 1
-        # A plain float: NumPy's own would turn the arithmetic to float64.
+        # A Python float keeps float32 arrays in float32, which a NumPy float64 would not.
         size = float(self.learning_rate * np.sqrt(1 - self.beta_2**self.steps) / (1 - self.beta_1**self.steps))
         for p, g, m, v in zip(self.params, grads, self.first, self.second, strict=True):
             m *= self.beta_1
@@ -121,11 +130,11 @@ class PlainNetwork:
             p -= update
 
     def epoch(self, X, Y, order, batch_size):
-        """Train once on all samples, in the given order."""
+        """Train for one epoch: once on the samples with the indices `order`, in batches."""
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             self.step(X[batch], Y[batch])
 
     def predict_proba(self, X):
-        """Return the outputs."""
+        """Return the outputs of the network."""
         return self.forward(X)[-1]

@@ -1,16 +1,18 @@
-"""Prediction in Python: which kernel, how many rows at a time, on how many threads."""
+"""Prediction: which kernel, how many rows at a time, on how many threads."""
 
 import numpy as np
 
-from fastbp import training
-from fastbp.kernels import backprop, matmul, prediction, threads
-from fastbp.network import aligned_zeros
+from fastbp.kernels import prediction, threads
+from fastbp.kernels.addresses import kernel_addresses
+from fastbp.kernels.network import make_network
+from fastbp.kernels.plan import forward_work, is_mostly_zero
+from fastbp.kernels.workspace import allocate_net
 
 # Up to so many rows the weights are used as they are; more rows pay for packing them.
 FEW_ROWS = 8
 # Rows that go through the network together: enough to use each weight many times while it is in the cache.
 BLOCK_ROWS = 96
-# From so many rows on it is worth a look whether most inputs are zero.
+# From so many rows on it is worth to look whether most inputs are zero.
 MANY_ROWS = 2000
 
 
@@ -20,8 +22,8 @@ class Predictor:
     Parameters
     ----------
     coefs, intercepts : list of ndarray
-        Weights of shape (fan_in, fan_out) and biases of each layer; never copied here for a few rows, and
-        packed anew in each call for many, so that edits count.
+        Weights of shape (fan_in, fan_out) and biases of each layer. They are not copied for a few rows, and packed
+        anew in each call for many, so that edits take effect.
     activations : list of Activation
         One for each layer.
     n_features : int
@@ -36,22 +38,21 @@ class Predictor:
     def __init__(self, coefs, intercepts, activations, n_features):
         units = check_shapes(coefs, intercepts, n_features, activations)
         self._coefs, self._intercepts = list(coefs), list(intercepts)
-        self.network = training.make_network(units, activations, coefs[0].dtype)
+        self.network = make_network(units, activations, coefs[0].dtype)
         self.dtype = self.network.dtype
         arrays = [*coefs, *intercepts]
-        self._direct = all(array.flags.c_contiguous and array.dtype == self.dtype for array in arrays)
-        facts = [
-            (
-                coef.ctypes.data,
-                intercept.ctypes.data,
-                *coef.shape,
-                activation.value_address(self.dtype),
-                activation.by_rows,
-            )
-            for coef, intercept, activation in zip(coefs, intercepts, activations, strict=True)
-        ]
-        self._layers = np.array(facts, dtype=np.int64)
-        self._room = self.network.widest
+        self._can_skip_packing = all(array.flags.c_contiguous and array.dtype == self.dtype for array in arrays)
+        self._layers = np.array(
+            [
+                prediction.UnpackedLayer(
+                    coef.ctypes.data, intercept.ctypes.data, coef.shape[0], coef.shape[1],
+                    activation.forward_address(self.dtype), int(activation.by_rows),
+                )
+                for coef, intercept, activation in zip(coefs, intercepts, activations, strict=True)
+            ],
+            dtype=np.int64,
+        )  # fmt: skip
+        self._widest = self.network.widest
         self._addresses = {}  # of the kernel for each type of samples
 
     def uses(self, coefs, intercepts):
@@ -79,27 +80,24 @@ class Predictor:
         """
         n = x.shape[0]
         out = np.empty((n, self.network.units[-1]), self.dtype)
-        if n <= FEW_ROWS and self._direct:
+        if n <= FEW_ROWS and self._can_skip_packing:
             x = x.astype(self.dtype, copy=False)
-            space = np.empty((2, self._room), self.dtype)
+            space = np.empty((2, self._widest), self.dtype)
             return out, prediction.predict_few(x, self._layers, self.network.coefficients, space, out)
-        return out, self._many(x, out, n_jobs)
+        return out, self._predict_many(x, out, n_jobs)
 
-    def _many(self, x, out, n_jobs):
+    def _predict_many(self, x, out, n_jobs):
+        """Set `out`; return whether all inputs are finite."""
         network = self.network
         n = x.shape[0]
         block = min(n, BLOCK_ROWS)
-        n_threads = min(threads.thread_count(n_jobs, training.forward_work(network.units) * n), -(-n // block))
-        table, size = network.workspace(block * n_threads)
-        sparse = n >= MANY_ROWS and training.mostly_zero(x)
-        marks, listed = training.room_for_lists(network.units[0], block * n_threads, n_threads) if sparse else (0, 0)
-        kernels = matmul.kernel_addresses(network.dtype, writing=False, sparse=sparse)
+        n_threads = min(threads.thread_count(n_jobs, forward_work(network.units) * n), -(-n // block))
+        sparse = n >= MANY_ROWS and is_mostly_zero(x)
+        kernels = kernel_addresses(network.dtype, prefetch_write=False, index_lists=sparse)
+        params = network.pack(self._coefs, self._intercepts)
+        arrays = allocate_net(network, params, block * n_threads, n_threads, kernels, sparse=sparse)
         bad = np.zeros(n_threads, np.int64)
-        args = (
-            x, np.arange(n), table, network.coefficients, network.pack(self._coefs, self._intercepts),
-            aligned_zeros(size, network.dtype), kernels, np.zeros(marks, np.uint16), np.zeros(listed, np.int32),
-            np.zeros(n_threads * backprop.room_ahead(network.units[0]), np.int64), out, bad, block,
-        )  # fmt: skip
+        args = (x, np.arange(n), arrays, out, bad, block)
         if n_threads > 1 and x.dtype not in self._addresses:
             self._addresses[x.dtype] = threads.address_for(prediction.predict, args)
         address = self._addresses.get(x.dtype)
@@ -108,7 +106,7 @@ class Predictor:
 
 
 def check_shapes(coefs, intercepts, n_features, activations):
-    """Check that weights, which users may edit, make up a network; return the units of its layers."""
+    """Check that weights, which users may edit, fit together; return the units of all layers."""
     n_layers = len(activations)
     if len(coefs) != n_layers or len(intercepts) != n_layers:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Learning rate schedules: the rate as a function of the step, or of how training goes.
+"""Learning rate schedules: the rate as a function of the step, or of the course of training.
 
 References
 ----------
@@ -8,13 +8,15 @@ I. Loshchilov and F. Hutter, "SGDR: Stochastic gradient descent with warm restar
 
 import numpy as np
 
-# scikit-learn's schedules, which it has for gradient descent only.
+# scikit-learn's own schedules; they apply to the solver "sgd" only.
 SGD_SCHEDULES = ("constant", "invscaling", "adaptive")
-SCHEDULES = (*SGD_SCHEDULES, "cosine", "one_cycle")
+# These have an end: they always run for max_iter epochs.
+FINITE_SCHEDULES = ("cosine", "one_cycle")
+SCHEDULES = (*SGD_SCHEDULES, *FINITE_SCHEDULES)
 # Smith's shape as it is commonly used: the rate rises over the first 30 percent of the steps from 1/25 of the highest,
 # and falls to 1e-4 of where it began.
 _RISE, _FIRST, _LAST = 0.3, 1 / 25, 1 / 25 * 1e-4
-# "adaptive" divides by this when the loss stands still, as long as the rate is above the smallest.
+# "adaptive" divides the rate by this when the loss stops to improve, as long as the rate is above the smallest.
 _DIVISOR, _SMALLEST = 5.0, 1e-6
 
 
@@ -30,7 +32,7 @@ def step_rates(schedule, rate, first_step, n_steps, total_steps):
     rate : float
         The rate now, or the highest of the cycle.
     first_step, n_steps : int
-        The steps asked for; behind the last one of the schedule its last rate goes on.
+        First step and number of steps; after the end of the schedule its last rate continues.
     total_steps : int
         Steps of the whole training.
 
@@ -38,7 +40,7 @@ def step_rates(schedule, rate, first_step, n_steps, total_steps):
     -------
     ndarray of shape (n_steps,), float64
     """
-    if schedule not in ("cosine", "one_cycle"):
+    if schedule not in FINITE_SCHEDULES:
         return np.full(n_steps, rate)
     done = np.minimum((first_step + np.arange(n_steps)) / max(1, total_steps - 1), 1.0)
     if schedule == "cosine":
@@ -57,6 +59,6 @@ def after_epoch(schedule, rate, initial, samples_seen, power_t):
     return initial / (samples_seen + 1) ** power_t if schedule == "invscaling" else rate
 
 
-def after_standstill(schedule, rate):
-    """Return the rate to go on with when the loss stands still, or None to stop."""
+def after_plateau(schedule, rate):
+    """Return the rate to continue with when the loss has stopped to improve, or None to stop."""
     return rate / _DIVISOR if schedule == "adaptive" and rate > _SMALLEST else None

@@ -1,4 +1,4 @@
-"""What surrounds the estimators on a machine: compiling ahead of time, and what is installed."""
+"""Compilation ahead of time, and the versions of what is installed."""
 
 import platform
 import time
@@ -10,27 +10,30 @@ import numba
 import numpy as np
 import scipy
 import sklearn
+from sklearn.exceptions import ConvergenceWarning
 
 from fastbp.activations import ACTIVATIONS, Softmax
 from fastbp.classifier import BackpropClassifier
-from fastbp.kernels import intrinsics
+from fastbp.codegen.jit import no_compilation_notice
+from fastbp.codegen.target import HAS_FMA, VECTOR_BITS
+from fastbp.compat import cpu_name
+from fastbp.kernels.addresses import kernel_addresses
 from fastbp.kernels.backprop import train
-from fastbp.kernels.matmul import kernel_addresses
-from fastbp.kernels.shuffle import FEW, shuffle
+from fastbp.kernels.shuffle import MIN_SIZE, shuffle
 
-# Which types of input are compiled for which type of network: those of float32 and float64 data, and images.
+# Types of input, and the type of the network that they are compiled for: float32 and float64 data, and images.
 _VARIANTS = (("float32", "float32"), ("float64", "float64"), ("uint8", "float32"))
 
 
 def warmup(report=None):
     """Compile the kernels for the usual types of input, or load them from the disk cache.
 
-    For a service or a container image that must answer its first call at once.
+    Run it in a service or a container image whose first prediction must be fast.
 
     Parameters
     ----------
     report : callable, default=None
-        Called with a line of text after each step, as `print`.
+        Called with a line of text after each step; `print` for example.
 
     Returns
     -------
@@ -41,26 +44,26 @@ def warmup(report=None):
     random_state = np.random.RandomState(0)
     values = random_state.randint(0, 256, (2000, 64))
     y = random_state.randint(0, 10, len(values))
-    shuffle(np.arange(FEW), random_state)
-    for source, dtype in _VARIANTS:
-        before = time.perf_counter()
-        X = values.astype(source)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # Large enough to be given to all threads, small enough to take no time.
+    with no_compilation_notice(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        shuffle(np.arange(MIN_SIZE), random_state)
+        for source, dtype in _VARIANTS:
+            before = time.perf_counter()
+            X = values.astype(source)
+            # Large enough for all threads, small enough to take no time.
             clf = BackpropClassifier(max_iter=1, dtype=dtype).fit(X, y)
-        clf.predict(X)
-        clf.predict(X[:1])
-        kernel_addresses(dtype, sparse=True)
-        for activation in (*ACTIVATIONS.values(), Softmax()):
-            activation.value_address(dtype), activation.slope_address(dtype)
-        if report is not None:
-            report(f"{source} input, {dtype} network: {time.perf_counter() - before:.1f} s")
+            clf.predict(X)
+            clf.predict(X[:1])
+            kernel_addresses(dtype, index_lists=True)
+            for activation in (*ACTIVATIONS.values(), Softmax()):
+                activation.forward_address(dtype), activation.backward_address(dtype)
+            if report is not None:
+                report(f"{source} input, {dtype} network: {time.perf_counter() - before:.1f} s")
     return time.perf_counter() - begin
 
 
 def show_versions():
-    """Print the versions of what fastbp runs on, and what it makes of this machine, for reports of faults."""
+    """Print the versions of fastbp and its dependencies, and what fastbp uses of this machine, for bug reports."""
     import fastbp
 
     versions = {
@@ -74,11 +77,11 @@ def show_versions():
     }
     machine = {
         "system": platform.platform(),
-        "processor": numba.core.config.CPU_NAME or llvmlite.binding.get_host_cpu_name(),
+        "processor": cpu_name(),
         "cores": joblib.cpu_count(),
-        "vector bits": intrinsics.VECTOR_BITS,
-        "fused multiply-add": intrinsics.HAS_FMA,
-        "compiled code": train._cache.cache_path,
+        "vector bits": VECTOR_BITS,
+        "fused multiply-add": HAS_FMA,
+        "compiled code": train.stats.cache_path,
     }
     for title, entries in (("Versions", versions), ("Machine", machine)):
         print(f"{title}:")

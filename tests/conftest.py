@@ -8,8 +8,9 @@ import pytest
 
 # Tests whose results depend on the vector instructions in use; `.ci/run` repeats them for each width of vectors.
 NUMERICAL = {
-    "test_activations", "test_backprop", "test_columns", "test_elementary", "test_inspection", "test_intrinsics",
-    "test_losses", "test_matmul", "test_optimizers", "test_simd", "test_tiles",
+    "test_activations", "test_backprop", "test_bitmask", "test_elementary", "test_inspection", "test_losses",
+    "test_matmul", "test_memory", "test_optimizers", "test_processor", "test_sparse", "test_target", "test_tiles",
+    "test_transpose", "test_vectors",
 }  # fmt: skip
 ESTIMATOR = {"test_classifier", "test_plots"}
 # Of the estimator's tests those that compare with scikit-learn's results.

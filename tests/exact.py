@@ -5,7 +5,7 @@ from math import frexp, ldexp
 
 import numpy as np
 
-from fastbp.kernels.intrinsics import HAS_FMA
+from fastbp.codegen.target import HAS_FMA
 
 _DIGITS = {np.float32: 24, np.float64: 53}
 

@@ -11,7 +11,7 @@ from scipy.special import expit, softmax, xlogy
 from scipy.stats import norm
 
 
-def logistic_slope(z, slope=1.0):
+def logistic_derivative(z, slope=1.0):
     return slope * expit(slope * z) * expit(-slope * z)
 
 
@@ -34,13 +34,13 @@ VALUE = {
 }
 SURROGATE = {
     None: np.zeros_like,
-    "logistic": logistic_slope,
+    "logistic": logistic_derivative,
     "tanh": lambda z: 1 / np.cosh(z) ** 2,
     "identity": np.ones_like,
 }
 DERIVATIVE = {
     "identity": np.ones_like,
-    "logistic": logistic_slope,
+    "logistic": logistic_derivative,
     "tanh": lambda z: 1 / np.cosh(z) ** 2,
     "relu": lambda z: (z > 0).astype(float),
     "piecewise_linear": lambda z, x_min=-1.0, x_max=1.0: ((z > x_min) & (z < x_max)) / (x_max - x_min),

@@ -22,7 +22,9 @@ from fastbp.activations import (
     Threshold,
     get_activation,
 )
-from fastbp.kernels.intrinsics import call_at, lanes, pointer
+from fastbp.codegen.jit import call_at
+from fastbp.codegen.memory import pointer
+from fastbp.codegen.target import lanes
 
 DTYPES = [np.float32, np.float64]
 # What lies around a row, and is not written.
@@ -49,7 +51,7 @@ def run_rows(address, a, at, n, row, m):
 
 
 @njit
-def run_slope(address, c0, c1, z, a, delta):
+def run_backward(address, c0, c1, z, a, delta):
     call_at(address, (c0, c1, pointer(z, 0), pointer(a, 0), pointer(delta, 0), z.size))
 
 
@@ -62,12 +64,12 @@ def padded(values):
 def value(activation, z):
     whole = padded(z)
     a = np.full_like(whole, -7)
-    set_value(activation, whole, a)
+    activate(activation, whole, a)
     return a[: z.size]
 
 
-def set_value(activation, z, a):
-    address = activation.value_address(z.dtype)
+def activate(activation, z, a):
+    address = activation.forward_address(z.dtype)
     if address:
         run_value(address, *activation.coefficients, z, a, 0, z.size)
     else:
@@ -77,9 +79,9 @@ def set_value(activation, z, a):
 def times(activation, z, a, delta):
     """Return delta * f'(z)."""
     delta = padded(delta)
-    address = activation.slope_address(z.dtype)
+    address = activation.backward_address(z.dtype)
     if address:
-        run_slope(address, *activation.coefficients, padded(z), padded(a), delta)
+        run_backward(address, *activation.coefficients, padded(z), padded(a), delta)
     return delta[: z.size]
 
 
@@ -94,7 +96,7 @@ def softmax_of(z):
     whole = -(-n // width) * width
     buffer = np.full((m + 2, whole + width), CANARY, z.dtype)
     buffer[1:-1, :n] = z
-    run_rows(Softmax().value_address(z.dtype), buffer.ravel(), buffer.shape[1], n, buffer.shape[1], m)
+    run_rows(Softmax().forward_address(z.dtype), buffer.ravel(), buffer.shape[1], n, buffer.shape[1], m)
     assert (buffer[[0, -1]] == CANARY).all() and (buffer[:, whole:] == CANARY).all()
     assert np.isnan(z).any() or not buffer[1:-1, n:whole].any()
     return buffer[1:-1, :n]
@@ -123,7 +125,7 @@ def test_value(activation, dtype):
         rtol = 200 * eps if activation.name == "gaussian" else 40 * eps
         np.testing.assert_allclose(a, value_naive(activation, z), rtol=rtol, atol=atol)
         in_place = padded(z)
-        set_value(activation, in_place, in_place)
+        activate(activation, in_place, in_place)
         np.testing.assert_array_equal(in_place[:n], a)
 
 
@@ -160,9 +162,9 @@ def test_derivative_against_central_differences(activation):
 
 
 @pytest.mark.parametrize("activation", OBJECTS, ids=repr)
-def test_steepest(activation):
-    slopes = np.abs(activation.derivative(np.linspace(-10, 10, 200_001)))
-    assert slopes.max() == pytest.approx(activation.steepest, rel=1e-4)
+def test_max_derivative(activation):
+    derivatives = np.abs(activation.derivative(np.linspace(-10, 10, 200_001)))
+    assert derivatives.max() == pytest.approx(activation.max_derivative, rel=1e-4)
 
 
 @pytest.mark.parametrize("activation", [*OBJECTS, Softmax()], ids=repr)

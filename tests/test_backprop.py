@@ -13,14 +13,30 @@ import reference
 from numba import njit
 
 import fastbp
-from fastbp import BackpropClassifier, training
+from fastbp import BackpropClassifier
 from fastbp.activations import ACTIVATIONS, Activation, Gaussian, Identity, Logistic, Relu, Softmax, Tanh, Threshold
+from fastbp.codegen.bitmask import MASK_BITS
+from fastbp.codegen.memory import pointer
+from fastbp.codegen.target import CACHE_LINE, lanes
+from fastbp.codegen.tiles import MR, NV
+from fastbp.codegen.vectors import load_converted, store
 from fastbp.kernels import backprop, prediction, threads
-from fastbp.kernels.intrinsics import lanes, pointer
-from fastbp.kernels.matmul import kernel_addresses
+from fastbp.kernels.addresses import kernel_addresses
+from fastbp.kernels.network import make_network
 from fastbp.kernels.online import is_small, train_online
-from fastbp.kernels.simd import load_converted, store
-from fastbp.kernels.tiles import MARKED, MR, NV
+from fastbp.kernels.plan import (
+    BLOCK_LINES,
+    BLOCK_ROWS,
+    BLOCK_TILES,
+    LARGE,
+    MEDIUM,
+    index_capacity,
+    mask_size,
+    prefetch_capacity,
+    scratch_size,
+)
+from fastbp.kernels.records import Data, NetArrays, Task, TrainingArrays
+from fastbp.kernels.session import OptimizerState, Session
 from fastbp.losses import LOSSES
 from fastbp.optimizers import NO_UPDATE, SOLVERS, step_sizes
 from fastbp.prediction import Predictor
@@ -100,7 +116,7 @@ class Problem:
     Y: np.ndarray
     weight: np.ndarray
     alpha: float = 0.0
-    flip: bool = True
+    transpose_narrow: bool = True
 
     @property
     def dtype(self):
@@ -109,7 +125,7 @@ class Problem:
     @property
     def network(self):
         units = [self.X.shape[1], *(coef.shape[1] for coef in self.coefs)]
-        return training.make_network(units, self.activations, self.dtype, 2 if self.flip else None)
+        return make_network(units, self.activations, self.dtype, 2 if self.transpose_narrow else None)
 
     @property
     def pairs(self):
@@ -156,6 +172,23 @@ def make(
     return Problem([*hidden, output], loss, coefs, intercepts, X, Y, weight, alpha)
 
 
+def guarded_net(problem, n_rows, n_threads, sparse, guards, *, trains=False):
+    """The arrays of a network, as `workspace.allocate_net` makes them, but between canaries."""
+    network, n_inputs = problem.network, problem.X.shape[1]
+    table, size = network.workspace(n_rows)
+    return NetArrays(
+        table=guards.array(table),
+        coefficients=guards.array(network.coefficients),
+        params=guards.array(_packed(problem)),
+        transposes=guards.zeros(network.n_transposes if trains else 0, problem.dtype),
+        space=guards.zeros(size, problem.dtype),
+        kernels=guards.array(kernel_addresses(problem.dtype, index_lists=sparse)),
+        masks=guards.zeros(mask_size(n_inputs, n_rows) if sparse else 0, np.uint16),
+        indices=guards.zeros(n_threads * index_capacity(n_inputs, n_rows) if sparse else 0, np.int32),
+        lines=guards.zeros(n_threads * prefetch_capacity(n_inputs), np.int64),
+    )
+
+
 class Trainer:
     """A problem in training by the kernels, all memory between canaries."""
 
@@ -163,9 +196,9 @@ class Trainer:
         self, problem, *, optimizer=None, rate=0.1, batch_size=None, chunk=None, order=None, sparse=False,
         n_threads=1, guards=Guards, kernel=backprop.train,
     ):  # fmt: skip
-        problem = replace(problem, flip=problem.flip and kernel is not train_online)
+        problem = replace(problem, transpose_narrow=problem.transpose_narrow and kernel is not train_online)
         network, dtype = problem.network, problem.dtype
-        solver, settings = OPTIMIZERS[optimizer] if optimizer else ("sgd", (0.0, 0.0, 0.0))
+        solver, constants = OPTIMIZERS[optimizer] if optimizer else ("sgd", (0.0, 0.0, 0.0))
         order = np.arange(len(problem.X)) if order is None else order
         self.problem, self.network, self.optimizer, self.rate = problem, network, optimizer, rate
         self.solver, self.n_threads, self.kernel = solver, n_threads, kernel
@@ -173,38 +206,28 @@ class Trainer:
         self.chunk = self.batch_size if chunk is None else chunk
         self.n_batches = -(-len(order) // self.batch_size)
         self.guards = guards = guards()
-        self.data = backprop.Data(*map(guards.array, (problem.X, problem.Y, problem.weight, order)))
-        table, size = network.workspace(self.chunk)
+        self.data = Data(*map(guards.array, (problem.X, problem.Y, problem.weight, order)))
         keeps_grads = optimizer is None or self.chunk < self.batch_size or kernel is train_online
-        marks, listed = training.room_for_lists(network.units[0], self.chunk, n_threads) if sparse else (0, 0)
-        self.state = backprop.State(
-            table=guards.array(table),
-            coefficients=guards.array(network.coefficients),
-            params=guards.array(_packed(problem)),
-            transposed=guards.zeros(network.n_transposed, dtype),
+        self.net = guarded_net(problem, self.chunk, n_threads, sparse, guards, trains=True)
+        self.state = TrainingArrays(
             first=guards.zeros(network.n_params, dtype),
             second=guards.zeros(network.n_params if solver == "adam" else 0, dtype),
             grads=guards.zeros(network.n_params if keeps_grads else 0, dtype),
-            space=guards.zeros(size, dtype),
             row_loss=guards.zeros(self.chunk, np.float64),
-            squares=guards.zeros(network.count_blocks(backprop.BLOCK_ROWS), np.float64),
-            kernels=guards.array(kernel_addresses(dtype, sparse=sparse)),
-            marks=guards.zeros(marks, np.uint16),
-            listed=guards.zeros(listed, np.int32),
-            ahead=guards.zeros(n_threads * backprop.room_ahead(network.units[0]), np.int64),
+            squares=guards.zeros(network.count_blocks(BLOCK_ROWS), np.float64),
+            scratch=guards.zeros(n_threads * scratch_size(network.lanes), dtype),
             done=guards.zeros(1, np.int64),
         )
-        self.settings = guards.array(settings)
+        self.constants = guards.array(constants)
         self.losses = guards.zeros(self.n_batches, np.float64)
-        self.scratch = guards.zeros(n_threads * (1 + backprop.BLOCK_ROWS * NV) * network.lanes, dtype)
 
     def run(self, first=0, last=None):
         """Train on a range of batches, all if not given."""
         last = self.n_batches if last is None else last
-        plan = backprop.Plan(
+        task = Task(
             loss=LOSSES[self.problem.loss],
             solver=SOLVERS[self.solver] if self.optimizer else NO_UPDATE,
-            settings=self.settings,
+            constants=self.constants,
             sizes=step_sizes(self.solver, np.full(last - first, self.rate), first, 0.9, 0.999),
             alpha=self.problem.alpha,
             batch_size=self.batch_size,
@@ -212,7 +235,7 @@ class Trainer:
             first_batch=first,
             last_batch=last,
         )
-        args = (self.data, self.state, plan, self.losses, self.scratch)
+        args = (self.data, self.net, self.state, task, self.losses)
         threads.run(self.kernel, backprop.train_on_threads, args, self.n_threads)
         self.guards.check()
         return self
@@ -226,14 +249,13 @@ class Trainer:
         return [*coef_grads, *(s / divisor for s in intercept_sums)]
 
     def parameters(self):
-        coefs, intercepts = self.network.unpack(self.state.params)
+        coefs, intercepts = self.network.unpack(self.net.params)
         return [*coefs, *intercepts]
 
     def bits(self):
         """All that training leaves, to be compared bit by bit."""
-        state = self.state
-        parts = [state.params, state.first, state.second, self.losses]
-        return [part.tobytes() for part in parts + ([] if self.optimizer else [state.grads])]
+        parts = [self.net.params, self.state.first, self.state.second, self.losses]
+        return [part.tobytes() for part in parts + ([] if self.optimizer else [self.state.grads])]
 
 
 def assert_close(got, expected, tolerance):
@@ -290,7 +312,7 @@ def test_gradient_of_everything(hidden, loss, output):
         if smooth:
             gradient = trainer.network.pack(grads[: depth + 1], grads[depth + 1 :])
             places = trainer.network.pack(*_ones(trainer.network))
-            params, start = trainer.state.params, trainer.state.params.copy()
+            params, start = trainer.net.params, trainer.net.params.copy()
             for _ in range(3):
                 direction = rng.normal(size=params.size) * places
                 losses = []
@@ -299,14 +321,14 @@ def test_gradient_of_everything(hidden, loss, output):
                     losses.append(trainer.run().losses[0])
                 params[:] = start
                 slope = (losses[0] - losses[1]) / 2e-5
-                # Relative to the steepest direction: in this one the loss may hardly change.
-                steepest = np.linalg.norm(gradient) * np.linalg.norm(direction)
-                assert abs(slope - gradient @ direction) <= 1e-6 * max(steepest, 1e-3)
+                # Relative to the max_derivative direction: in this one the loss may hardly change.
+                max_derivative = np.linalg.norm(gradient) * np.linalg.norm(direction)
+                assert abs(slope - gradient @ direction) <= 1e-6 * max(max_derivative, 1e-3)
 
 
 def _central_differences(trainer):
     h = 1e-5
-    params = trainer.state.params
+    params = trainer.net.params
     # Only where a parameter is, not where padding is.
     places = np.flatnonzero(trainer.network.pack(*_ones(trainer.network)))
     differences = np.zeros_like(params)
@@ -329,7 +351,7 @@ def _ones(network):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gradient_for_batches_with_every_remainder(dtype):
     nr = NV * lanes(np.dtype(dtype).itemsize)
-    units = [3, nr + 5, 2 * backprop.BLOCK_ROWS + 1, 4]
+    units = [3, nr + 5, 2 * BLOCK_ROWS + 1, 4]
     hidden = [Relu(), Logistic(slope=0.5)]
     for n in [*range(1, 2 * MR + 2), 31, 32, 33, 100]:
         problem = make(units, hidden, n=n, dtype=dtype, weighted=n % 2 == 0, alpha=0.1 * (n % 3), seed=n)
@@ -355,8 +377,8 @@ def test_losses_for_outputs_and_batches_with_every_remainder(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", [MR, MR + 1, 13, 64])
-def test_long_samples_that_arrive_during_the_product(n, dtype):
-    line = backprop.LINE // np.dtype(dtype).itemsize
+def test_long_samples_that_are_prefetched_during_the_product(n, dtype):
+    line = CACHE_LINE // np.dtype(dtype).itemsize
     for n_inputs in (2 * MR - 1, 2 * MR, 2 * MR + 1, 4 * line + 1, 200):
         for n_hidden in (3, NV * line + 1):
             problem = make([n_inputs, n_hidden, 3], n=n, dtype=dtype, seed=n)
@@ -434,11 +456,11 @@ def _train_naive(problem, optimizer, rate, batch_size, order, n_batches):
         value, coef_grads, intercept_grads = problem.naive(samples)
         losses.append(value)
         grads = [*coef_grads, *intercept_grads]
-        solver, settings = OPTIMIZERS[optimizer]
+        solver, constants = OPTIMIZERS[optimizer]
         if solver == "adam":
             reference.adam_naive(params, grads, *memory, batch + 1, rate)
         else:
-            reference.sgd_naive(params, grads, memory[0], rate, settings[0], settings[1])
+            reference.sgd_naive(params, grads, memory[0], rate, constants[0], constants[1])
     return params, losses
 
 
@@ -486,15 +508,14 @@ def test_a_session_does_the_same(optimizer, sparse):
     model = BackpropClassifier(
         solver=solver, alpha=problem.alpha, batch_size=batch_size, learning_rate_init=0.01, max_iter=1, **how
     )
-    settings = model._settings(n)
     params = _packed(problem)
-    memory = training.Memory.empty(network, solver, 0.01)
-    session = training.Session(network, params, memory, settings, n, sparse)
-    loss = session.run(backprop.Data(problem.X, problem.Y, problem.weight, order))
-    assert params.tobytes() == trainer.state.params.tobytes()
-    assert memory.first.tobytes() == trainer.state.first.tobytes()
-    assert memory.second.tobytes() == trainer.state.second.tobytes()
-    assert memory.steps == trainer.n_batches
+    state = OptimizerState.empty(network, solver, 0.01)
+    session = Session(network, params, state, model._step_settings(n), n, sparse=sparse)
+    loss = session.run(Data(problem.X, problem.Y, problem.weight, order), np.full(trainer.n_batches, 0.01))
+    assert params.tobytes() == trainer.net.params.tobytes()
+    assert state.first.tobytes() == trainer.state.first.tobytes()
+    assert state.second.tobytes() == trainer.state.second.tobytes()
+    assert state.steps == trainer.n_batches
     np.testing.assert_allclose(loss, np.dot(trainer.losses, [7, 7, 7, 7, 7, 5]) / n, rtol=1e-14)
 
 
@@ -515,40 +536,41 @@ def test_same_bits_in_chunks_of_any_size(optimizer, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("optimizer", ["nesterov", "adam"])
-def test_flipped_layers_have_the_same_bits(optimizer, dtype):
+def test_transposed_storage_has_the_same_bits(optimizer, dtype):
     """Layers of few units, below activations that are not zero for units that are none."""
     nr = NV * lanes(np.dtype(dtype).itemsize)
     few = max(1, nr // NV // 2)  # units in half a vector
     for units in ([4, 9, 1], [6, 37, few], [3, 2 * nr, few, 50, 1], [3, 2 * nr + 1, few], [2, 3 * nr - 1, 7, 1]):
         hidden = [Logistic(), Gaussian(0.1, 1.0), Logistic()][: len(units) - 2]
         problem = make(units, hidden, "squared_error", Logistic(), n=40, dtype=dtype, alpha=0.1)
-        assert problem.network.flipped and not replace(problem, flip=False).network.flipped
+        assert problem.network.has_transposed
+        assert not replace(problem, transpose_narrow=False).network.has_transposed
         kwargs = {"optimizer": optimizer, "batch_size": 13}
-        expected = Trainer(replace(problem, flip=False), **kwargs).run()
+        expected = Trainer(replace(problem, transpose_narrow=False), **kwargs).run()
         for chunk, n_threads in ((13, 1), (13, 2), (5, 1)):
             trainer = Trainer(problem, chunk=chunk, n_threads=n_threads, **kwargs).run()
             for got, wanted in zip(trainer.parameters(), expected.parameters(), strict=True):
                 np.testing.assert_array_equal(got, wanted)
             # The squares in the L2 term are added up in another order.
             np.testing.assert_allclose(trainer.losses, expected.losses, rtol=1e-5 if dtype == np.float32 else 1e-12)
-            packed = trainer.network.pack(*trainer.network.unpack(trainer.state.params))
-            np.testing.assert_array_equal(trainer.state.params, packed)  # what pads the rows has stayed zero
+            packed = trainer.network.pack(*trainer.network.unpack(trainer.net.params))
+            np.testing.assert_array_equal(trainer.net.params, packed)  # what pads the rows has stayed zero
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("optimizer", ["momentum", "adam"])
-@pytest.mark.parametrize("n_bytes", [backprop.MEDIUM, backprop.LARGE])
-def test_same_bits_where_parameters_are_asked_for(n_bytes, optimizer, dtype):
+@pytest.mark.parametrize("n_bytes", [MEDIUM, LARGE])
+def test_same_bits_where_parameters_are_prefetched(n_bytes, optimizer, dtype):
     units = [300, 64 * (n_bytes // (2 * 4 * 300 * 64) + 1), 3]
-    batch_size = 3 * backprop.BLOCK_LINES // backprop.BLOCK_TILES + 3
+    batch_size = 3 * BLOCK_LINES // BLOCK_TILES + 3
     problem = make(units, Relu(), n=2 * batch_size - 5, dtype=dtype)
     kwargs = {"optimizer": optimizer, "batch_size": batch_size}
     trainer = Trainer(problem, **kwargs)
     state = trainer.state
-    size = state.params.nbytes + state.first.nbytes + state.second.nbytes
-    assert size >= n_bytes and (size >= backprop.LARGE) == (n_bytes == backprop.LARGE)
+    size = trainer.net.params.nbytes + state.first.nbytes + state.second.nbytes
+    assert size >= n_bytes and (size >= LARGE) == (n_bytes == LARGE)
     whole = trainer.run().bits()
-    # In chunks the gradient is summed up in memory, and nothing is asked for.
+    # In chunks the gradient is summed in memory, and nothing is prefetched.
     assert Trainer(problem, chunk=batch_size - 2, **kwargs).run().bits() == whole
     assert Trainer(problem, n_threads=2, **kwargs).run().bits() == whole
 
@@ -587,7 +609,7 @@ def assert_same_training(trainer, other):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("optimizer", [None, "nesterov", "adam"])
 def test_same_training_without_the_inputs_that_are_zero(optimizer, dtype):
-    for n_inputs in (1, MARKED - 1, MARKED, MARKED + 1, 2 * MARKED + 7, 70):
+    for n_inputs in (1, MASK_BITS - 1, MASK_BITS, MASK_BITS + 1, 2 * MASK_BITS + 7, 70):
         for n, batch_size, chunk in [(50, 23, 23), (50, 23, 6), (30, 1, 1), (40, 17, 16)]:
             size = n if optimizer is None else batch_size
             problem = make([n_inputs, 40, 9, 3], [Relu(), Tanh()], n=n, dtype=dtype, weighted=True, alpha=0.1)
@@ -657,20 +679,12 @@ def test_same_bits_with_any_number_of_threads(tmp_path):
 
 def _predict(problem, X, block, n_threads=1, sparse=False, guards=Guards):
     """Outputs of the kernel for many rows."""
-    problem = replace(problem, flip=False)
+    problem = replace(problem, transpose_narrow=False)
     network, guards = problem.network, guards()
-    n_rows = block * n_threads
-    table, size = network.workspace(n_rows)
-    marks, listed = training.room_for_lists(network.units[0], n_rows, n_threads) if sparse else (0, 0)
+    arrays = guarded_net(problem, block * n_threads, n_threads, sparse, guards)
     out = guards.array(np.full((len(X), network.units[-1]), np.nan, problem.dtype))
     bad = guards.zeros(n_threads, np.int64)
-    args = (
-        guards.array(X), guards.array(np.arange(len(X))), guards.array(table), guards.array(network.coefficients),
-        guards.array(_packed(problem)), guards.zeros(size, problem.dtype),
-        guards.array(kernel_addresses(problem.dtype, sparse=sparse)),
-        guards.zeros(marks, np.uint16), guards.zeros(listed, np.int32),
-        guards.zeros(n_threads * backprop.room_ahead(network.units[0]), np.int64), out, bad, block,
-    )  # fmt: skip
+    args = (guards.array(X), guards.array(np.arange(len(X))), arrays, out, bad, block)
     threads.run(prediction.predict, prediction.predict_on_threads, args, n_threads)
     guards.check()
     assert not bad.any()
@@ -683,7 +697,7 @@ def _predict_few(problem, X, guards=Guards):
     coefs = [guards.array(W) for W in problem.coefs]
     intercepts = [guards.array(b) for b in problem.intercepts]
     layers = [
-        (W.ctypes.data, b.ctypes.data, *W.shape, activation.value_address(problem.dtype), activation.by_rows)
+        (W.ctypes.data, b.ctypes.data, *W.shape, activation.forward_address(problem.dtype), activation.by_rows)
         for W, b, activation in zip(coefs, intercepts, problem.activations, strict=True)
     ]
     space = guards.array(np.full((2, network.widest), np.nan, problem.dtype))
@@ -731,7 +745,7 @@ def test_a_row_is_predicted_with_the_same_bits_anywhere(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_prediction_without_the_inputs_that_are_zero(dtype):
-    for n_inputs in (1, MARKED, MARKED + 1, 70):
+    for n_inputs in (1, MASK_BITS, MASK_BITS + 1, 70):
         problem = _with_zeros(make([n_inputs, 40, 3], Tanh(), n=60, dtype=dtype))
         expected = _predict(problem, problem.X, 7)
         for block in (1, 7, 16, 60):
@@ -786,7 +800,7 @@ def _check_fences(dtypes, predicts):
                 if optimizer is None:
                     _, coef_grads, intercept_grads = problem.naive()
                     assert_close(fenced.gradients(), [*coef_grads, *intercept_grads], 2e-5)
-            if not sparse and is_small(replace(problem, flip=False).network):
+            if not sparse and is_small(replace(problem, transpose_narrow=False).network):
                 how = {"optimizer": "adam", "batch_size": 1, "kernel": train_online}
                 assert Trainer(problem, guards=Fences, **how).run().bits() == Trainer(problem, **how).run().bits()
             if predicts:
@@ -823,12 +837,12 @@ def test_dead_units_leave_no_subnormal_numbers(batch_size, dtype):
     # In float64 it takes longer: a faster decay brings it about.
     decay = (0.9, 0.999, 1e-8) if dtype == np.float32 else (0.5, 0.7, 1e-8)
     order = np.repeat([0, 1], [batch_size, batch_size * n_steps])
-    online = batch_size == 1 and is_small(replace(problem, flip=False).network)
+    online = batch_size == 1 and is_small(replace(problem, transpose_narrow=False).network)
     for kernel in (backprop.train, train_online)[: 2 if online else 1]:
         trainer = Trainer(problem, optimizer="adam", rate=1e-4, batch_size=batch_size, order=order, kernel=kernel)
-        trainer.settings[:] = decay
+        trainer.constants[:] = decay
         trainer.run(0, 1)
-        assert all((part[0][:, :n_dead] != 0).all() for part, _ in map(trainer.network.unpack, trainer.state[4:6]))
+        assert all((part[0][:, :n_dead] != 0).all() for part, _ in map(trainer.network.unpack, trainer.state[:2]))
         trainer.run(1)
         for part in (trainer.state.first, trainer.state.second):
             assert not ((part != 0) & (np.abs(part) < np.finfo(dtype).tiny)).any()
@@ -861,11 +875,12 @@ def test_divergence_is_seen(dtype):
 @pytest.mark.parametrize(("loss", "output"), OUTPUTS, ids=str)
 def test_online_training_is_that_of_batches_of_one(loss, output, optimizer, dtype):
     width = lanes(np.dtype(dtype).itemsize)
-    for units in ([3, 2], [8, min(16, NV * width), 3], [5, width, width + 1, 4], [17, 1, 2]):
+    panel = NV * width  # no layer is wider, see `is_small`
+    for units in ([3, 2], [8, min(16, panel), 3], [5, width, width + 1, 4], [panel, 1, 2]):
         hidden = [Relu(), Logistic(slope=0.5)][: len(units) - 2]
         for weighted, alpha in [(False, 0.0), (True, 0.3)]:
             problem = make(units, hidden, loss, output, n=30, dtype=dtype, weighted=weighted, alpha=alpha)
-            problem = replace(problem, flip=False)
+            problem = replace(problem, transpose_narrow=False)
             assert is_small(problem.network)
             kwargs = {"optimizer": optimizer, "batch_size": 1, "rate": 0.003}
             online = Trainer(problem, kernel=train_online, **kwargs).run()

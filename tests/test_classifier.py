@@ -17,8 +17,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from fastbp import BackpropClassifier, training
+from fastbp import BackpropClassifier
 from fastbp.activations import Logistic, Softmax
+from fastbp.kernels import threads
+from fastbp.kernels.tuner import ThreadTuner
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -231,7 +233,7 @@ def test_batches_split_over_many_calls_give_the_same_bits(digits, monkeypatch):
     X, y = digits
     options = dict(hidden_layer_sizes=(9,), batch_size=7, max_iter=3, random_state=0, n_jobs=1)
     expected = BackpropClassifier(**options).fit(X, y)
-    monkeypatch.setattr(training._Pace, "choose", lambda self: (1, 3))
+    monkeypatch.setattr(ThreadTuner, "choose", lambda self: (1, 3))
     clf = BackpropClassifier(**options).fit(X, y)
     np.testing.assert_array_equal(clf.coefs_[0], expected.coefs_[0])
     assert clf.loss_curve_ == expected.loss_curve_
@@ -391,27 +393,28 @@ def test_probabilities_belong_to_the_loss_of_the_fit(digits):
 
 def test_steps_are_counted_when_interrupted(digits, monkeypatch):
     X, y = digits
-    run = training.threads.run
+    run = threads.run
     calls = []
 
     def interrupted(*args, **options):
         run(*args, **options)
-        calls.append(args[2][2].last_batch - args[2][2].first_batch)
+        task = args[2][3]
+        calls.append(task.last_batch - task.first_batch)
         if sum(calls) > 50:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training.threads, "run", interrupted)
+    monkeypatch.setattr(threads, "run", interrupted)
     clf = BackpropClassifier((5,), batch_size=10, max_iter=50, random_state=0)
     with pytest.warns(UserWarning, match="interrupted"):
         clf.fit(X, y)
-    assert clf._memory["steps"] == sum(calls)
+    assert clf._optimizer["steps"] == sum(calls)
 
 
 BAD_VALUES = [
     (dict(activation=Softmax()), ValueError, "only"),
     (dict(loss="squared_error", output_activation=Softmax()), ValueError, "only"),
     (dict(hidden_layer_sizes=(5, 0)), ValueError, "hidden_layer_sizes must be > 0"),
-    (dict(hidden_layer_sizes=(5.5,)), ValueError, "hidden_layer_sizes must be whole numbers"),
+    (dict(hidden_layer_sizes=(5.5,)), ValueError, "hidden_layer_sizes must be integers"),
     (dict(activation="swish"), ValueError, "'activation' parameter"),
     (dict(activation=["relu", "tanh"]), ValueError, "2 entries for 1 hidden layers"),
     (dict(activation=["swish"]), ValueError, "activation='swish' is unknown"),
@@ -510,7 +513,7 @@ def test_warm_start_refuses_another_shape_and_other_classes(digits):
     with pytest.raises(ValueError, match="same classes"):
         clf.fit(X, y > 4)
     clf.set_params(hidden_layer_sizes=(6,))
-    with pytest.raises(ValueError, match="Training goes on only in the same shape"):
+    with pytest.raises(ValueError, match="Training can continue only in the same shape"):
         clf.fit(X, y)
 
 

@@ -5,9 +5,10 @@ from numba.core.errors import TypingError
 from scipy.special import erf as erf_of
 from scipy.special import erfcx
 
-from fastbp.kernels.elementary import erf, exp, expm1, log, tanh
-from fastbp.kernels.intrinsics import lane_count, lanes, pointer
-from fastbp.kernels.simd import load, store
+from fastbp.codegen.elementary import erf, exp, expm1, log, tanh
+from fastbp.codegen.memory import lane_count, pointer
+from fastbp.codegen.target import lanes
+from fastbp.codegen.vectors import load, store
 
 DTYPES = [np.float32, np.float64]
 

@@ -10,10 +10,13 @@ from pathlib import Path
 import numba
 import numpy as np
 import pytest
+from numba import njit, typeof
+from numba.core import event
 
 import fastbp
-from fastbp.kernels import jit
-from fastbp.kernels.jit import cached_jit
+from fastbp import compat
+from fastbp.codegen import jit
+from fastbp.codegen.jit import address_of, cached_jit, call_at
 
 PACKAGE = Path(fastbp.__file__).parent
 SOURCE = """
@@ -120,7 +123,7 @@ def test_full_disk(cache, small, monkeypatch):
         saves.append(sig)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(jit.FunctionCache, "save_overload", save_overload)
+    monkeypatch.setattr(compat.FunctionCache, "save_overload", save_overload)
     compiled = cached_jit(small.twice)
     with pytest.warns(RuntimeWarning, match=r"could not be written \(OSError\(.*No space left") as caught:
         assert compiled(4.0) == 8 and compiled(4) == 8
@@ -138,7 +141,7 @@ def test_code_of_other_sources_is_stale(cache, small, monkeypatch):
 def test_source_stamp_covers_all_files(tmp_path):
     package = tmp_path / "copy"
     copy_package(package)
-    stamp = load_module(package / "kernels" / "jit.py", "copy_of_jit")._source_stamp
+    stamp = load_module(package / "codegen" / "jit.py", "copy_of_jit")._source_stamp
 
     def new_stamp():
         stamp.cache_clear()
@@ -147,7 +150,7 @@ def test_source_stamp_covers_all_files(tmp_path):
     stamps = {new_stamp()}
     assert stamps == {new_stamp()}
     sources = sorted(package.rglob("*.py"))
-    assert package / "kernels" / "intrinsics.py" in sources
+    assert package / "codegen" / "vectors.py" in sources
     for path in sources:
         path.write_bytes(path.read_bytes() + b"\n# another version\n")
         stamps.add(new_stamp())
@@ -158,6 +161,68 @@ def test_compiled_code_divides_as_numpy_does(cache, small, tmp_path):
     path = tmp_path / "divide.py"
     path.write_text("def divide(x, y):\n    return x / y\n")
     assert cached_jit(load_module(path, "divide").divide)(1.0, 0.0) == np.inf
+
+
+@njit
+def to_be_called(values, pair, factor):
+    values[0] = factor * pair[0][1] + pair[1]
+
+
+@njit
+def run_call_at(address, values, pair, factor):
+    call_at(address, (values, pair, factor))
+
+
+def test_call_at():
+    values, pair = np.zeros(2), (np.array([5, 7]), 0.5)
+    kinds = tuple(map(typeof, (values, pair, 3)))
+    run_call_at(address_of(to_be_called, kinds), values, pair, 3)
+    assert values.tolist() == [21.5, 0]
+
+
+# --- what a user hears of compiling ---
+
+
+@pytest.fixture
+def slow(monkeypatch, small):
+    """Compiling takes longer than a user waits without a word; none has been said."""
+    monkeypatch.setattr(jit, "PATIENCE", 0.0)
+    monkeypatch.setattr(jit._CompilationNotice, "said", False)
+    monkeypatch.setattr(jit._CompilationNotice, "spent", 0.0)
+    return small
+
+
+def test_long_compiling_is_explained_once(cache, slow, caplog):
+    first = cached_jit(slow.twice)
+    first(4.0)
+    first(4)
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("fastbp", "WARNING")
+    assert "python -m fastbp warmup" in record.getMessage()
+
+
+def test_nothing_is_said_where_nothing_is_compiled(cache, slow, caplog):
+    with jit.no_compilation_notice():
+        cached_jit(slow.twice)(4.0)
+    cached_jit(slow.twice)(5.0)  # from the disk
+    assert not caplog.records
+
+
+def test_short_compiling_is_silent(cache, slow, caplog, monkeypatch):
+    monkeypatch.setattr(jit, "PATIENCE", 1000.0)
+    cached_jit(slow.twice)(4.0)
+    assert not caplog.records
+    # The seconds of several functions add up.
+    assert 0 < jit._CompilationNotice.spent < 1000
+    monkeypatch.setattr(jit._CompilationNotice, "spent", 1000.0)
+    cached_jit(slow.thrice)(4.0)
+    assert len(caplog.records) == 1
+
+
+def test_the_notice_leaves_no_listener(cache, slow):
+    before = len(event._registered["numba:compile"])
+    cached_jit(slow.twice)(4.0)
+    assert len(event._registered["numba:compile"]) == before
 
 
 def start(script, folder, **changes):
@@ -186,7 +251,7 @@ def finish(*processes):
 
 
 def test_processes_that_start_at_once_without_a_cache(tmp_path):
-    source = "from fastbp.kernels.jit import cached_jit\n" + SOURCE.replace("def", "@cached_jit\ndef")
+    source = "from fastbp.codegen.jit import cached_jit\n" + SOURCE.replace("def", "@cached_jit\ndef")
     (tmp_path / "small.py").write_text(source)
     script = """
 import warnings
@@ -206,7 +271,7 @@ from numba.core.dispatcher import Dispatcher
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     from fastbp import BackpropClassifier
-    from fastbp.kernels.jit import _ForgivingCache
+    from fastbp.codegen.jit import _ForgivingCache
     X = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
     model = BackpropClassifier(3, max_iter=2, n_jobs=1, random_state=0).fit(X, np.arange(20) % 2)
     probabilities = model.predict_proba(X).tolist()
@@ -222,7 +287,8 @@ print(json.dumps({
 # All that a first fit and a prediction need: each takes time. Nothing for inputs that are mostly zero, for several
 # threads, for other activations.
 COMPILED = [
-    "_logistic", "_logistic_slope", "_relu", "_relu_slope", "multiply_panel", "multiply_reading", "predict", "train",
+    "_logistic_backward", "_logistic_forward", "_relu_backward", "_relu_forward", "multiply_panel",
+    "multiply_tile_prefetch", "predict", "train",
 ]  # fmt: skip
 
 
@@ -251,7 +317,7 @@ def test_fit_with_an_empty_cache(first_fits):
 def test_fit_without_a_folder_for_the_cache(first_fits):
     """Nothing can be written anywhere: not beside the package, not in the home folder."""
     _, cached, result = first_fits
-    assert len(result["warnings"]) == 1 and "compiling in memory" in result["warnings"][0]
+    assert len(result["warnings"]) == 1 and "compiles in memory" in result["warnings"][0]
     assert result["compiled"] == COMPILED
     assert result["probabilities"] == cached["probabilities"]
 
@@ -283,8 +349,8 @@ import gc, json, warnings
 import numpy as np
 from numba.core.dispatcher import Dispatcher
 import fastbp
-from fastbp.kernels.jit import _ForgivingCache
-from fastbp.kernels.shuffle import FEW
+from fastbp.codegen.jit import _ForgivingCache
+from fastbp.kernels.shuffle import MIN_SIZE
 from fastbp.system import _VARIANTS
 warnings.simplefilter("ignore")
 fastbp.warmup()
@@ -293,9 +359,9 @@ before = {d: len(d.overloads) for d in ours}
 for source, dtype in _VARIANTS:
     for zeros in (0.0, 0.95):
         rng = np.random.default_rng(0)
-        X = (rng.integers(1, 99, (FEW, 40)) * (rng.random((FEW, 40)) > zeros)).astype(source)
+        X = (rng.integers(1, 99, (MIN_SIZE, 40)) * (rng.random((MIN_SIZE, 40)) > zeros)).astype(source)
         model = fastbp.BackpropClassifier((70, 5), activation=["tanh", "gelu"], max_iter=2, dtype=dtype)
-        model.fit(X, np.arange(FEW) % 3).predict(X)
+        model.fit(X, np.arange(MIN_SIZE) % 3).predict(X)
         model.predict(X[:2])
 print(json.dumps([len(ours) > 20, sorted(d.__name__ for d in ours if len(d.overloads) > before[d])]))
 """

@@ -8,9 +8,10 @@ from scipy.special import expit
 from scipy.special import softmax as softmax_of
 
 from fastbp import losses
-from fastbp.kernels.columns import to_columns
-from fastbp.kernels.intrinsics import get, lanes, pointer, square_like
-from fastbp.kernels.simd import store
+from fastbp.codegen.memory import load_scalar, pointer, stack_square
+from fastbp.codegen.target import lanes
+from fastbp.codegen.transpose import to_columns
+from fastbp.codegen.vectors import store
 from fastbp.losses import LOG_LOSS, LOSSES, SQUARED_ERROR, loss_of_row, losses_of_columns, set_residual
 
 DTYPES = [np.float32, np.float64]
@@ -73,14 +74,14 @@ def test_value_and_residual(kind, dtype):
 @njit
 def run_columns(code, multiclass, n, y, a, eps, out):
     y, a, width = pointer(y, 0), pointer(a, 0), a.shape[1]
-    targets, outputs = square_like(y), square_like(a)
+    targets, outputs = stack_square(y), stack_square(a)
     m = out.size
     to_columns(y, width, m, n, targets)
     to_columns(a, width, m, n, outputs)
-    square = square_like(a)
+    square = stack_square(a)
     store(square, 0, losses_of_columns(code, multiclass, n, targets, outputs, eps))
     for i in range(m):
-        out[i] = get(square, i)
+        out[i] = load_scalar(square, i)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

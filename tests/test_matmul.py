@@ -3,54 +3,25 @@ from itertools import product
 import numpy as np
 import pytest
 from numba import njit
+from products import CANARY, guarded, pack_naive, whole_numbers
 
-from fastbp.kernels.intrinsics import lanes, pointer
-from fastbp.kernels.matmul import (
-    kernel_addresses,
-    list_block,
-    list_columns,
-    mark_row,
-    matmul_nn,
-    matmul_sparse,
-    multiply_block,
-    multiply_panel,
-    multiply_panel_writing,
-    pack_transposed,
-)
-from fastbp.kernels.tiles import MARKED, MR, NV
+from fastbp.codegen.memory import pointer
+from fastbp.codegen.target import lanes
+from fastbp.codegen.tiles import MR, NV
+from fastbp.kernels.addresses import kernel_addresses
+from fastbp.kernels.matmul import matmul, multiply_panel, multiply_panel_prefetch_write, pack_transpose
 
 DTYPES = [np.float32, np.float64]
-# What lies around the outputs: no kernel computes it.
-CANARY = -12345.0
-
-
-def whole_numbers(rng, *shape, dtype):
-    """Numbers whose products and sums are exact, so that results are right or wrong."""
-    return rng.integers(-9, 10, shape).astype(dtype)
-
-
-def pack_naive(matrix, rows, dtype):
-    """Panels of NV vectors of columns, each with `rows` rows, padded with zeros."""
-    width = lanes(np.dtype(dtype).itemsize)
-    columns = -(-matrix.shape[1] // width) * width
-    padded = np.zeros((rows, columns), dtype)
-    padded[: matrix.shape[0], : matrix.shape[1]] = matrix
-    return np.concatenate([padded[:, j : j + NV * width].ravel() for j in range(0, columns, NV * width)])
-
-
-def guarded(rows, row, dtype):
-    """A buffer for `rows` rows with a band of canaries before and behind; row i begins at (i + 1) * row."""
-    return np.full((rows + 2, row), CANARY, dtype)
 
 
 @njit
-def run_matmul_nn(kernels, m, n, k, a, a_row, panels, panel_rows, d, c, c_at, c_row):
+def run_matmul(kernels, m, n, k, a, a_row, panels, panel_rows, d, c, c_at, c_row):
     a, panels, d, c = pointer(a, 0), pointer(panels, 0), pointer(d, 0), pointer(c, c_at)
-    matmul_nn(pointer(kernels, 0), m, n, k, a, a_row, panels, panel_rows, d, c, c_row)
+    matmul(pointer(kernels, 0), m, n, k, a, a_row, panels, panel_rows, d, c, c_row)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_matmul_nn(dtype):
+def test_matmul(dtype):
     rng = np.random.default_rng(0)
     width = lanes(np.dtype(dtype).itemsize)
     # Every number of vectors, just filled, one short and one over; two panels and the beginning of a third.
@@ -70,27 +41,27 @@ def test_matmul_nn(dtype):
         wide = np.pad(a, ((0, 0), (0, a_gap)), constant_values=np.nan)
         panels = pack_naive(np.vstack([b, np.full((b_gap, n), np.nan)]), k + b_gap, dtype)
         place = (c.ravel(), c.shape[1], c.shape[1])
-        run_matmul_nn(kernel_addresses(dtype), m, n, k, wide.ravel(), k + a_gap, panels, k + b_gap, d, *place)
+        run_matmul(kernel_addresses(dtype), m, n, k, wide.ravel(), k + a_gap, panels, k + b_gap, d, *place)
         np.testing.assert_array_equal(c, expected, err_msg=f"{m=} {n=} {k=}")
 
 
 @njit
-def run_multiply_panel(kernels, m, nv, k, a, a_row, a_col, b, b_row, d, d_at, d_row, c, c_at, c_row):
+def run_multiply_panel(m, nv, k, a, a_row, a_col, b, b_row, d, d_at, d_row, c, c_at, c_row):
     a, b, d, c = pointer(a, 0), pointer(b, 0), pointer(d, d_at), pointer(c, c_at)
     multiply_panel(m, nv, k, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
 
 
 @njit
-def run_multiply_panel_writing(kernels, m, nv, k, a, a_row, a_col, b, b_row, d, d_at, d_row, c, c_at, c_row):
-    lines = 64 * np.arange(1 + m * m)  # what is asked for is not read: any address will do
-    a, b, d, c, ahead = pointer(a, 0), pointer(b, 0), pointer(d, d_at), pointer(c, c_at), pointer(lines, 0)
-    kernels = pointer(kernels, 0)
-    multiply_panel_writing(kernels, m, nv, k, ahead, lines.size, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
+def run_multiply_panel_prefetch_write(m, nv, k, a, a_row, a_col, b, b_row, d, d_at, d_row, c, c_at, c_row):
+    addresses = 64 * np.arange(1 + m * m)  # a prefetch reads nothing: any address will do
+    n_lines = addresses.size
+    a, b, d, c, lines = pointer(a, 0), pointer(b, 0), pointer(d, d_at), pointer(c, c_at), pointer(addresses, 0)
+    multiply_panel_prefetch_write(m, nv, k, lines, n_lines, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("run", [run_multiply_panel, run_multiply_panel_writing])
+@pytest.mark.parametrize("run", [run_multiply_panel, run_multiply_panel_prefetch_write])
 def test_multiply_panel(run, dtype, transposed):
     """With A transposed it is the gradient of the weights: units by samples, times samples by units."""
     rng = np.random.default_rng(1)
@@ -108,11 +79,11 @@ def test_multiply_panel(run, dtype, transposed):
             wide = np.pad(a.T if transposed else a, ((0, 0), (0, gap)), constant_values=np.nan)
             strides = (1, m + gap) if transposed else (k + gap, 1)
             rows = np.pad(b, ((0, 0), (0, gap)), constant_values=np.nan)
-            args = (kernel_addresses(dtype), m, nv, k, wide.ravel(), *strides, rows.ravel(), n + gap)
+            args = (m, nv, k, wide.ravel(), *strides, rows.ravel(), n + gap)
             place = (c.ravel(), n + gap, n + gap)
             run(*args, d, 0, 0, *place)
             np.testing.assert_array_equal(c, expected, err_msg=f"{m=} {nv=} {k=}")
-            # The sums of one chunk of samples go on in the next.
+            # The sums of one chunk of samples continue in the next.
             expected[1:-1, :n] += a @ b
             run(*args, *place, *place)
             np.testing.assert_array_equal(c, expected, err_msg=f"{m=} {nv=} {k=}")
@@ -129,9 +100,7 @@ def test_rows_have_the_same_bits_among_any_others(dtype):
 
     def multiply(rows):
         c = np.empty((len(rows), n), dtype)
-        run_multiply_panel(
-            kernel_addresses(dtype), len(rows), NV, k, rows.ravel(), k, 1, b.ravel(), n, d, 0, 0, c.ravel(), 0, n
-        )
+        run_multiply_panel(len(rows), NV, k, rows.ravel(), k, 1, b.ravel(), n, d, 0, 0, c.ravel(), 0, n)
         return c
 
     alone = np.vstack([multiply(a[i : i + 1]) for i in range(most)])
@@ -141,12 +110,12 @@ def test_rows_have_the_same_bits_among_any_others(dtype):
 
 
 @njit
-def run_pack_transposed(first, last, left, right, panels, panel_rows, columns, out, out_at):
-    pack_transposed(first, last, left, right, pointer(panels, 0), panel_rows, columns, pointer(out, out_at))
+def run_pack_transpose(first, last, left, right, panels, panel_rows, columns, out, out_at):
+    pack_transpose(first, last, left, right, pointer(panels, 0), panel_rows, columns, pointer(out, out_at))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_pack_transposed(dtype):
+def test_pack_transpose(dtype):
     rng = np.random.default_rng(3)
     width = lanes(np.dtype(dtype).itemsize)
     nr = NV * width
@@ -166,131 +135,8 @@ def test_pack_transposed(dtype):
                 taken = -(-right // width) * width
                 mine = (origin >= first) & (origin < last) & (column >= left) & (column < taken)
                 expected[width:-width][mine] = whole[mine]
-                run_pack_transposed(first, last, left, right, panels, rows, columns, out, width)
+                run_pack_transpose(first, last, left, right, panels, rows, columns, out, width)
                 behind = np.flatnonzero(mine & (column >= right)) + width
                 assert np.isin(out[behind], (0, CANARY)).all()
                 out[behind] = 0
                 np.testing.assert_array_equal(out, expected, err_msg=f"{k=} {n=} {first=} {last=} {left=} {right=}")
-
-
-# --- products that leave out what is zero ---
-
-
-def sparse_numbers(rng, rows, columns, dtype):
-    """Whole numbers, most of them zero: rows, columns and squares of them."""
-    a = whole_numbers(rng, rows, columns, dtype=dtype)
-    a[rng.random((rows, columns)) < 0.6] = 0
-    a[rng.random(rows) < 0.2] = 0
-    a[:, rng.random(columns) < 0.4] = 0
-    a[:MR, :MARKED] = 0
-    return a
-
-
-def marks_naive(a, room):
-    """Bit j of marks[group, i] says whether a[i, group * MARKED + j] is not zero."""
-    groups = -(-a.shape[1] // MARKED)
-    marks = np.zeros((groups, room), np.uint16)
-    for i, j in np.argwhere(a):
-        marks[j // MARKED, i] |= 1 << (j % MARKED)
-    return marks
-
-
-@njit
-def run_mark_row(row, k, marks, n_rows, i):
-    mark_row(pointer(row, 0), k, pointer(marks, 0), n_rows, i)
-
-
-@njit
-def run_list_columns(marks, n_rows, k, first, rows, out):
-    return list_columns(pointer(marks, 0), n_rows, k, first, rows, pointer(out, 0))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_marks_and_lists_of_columns(dtype):
-    rng = np.random.default_rng(4)
-    for k in [*range(1, 2 * MARKED + 2), 100]:
-        a = sparse_numbers(rng, 9, k, dtype)
-        expected = marks_naive(a, 11)
-        marks = np.full_like(expected, 0xAAAA)
-        for i, row in enumerate(a):
-            run_mark_row(np.append(row, np.ones(MARKED, dtype)), k, marks.ravel(), 11, i)
-        expected[:, 9:] = 0xAAAA
-        np.testing.assert_array_equal(marks, expected)
-        for first, rows in [(0, 9), (0, 1), (4, 5), (8, 1)]:
-            out = np.full(k + MARKED + 1, -1, np.int32)
-            count = run_list_columns(marks.ravel(), 11, k, first, rows, out)
-            # At least one, which then adds zeros.
-            columns = np.flatnonzero(a[first : first + rows].any(axis=0)).tolist() or [0]
-            assert out[:count].tolist() == columns
-            assert out[-1] == -1
-
-
-@njit
-def run_matmul_sparse(m, n, k, a, a_at, marks, n_rows, first, panels, d, c, c_at, c_row, listed):
-    a, panels, d, c = pointer(a, a_at), pointer(panels, 0), pointer(d, 0), pointer(c, c_at)
-    marks, listed = pointer(marks, 0), pointer(listed, 0)
-    matmul_sparse(m, n, k, a, k, marks, n_rows, first, panels, k, d, c, c_row, listed)
-
-
-def test_matmul_sparse():
-    dtype = np.float32
-    rng = np.random.default_rng(5)
-    width = lanes(np.dtype(dtype).itemsize)
-    nr = NV * width
-    columns = [1, width - 1, width, width + 1, nr - 1, nr, nr + 1, nr + width + 1, 2 * nr + 1]
-    for count, (m, n) in enumerate(product(range(1, 2 * MR + 2), columns)):
-        k = count % 40 + 1
-        first, room = count % 3, m + 4
-        a = sparse_numbers(rng, room, k, dtype)
-        b = whole_numbers(rng, k, n, dtype=dtype)
-        written = -(-n // width) * width
-        d = whole_numbers(rng, written, dtype=dtype)
-        c = guarded(m, written + count % 5, dtype)
-        expected = c.copy()
-        expected[1:-1, :written] = d
-        expected[1:-1, :n] += a[first : first + m] @ b
-        listed = np.full(k + MARKED + 1, -1, np.int32)
-        place = (c.ravel(), c.shape[1], c.shape[1])
-        marks = marks_naive(a, room).ravel()
-        panels = pack_naive(b, k, dtype)
-        run_matmul_sparse(m, n, k, a.ravel(), first * k, marks, room, first, panels, d, *place, listed)
-        np.testing.assert_array_equal(c, expected, err_msg=f"{m=} {n=} {k=}")
-        assert listed[-1] == -1
-
-
-@njit
-def run_block(count, nv, m, marks, a, a_row, b, b_row, d, d_row, c, c_at, c_row, listed, room):
-    listed = pointer(listed, 0)
-    list_block(pointer(marks, 0), m, count, listed, room)
-    a, b, d, c = pointer(a, 0), pointer(b, 0), pointer(d, 0), pointer(c, c_at)
-    multiply_block(count, nv, a, a_row, b, b_row, d, d_row, c, c_row, listed, room)
-
-
-def test_gradient_of_a_block_over_listed_rows():
-    dtype = np.float32
-    rng = np.random.default_rng(6)
-    width = lanes(np.dtype(dtype).itemsize)
-    for count, nv in product(range(1, MARKED + 1), range(1, NV + 1)):
-        for m in (1, MARKED - 1, MARKED, MARKED + 1, 3 * MARKED + 5):
-            n = nv * width
-            a = sparse_numbers(rng, m, count, dtype)
-            b = whole_numbers(rng, m, n, dtype=dtype)
-            d = whole_numbers(rng, n, dtype=dtype)
-            c = guarded(count, n + 3, dtype)
-            expected = c.copy()
-            expected[1:-1, :n] = d + a.T @ b
-            # Behind the last mark others are read, but do not count.
-            marks = np.append(marks_naive(a, m), np.full(MARKED, 0xFFFF, np.uint16))
-            room = m + MARKED
-            listed = np.full(MARKED + -(-count // MR) * room + 1, -1, np.int32)
-            place = (c.ravel(), n + 3, n + 3)
-            run_block(count, nv, m, marks, a.ravel(), count, b.ravel(), n, d, 0, *place, listed, room)
-            np.testing.assert_array_equal(c, expected, err_msg=f"{count=} {nv=} {m=}")
-            assert listed[-1] == -1
-            # For each tile of columns the rows in which it is not zero, at least one.
-            tiles = -(-count // MR)
-            for tile in range(tiles):
-                columns = a[:, count * tile // tiles : count * (tile + 1) // tiles]
-                rows = np.flatnonzero(columns.any(axis=1)).tolist() or [0]
-                begin = MARKED + tile * room
-                assert listed[begin : begin + listed[tile]].tolist() == rows

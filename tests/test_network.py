@@ -8,8 +8,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 
 from fastbp.activations import Activation, Relu, Softmax, Tanh, get_activation
-from fastbp.network import Layer, Network, aligned_zeros, initial_parameters
-from fastbp.training import make_network
+from fastbp.initializers import initial_parameters
+from fastbp.kernels.network import Layer, Network, aligned_zeros, make_network
 
 SHAPES = [
     [1, 1],
@@ -22,9 +22,9 @@ SHAPES = [
     [40, 300, 7],
 ]
 LAYOUTS = [
-    (*layout, flip)
+    (*layout, transpose_narrow)
     for layout in [(np.float64, 2, 4), (np.float64, 8, 32), (np.float32, 4, 8), (np.float32, 16, 64)]
-    for flip in (False, True)
+    for transpose_narrow in (False, True)
 ]
 
 
@@ -79,43 +79,43 @@ def test_packed_weights_lie_where_the_table_says(units, layout):
     params = network.pack(coefs, intercepts)
     table, _ = network.workspace(1)
     assert table.shape == (len(units) - 1, len(Layer._fields)) and table.dtype == np.int64
-    end = transposed = 0
+    end = n_transposes = 0
     for row, coef, intercept in zip(table, coefs, intercepts, strict=True):
         layer = Layer(*row)
         assert (layer.fan_in, layer.fan_out) == coef.shape
-        assert layer.padded % network.lanes == 0
-        assert 0 <= layer.padded - layer.fan_out < network.lanes
+        assert layer.padded_out % network.lanes == 0
+        assert 0 <= layer.padded_out - layer.fan_out < network.lanes
         assert layer.weights == end
-        end = layer.bias + layer.padded
-        stored, rows, columns = (coef.T, *layer[3:1:-1]) if layer.flipped else (coef, *layer[2:4])
+        end = layer.bias + layer.padded_out
+        stored, rows, columns = (coef.T, *layer[3:1:-1]) if layer.is_transposed else (coef, *layer[2:4])
         for p, j in np.ndindex(stored.shape):
             left = j // network.panel * network.panel
             width = min(network.panel, columns - left)
             assert params[layer.weights + left * rows + p * width + j - left] == stored[p, j]
         np.testing.assert_array_equal(params[layer.bias :][: layer.fan_out], intercept)
-        if layer.transposed >= 0:
-            assert layer.transposed == transposed
+        if layer.transpose >= 0:
+            assert layer.transpose == n_transposes
             # A whole number of registers, so that the weights can be transposed in squares.
-            assert layer.rows % network.lanes == 0
-            transposed += layer.rows * layer.padded
-    assert [Layer(*row).transposed >= 0 for row in table] == [False] + [True] * (len(units) - 2)
-    assert (end, transposed) == (network.n_params, network.n_transposed)
+            assert layer.padded_in % network.lanes == 0
+            n_transposes += layer.padded_in * layer.padded_out
+    assert [Layer(*row).transpose >= 0 for row in table] == [False] + [True] * (len(units) - 2)
+    assert (end, n_transposes) == (network.n_params, network.n_transposes)
 
 
-def test_layers_of_few_units_are_flipped():
-    def flipped(*units, lanes=16, flip=True):
-        network = Network(units, [Relu()] * (len(units) - 1), np.float32, lanes, 4 * lanes, flip)
-        layers = [bool(Layer(*row).flipped) for row in network.workspace(1)[0]]
-        assert network.flipped == any(layers)
+def test_layers_of_few_units_have_transposed_storage():
+    def transposed(*units, lanes=16, transpose_narrow=True):
+        network = Network(units, [Relu()] * (len(units) - 1), np.float32, lanes, 4 * lanes, transpose_narrow)
+        layers = [bool(Layer(*row).is_transposed) for row in network.workspace(1)[0]]
+        assert network.has_transposed == any(layers)
         return layers
 
-    assert flipped(64, 100, 10) == [False, True]
-    assert flipped(64, 100, 10, flip=False) == [False, False]
-    assert flipped(64, 100, 14) == [False, True] and flipped(64, 100, 15) == [False, False]
+    assert transposed(64, 100, 10) == [False, True]
+    assert transposed(64, 100, 10, transpose_narrow=False) == [False, False]
+    assert transposed(64, 100, 14) == [False, True] and transposed(64, 100, 15) == [False, False]
     # Not the first layer, whose inputs may be mostly zero; not where it would take more vectors.
-    assert flipped(100, 2) == [False]
-    assert flipped(5, 8, 10) == [False, False] and flipped(5, 8, 2) == [False, True]
-    assert flipped(5, 40, 4, 40, 1, lanes=4) == [False, False, False, True]
+    assert transposed(100, 2) == [False]
+    assert transposed(5, 8, 10) == [False, False] and transposed(5, 8, 2) == [False, True]
+    assert transposed(5, 40, 4, 40, 1, lanes=4) == [False, False, False, True]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -125,14 +125,14 @@ def test_regions_of_the_workspace_do_not_overlap(units, layout, n_rows):
     network = make(units, layout)
     table, size = network.workspace(n_rows)
     layers = [Layer(*row) for row in table]
-    assert network.widest >= max(layer.padded for layer in layers)
-    regions = {(0, network.widest), (layers[0].source, n_rows * layers[0].source_row)}
+    assert network.widest >= max(layer.padded_out for layer in layers)
+    regions = {(0, network.widest), (layers[0].input, n_rows * layers[0].input_row)}
     for layer, activation in zip(layers, network.activations, strict=True):
         assert (layer.z != layer.a) == activation.keeps_z
-        assert layer.value == activation.value_address(network.dtype)
-        assert layer.slope == activation.slope_address(network.dtype)
+        assert layer.forward == activation.forward_address(network.dtype)
+        assert layer.backward == activation.backward_address(network.dtype)
         assert layer.by_rows == activation.by_rows
-        assert layer.row >= layer.padded
+        assert layer.row >= layer.padded_out
         regions |= {(begin, n_rows * layer.row) for begin in (layer.z, layer.a, layer.delta)}
     end = 0
     for begin, length in sorted(regions):
@@ -141,8 +141,8 @@ def test_regions_of_the_workspace_do_not_overlap(units, layout, n_rows):
     assert end == size
     assert len(regions) == 2 + sum(2 + activation.keeps_z for activation in network.activations)
     for below, layer in pairwise(layers):
-        assert (layer.source, layer.source_row) == (below.a, below.row)
-    assert layers[0].source_row >= layers[0].fan_in
+        assert (layer.input, layer.input_row) == (below.a, below.row)
+    assert layers[0].input_row >= layers[0].fan_in
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -150,7 +150,7 @@ def test_wide_rows_do_not_share_cache_sets(dtype):
     line = 64 // np.dtype(dtype).itemsize
     for n in [*range(1, 40), 128, 256, 512, 784, 1000, 4096]:
         table, _ = Network([n, n], [Relu()], dtype, line, 4 * line).workspace(3)
-        for row in (Layer(*table[0]).source_row, Layer(*table[0]).row):
+        for row in (Layer(*table[0]).input_row, Layer(*table[0]).row):
             assert row % line == 0 and row - n < 2 * line
             assert row < 8 * line or row // line % 2 == 1
 
@@ -163,7 +163,7 @@ def test_count_blocks(units, layout):
         count = 0
         for row in network.workspace(1)[0]:
             layer = Layer(*row)
-            n_rows, n_columns = (layer.fan_out, layer.fan_in) if layer.flipped else (layer.fan_in, layer.fan_out)
+            n_rows, n_columns = (layer.fan_out, layer.fan_in) if layer.is_transposed else (layer.fan_in, layer.fan_out)
             for _ in range(0, n_rows, rows):
                 count += len(range(0, n_columns, network.panel))
         assert network.count_blocks(rows) == count

@@ -4,7 +4,7 @@ import reference
 from numba import njit
 
 from fastbp import optimizers
-from fastbp.kernels.intrinsics import pointer
+from fastbp.codegen.memory import pointer
 from fastbp.optimizers import ADAM, NO_UPDATE, SGD, SOLVERS, step_sizes, update
 
 N = 48  # several vectors of any machine

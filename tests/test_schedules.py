@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastbp.schedules import after_epoch, after_standstill, step_rates
+from fastbp.schedules import after_epoch, after_plateau, step_rates
 
 
 @pytest.mark.parametrize("schedule", ["constant", "invscaling", "adaptive"])
@@ -40,6 +40,6 @@ def test_parts_are_the_whole_and_the_end_goes_on(schedule):
 def test_after_an_epoch_and_at_a_standstill():
     assert after_epoch("constant", 0.3, 0.5, 99, 0.5) == 0.3
     assert after_epoch("invscaling", 0.3, 0.5, 99, 0.5) == pytest.approx(0.05)
-    assert after_standstill("constant", 0.3) is None
-    assert after_standstill("adaptive", 0.3) == pytest.approx(0.06)
-    assert after_standstill("adaptive", 1e-6) is None
+    assert after_plateau("constant", 0.3) is None
+    assert after_plateau("adaptive", 0.3) == pytest.approx(0.06)
+    assert after_plateau("adaptive", 1e-6) is None

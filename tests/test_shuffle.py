@@ -6,12 +6,12 @@ from sklearn.exceptions import ConvergenceWarning
 
 from fastbp import BackpropClassifier
 from fastbp.kernels import shuffle as kernel
-from fastbp.kernels.shuffle import FEW, N_WORDS, shuffle
+from fastbp.kernels.shuffle import MIN_SIZE, N_WORDS, shuffle
 
 
 @pytest.fixture
-def whatever_its_length(monkeypatch):
-    monkeypatch.setattr(kernel, "FEW", 0)
+def any_length(monkeypatch):
+    monkeypatch.setattr(kernel, "MIN_SIZE", 0)
 
 
 def assert_same(n, ours, numpys, times=3):
@@ -20,7 +20,7 @@ def assert_same(n, ours, numpys, times=3):
         shuffle(order, ours)
         numpys.shuffle(expected)
         np.testing.assert_array_equal(order, expected)
-    # The generators go on alike.
+    # The generators continue alike.
     np.testing.assert_array_equal(ours.random_sample(5), numpys.random_sample(5))
     np.testing.assert_array_equal(ours.normal(size=3), numpys.normal(size=3))
 
@@ -29,14 +29,14 @@ def assert_same(n, ours, numpys, times=3):
 @pytest.mark.parametrize(
     "n", [0, 1, 2, 3, 4, 5, 31, 32, 33, N_WORDS - 1, N_WORDS, N_WORDS + 1, 4096, 4097, 4098, 70_000]
 )
-@pytest.mark.usefixtures("whatever_its_length")
+@pytest.mark.usefixtures("any_length")
 def test_is_that_of_numpy(n):
     for seed in (0, 1, 2):
         assert_same(n, np.random.RandomState(seed), np.random.RandomState(seed))
 
 
-@pytest.mark.usefixtures("whatever_its_length")
-def test_goes_on_from_any_state():
+@pytest.mark.usefixtures("any_length")
+def test_continues_from_any_state():
     for used in (1, 623, 624, 625):
         ours, numpys = np.random.RandomState(5), np.random.RandomState(5)
         for generator in (ours, numpys):
@@ -48,30 +48,29 @@ def test_goes_on_from_any_state():
 def test_compiled_only_for_what_is_long(monkeypatch):
     called = []
     monkeypatch.setattr(kernel, "shuffle_with", lambda order, *_: called.append(order.size))
-    for n in (FEW - 1, FEW):
+    for n in (MIN_SIZE - 1, MIN_SIZE):
         shuffle(np.arange(n), np.random.RandomState(0))
-    assert called == [FEW]
+    assert called == [MIN_SIZE]
 
 
-@pytest.mark.usefixtures("whatever_its_length")
+@pytest.mark.usefixtures("any_length")
 def test_left_to_numpy(monkeypatch):
     def fail(*_):
         raise AssertionError("this is not for the kernel")
 
     monkeypatch.setattr(kernel, "shuffle_with", fail)
     assert_same(100, *(np.random.RandomState(np.random.PCG64(3)) for _ in range(2)))
-    assert kernel._memory_is_known()
-    monkeypatch.setattr(kernel, "_memory_is_known", lambda: False)
+    monkeypatch.setattr(kernel, "mersenne_twister_state", lambda *_: None)
     assert_same(100, np.random.RandomState(3), np.random.RandomState(3))
 
 
 def test_training_sees_the_order_of_numpy(monkeypatch):
     rng = np.random.default_rng(0)
-    X, y = rng.normal(size=(FEW, 3)).astype(np.float32), np.arange(FEW) % 2
+    X, y = rng.normal(size=(MIN_SIZE, 3)).astype(np.float32), np.arange(MIN_SIZE) % 2
     how = {"hidden_layer_sizes": 2, "max_iter": 2, "random_state": 0, "tol": 0.0}
     with pytest.warns(ConvergenceWarning):
         ours = BackpropClassifier(**how).fit(X, y)
-    monkeypatch.setattr(kernel, "_memory_is_known", lambda: False)
+    monkeypatch.setattr(kernel, "mersenne_twister_state", lambda *_: None)
     with pytest.warns(ConvergenceWarning):
         numpys = BackpropClassifier(**how).fit(X, y)
     for a, b in zip(ours.coefs_, numpys.coefs_, strict=True):

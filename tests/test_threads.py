@@ -11,16 +11,9 @@ import pytest
 from numba import njit
 
 import fastbp
+from fastbp.codegen.processor import HAS_AFFINITY, current_cpu
 from fastbp.kernels import threads
-from fastbp.kernels.concurrency import MOVES_THREADS, current_cpu
-from fastbp.kernels.threads import (
-    MIN_WORK_PER_THREAD,
-    join_team,
-    next_ticket,
-    share,
-    thread_count,
-    wait_for_team,
-)
+from fastbp.kernels.threads import MIN_WORK_PER_THREAD, barrier, join_team, next_ticket, share, thread_count
 
 
 @njit
@@ -48,10 +41,10 @@ def test_shares_make_up_the_range():
 # --- teams ---
 
 
-def test_a_team_begins_without_those_who_do_not_come():
+def test_a_team_begins_without_threads_that_do_not_start():
     team = threads.new_team(2)
     assert run_join(team, 2) == (0, 1)
-    # Whoever comes later has nothing to do.
+    # A thread that starts later has nothing to do.
     assert run_join(team, 2) == (-1, 0)
     assert run_join(team, 2) == (-1, 0)
 
@@ -61,18 +54,19 @@ def test_a_team_of_one_is_complete():
 
 
 @njit(nogil=True)
-def march(team, wanted, rounds, steps, seen):
+def march(cells, wanted, rounds, steps, seen):
     """Take steps with the team; `seen` counts those of others that were not as far."""
-    rank, size = join_team(team, wanted)
-    if rank < 0:
+    team = join_team(cells, wanted)
+    if team.rank < 0:
         return
+    rank, size = team
     for step in range(rounds):
         steps[rank * 16] = step + 1
-        wait_for_team(team, size)
+        barrier(cells, team)
         for other in range(size):
             if steps[other * 16] != step + 1:
                 seen[rank * 16] += 1
-        wait_for_team(team, size)
+        barrier(cells, team)
     seen[rank * 16 + 1] = size
 
 
@@ -106,10 +100,10 @@ def run_spread(team, rank, size):
     return here, current_cpu()
 
 
-@pytest.mark.skipif(not MOVES_THREADS, reason="only Linux tells and lets threads move")
+@pytest.mark.skipif(not HAS_AFFINITY, reason="only Linux tells and lets threads move")
 def test_a_thread_leaves_the_processors_of_its_team():
     def place(team, rank, cpu):
-        team[threads._PLACES + threads._EACH * rank] = cpu + 1
+        team[threads._CPUS + threads._PER_THREAD * rank] = cpu + 1
 
     def check():
         allowed = os.sched_getaffinity(0)  # of this thread
@@ -147,13 +141,13 @@ def test_threads_stay_where_they_are_told_to(monkeypatch):
     monkeypatch.delenv("OMP_PROC_BIND", raising=False)
     monkeypatch.delenv("FASTBP_STAY", raising=False)
     monkeypatch.setattr(threads, "_count_cores", lambda: 2)
-    assert [int(threads.new_team(n)[threads._STAY]) for n in (1, 2, 3)] == [0, 0, 1]
+    assert [int(threads.new_team(n)[threads._PINNED]) for n in (1, 2, 3)] == [0, 0, 1]
     monkeypatch.setenv("FASTBP_STAY", "1")
-    assert threads.new_team(2)[threads._STAY] == 1
+    assert threads.new_team(2)[threads._PINNED] == 1
     monkeypatch.setenv("FASTBP_STAY", "0")
-    assert threads.new_team(2)[threads._STAY] == 0
+    assert threads.new_team(2)[threads._PINNED] == 0
     monkeypatch.setenv("OMP_PROC_BIND", "true")
-    assert threads.new_team(2)[threads._STAY] == 1
+    assert threads.new_team(2)[threads._PINNED] == 1
 
 
 @njit

@@ -5,26 +5,16 @@ import pytest
 from exact import fma_naive
 from numba import njit
 
-from fastbp.kernels.intrinsics import (
-    lanes,
-    pointer,
-)
-from fastbp.kernels.tiles import (
-    FEW_COLUMNS,
-    MARKED,
+from fastbp.codegen.memory import pointer
+from fastbp.codegen.rows import ROW_VECTORS, row_kernel, short_row_kernel
+from fastbp.codegen.target import lanes
+from fastbp.codegen.tiles import (
     MR,
     NV,
-    ROW_VECTORS,
-    append_marked,
-    append_set_bits,
     micro_kernel,
-    micro_kernel_listed,
-    micro_kernel_reading,
-    micro_kernel_writing,
-    nonzero_bits,
-    row_kernel,
-    short_row_kernel,
-    transpose_tile,
+    micro_kernel_indexed,
+    micro_kernel_prefetch,
+    micro_kernel_prefetch_write,
 )
 
 DTYPES = [np.float32, np.float64]
@@ -116,18 +106,18 @@ def test_tile_starts_from_one_row_or_from_itself(dtype):
 
 
 @njit
-def run_listed(mr, nv, listed, a, a_row, a_col, b, b_row, d, d_row, c, c_at, c_row):
-    k, listed = listed.size, pointer(listed, 0)
+def run_indexed(mr, nv, indices, a, a_row, a_col, b, b_row, d, d_row, c, c_at, c_row):
+    k, indices = indices.size, pointer(indices, 0)
     a, b, d, c = pointer(a, 0), pointer(b, 0), pointer(d, 0), pointer(c, c_at)
-    micro_kernel_listed(mr, nv, k, listed, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
+    micro_kernel_indexed(mr, nv, k, indices, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_tile_over_listed_indices(dtype):
+def test_tile_over_a_list_of_indices(dtype):
     a, b, d = operands(dtype, 50)
     row = b.shape[1]
-    for listed in ([0], [49], [3, 4, 20, 41], range(50)):
-        numbers = np.array(listed, np.int32)
+    for indices in ([0], [49], [3, 4, 20, 41], range(50)):
+        numbers = np.array(indices, np.int32)
         for mr in range(1, MR + 1):
             for nv in range(1, NV + 1):
                 n = nv * lanes(b.itemsize)
@@ -137,36 +127,36 @@ def test_tile_over_listed_indices(dtype):
                     c = np.full_like(expected, CANARY)
                     place = (c.ravel(), n + 3, n + 3)
                     args = (numbers, values.ravel(), a_row, a_col, b.ravel(), row, d.ravel(), row)
-                    run_listed(mr, nv, *args, *place)
+                    run_indexed(mr, nv, *args, *place)
                     np.testing.assert_array_equal(c, expected)
 
 
 @njit
-def run_reading(mr, nv, k, ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
-    n_ahead, ahead = ahead.size, pointer(ahead, 0)
+def run_lines(mr, nv, k, lines, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
+    n_lines, lines = lines.size, pointer(lines, 0)
     a, b, d, c = pointer(a, 0), pointer(b, 0), pointer(d, 0), pointer(c, 0)
-    micro_kernel_reading(mr, nv, k, ahead, n_ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
+    micro_kernel_prefetch(mr, nv, k, lines, n_lines, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
 
 
 @njit
-def run_writing(mr, nv, k, ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
-    n_ahead, ahead = ahead.size, pointer(ahead, 0)
+def run_lines_write(mr, nv, k, lines, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
+    n_lines, lines = lines.size, pointer(lines, 0)
     a, b, d, c = pointer(a, 0), pointer(b, 0), pointer(d, 0), pointer(c, 0)
-    micro_kernel_writing(mr, nv, k, ahead, n_ahead, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
+    micro_kernel_prefetch_write(mr, nv, k, lines, n_lines, a, a_row, a_col, b, b_row, d, d_row, c, c_row)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("run", [run_reading, run_writing])
-def test_tile_that_asks_for_memory(run, dtype):
+@pytest.mark.parametrize("run", [run_lines, run_lines_write])
+def test_tile_that_prefetches(run, dtype):
     a, b, d = operands(dtype, 50)
     row = b.shape[1]
-    for n_ahead in (1, 7, 50, 60):
-        # What is asked for is neither read nor written: any address will do.
-        ahead = np.arange(n_ahead) * 64
+    for n_lines in (1, 7, 50, 60):
+        # A prefetch neither reads nor writes: any address will do.
+        lines = np.arange(n_lines) * 64
         for mr in range(1, MR + 1):
             for nv in range(1, NV + 1):
                 c = np.zeros((mr, nv * lanes(b.itemsize)), dtype)
-                args = (ahead, a.ravel(), 50, 1, b.ravel(), row, d.ravel(), row)
+                args = (lines, a.ravel(), 50, 1, b.ravel(), row, d.ravel(), row)
                 run(mr, nv, 50, *args, c.ravel(), c.shape[1])
                 np.testing.assert_array_equal(c, tile(mr, nv, a, b, d))
 
@@ -209,74 +199,3 @@ def test_short_row_kernel(dtype):
         out = np.full(n + 2, CANARY, dtype)
         run_short_row(n, k, x, w.ravel(), d, out, 1)
         np.testing.assert_array_equal(out, [CANARY, *(d + x @ w), CANARY])
-
-
-# --- squares ---
-
-
-@njit
-def run_transpose(n, source, at, source_row, out, out_at, out_row):
-    transpose_tile(n, pointer(source, at), source_row, pointer(out, out_at), out_row)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_transpose_tile(dtype):
-    width = lanes(np.dtype(dtype).itemsize)
-    rows = [(width, width), (width + 3, width), (width, width + 5), (4 * width, 3 * width)]
-    for (source_row, out_row), n in product(rows, range(1, width + 3)):
-        source = np.arange(1.0, source_row * (width + 1) + 1, dtype=dtype).reshape(width + 1, source_row)
-        out = np.full((width + 2, out_row), CANARY, dtype)
-        run_transpose(n, source.ravel(), 0, source_row, out.ravel(), out_row, out_row)
-        expected = np.full_like(out, CANARY)
-        written = min(FEW_COLUMNS, width) if n <= FEW_COLUMNS else width
-        expected[1 : 1 + written, :width] = source[:width, :written].T
-        np.testing.assert_array_equal(out, expected)
-
-
-# --- lists of what is not zero ---
-
-
-@njit
-def run_nonzero_bits(values, at):
-    return nonzero_bits(pointer(values, at))
-
-
-@njit
-def run_append_set_bits(bits, base, out, count):
-    return append_set_bits(bits, base, pointer(out, 0), count)
-
-
-@njit
-def run_append_marked(marks, bits, n, base, out, count):
-    return append_marked(pointer(marks, 0), bits, n, base, pointer(out, 0), count)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_nonzero_bits(dtype):
-    values = np.zeros(MARKED + 2, dtype)
-    assert run_nonzero_bits(values, 1) == 0
-    values[0] = values[-1] = 1  # outside
-    values[[3, MARKED, 5, 6, 7]] = -1, np.nan, -0.0, np.inf, np.finfo(dtype).tiny
-    assert run_nonzero_bits(values, 1) == sum(1 << i for i in (2, 5, 6, MARKED - 1))
-    assert run_nonzero_bits(np.ones(MARKED, dtype), 0) == (1 << MARKED) - 1
-
-
-def test_append_set_bits():
-    rng = np.random.default_rng(0)
-    for bits in [0, 1, 1 << (MARKED - 1), (1 << MARKED) - 1, *rng.integers(0, 1 << MARKED, 50)]:
-        out = np.full(3 + MARKED + 1, CANARY, np.int32)
-        count = run_append_set_bits(bits, 100, out, 3)
-        assert out[3:count].tolist() == [100 + i for i in range(MARKED) if bits >> i & 1]
-        assert (out[:3] == CANARY).all() and out[-1] == CANARY
-
-
-def test_append_marked():
-    rng = np.random.default_rng(0)
-    for n in (1, 5, MARKED - 1, MARKED, 100):
-        marks = rng.integers(0, 1 << MARKED, MARKED).astype(np.uint16)
-        marks[::3] = 0
-        for bits in (1, 1 << (MARKED - 1), 0b1010, (1 << MARKED) - 1):
-            out = np.full(3 + MARKED + 1, CANARY, np.int32)
-            count = run_append_marked(marks, bits, n, 100, out, 3)
-            assert out[3:count].tolist() == [100 + i for i in range(min(n, MARKED)) if marks[i] & bits]
-            assert (out[:3] == CANARY).all() and out[-1] == CANARY

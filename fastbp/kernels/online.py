@@ -1,4 +1,4 @@
-"""Training on one sample at a time, for small networks: vectors times matrices, and no matrix products.
+"""Training on one sample at a time, for small networks: products of vectors and matrices.
 
 Both papers begin with this mode of learning. For a network like 8-16-3 the arithmetic of one sample is some
 hundred instructions, fewer than the general kernel needs to find its way, and each has to wait for one before it.
@@ -7,139 +7,134 @@ Formulas and arrays are those of `backprop`; the sums over units are made in sev
 
 import numpy as np
 
-from fastbp.activations import set_value
-from fastbp.kernels.backprop import (
-    ask_for,
-    batch_weight,
+from fastbp.activations import activate
+from fastbp.codegen.jit import cached_jit, inlined
+from fastbp.codegen.memory import lane_count, load_scalar, offset, pointer, store_scalar
+from fastbp.codegen.processor import flush_subnormals, restore_subnormals
+from fastbp.codegen.rows import short_row_kernel
+from fastbp.codegen.vectors import fma, load, store
+from fastbp.kernels.backprop import batch_weight, multiply_by_derivative, set_output_delta
+from fastbp.kernels.gather import gather, prefetch_samples
+from fastbp.kernels.gradient import Step, update_params
+from fastbp.kernels.matmul import ONE, pack_transpose
+from fastbp.kernels.records import (
+    coefficients_of,
     get_layer,
-    point_at,
-    set_output_delta,
-    step,
-    take,
+    point_at_net,
+    point_at_samples,
+    point_at_training,
 )
-from fastbp.kernels.intrinsics import (
-    call_at,
-    flush_subnormals,
-    get,
-    lane_count,
-    pointer,
-    put,
-    restore_subnormals,
-    shift,
-)
-from fastbp.kernels.jit import cached_jit, inlined
-from fastbp.kernels.matmul import ONE, pack_transposed
-from fastbp.kernels.simd import fma, load, store
-from fastbp.kernels.tiles import short_row_kernel
 from fastbp.losses import loss_of_row
 
-# Samples between the one that is asked for and the one that is in work.
-AHEAD = 32
-# The most parameters with which this is done: they, the gradient and the optimizer's memory stay in the L1 cache.
-MOST_PARAMS = 2_048
+# Samples between the one that is prefetched and the one that is trained on.
+PREFETCH_SAMPLES = 32
+# The most parameters with which this is done: they, the gradient and the optimizer's state stay in the L1 cache.
+MAX_PARAMS = 2_048
 
 
 def is_small(network):
-    """Whether `train_online` can train a network, and pays: no layer flipped, of one panel each, all in the cache."""
-    return network.widest <= network.panel and network.n_params <= MOST_PARAMS and not network.flipped
+    """Whether `train_online` can train a network, and pays: layers of one panel each, all in the L1 cache."""
+    return network.widest <= network.panel and network.n_params <= MAX_PARAMS and not network.has_transposed
 
 
 @inlined
 def _forward(net):
-    for index in range(net.n_layers):
-        layer = get_layer(net, index)
-        z, a = shift(net.space, layer.z), shift(net.space, layer.a)
+    for l in range(net.n_layers):
+        layer = get_layer(net, l)
+        z, a = offset(net.space, layer.z), offset(net.space, layer.a)
         short_row_kernel(
-            layer.padded, layer.fan_in, shift(net.space, layer.source), shift(net.params, layer.weights),
-            shift(net.params, layer.bias), z,
+            layer.padded_out, layer.fan_in, offset(net.space, layer.input), offset(net.params, layer.weights),
+            offset(net.params, layer.bias), z,
         )  # fmt: skip
-        if layer.value != 0:
-            c0, c1 = get(net.coefficients, 2 * index), get(net.coefficients, 2 * index + 1)
-            set_value(layer.value, layer.by_rows, c0, c1, z, a, layer.fan_out, layer.padded, ONE)
+        if layer.forward != 0:
+            c0, c1 = coefficients_of(net, l)
+            activate(layer.forward, layer.by_rows, c0, c1, z, a, layer.fan_out, layer.padded_out, ONE)
 
 
 @inlined
 def _backward(net):
-    for index in range(net.n_layers - 1, 0, -1):
-        layer = get_layer(net, index)
-        below = get_layer(net, index - 1)
-        z, a, delta = shift(net.space, below.z), shift(net.space, below.a), shift(net.space, below.delta)
+    for l in range(net.n_layers - 1, 0, -1):
+        layer, below = get_layer(net, l), get_layer(net, l - 1)
         short_row_kernel(
-            below.padded, layer.fan_out, shift(net.space, layer.delta), shift(net.transposed, layer.transposed),
-            net.space, delta,
+            below.padded_out, layer.fan_out, offset(net.space, layer.delta), offset(net.transposes, layer.transpose),
+            net.space, offset(net.space, below.delta),
         )  # fmt: skip
-        if below.slope != 0:
-            c0, c1 = get(net.coefficients, 2 * index - 2), get(net.coefficients, 2 * index - 1)
-            call_at(below.slope, (c0, c1, z, a, delta, below.padded))
+        multiply_by_derivative(net, l - 1, below, 0, below.padded_out)
 
 
 @inlined
-def _gradient(net, grads):
-    """Set the gradient of all parameters: the products of what each weight receives and its unit's delta."""
+def _compute_gradients(net, grads):
+    """Set the gradient of all parameters: products of inputs and deltas."""
     width = lane_count(net.space)
-    # To sums that begin with zero: the sign of a zero is then that of a sum over a batch.
-    for index in range(net.n_layers):
-        layer = get_layer(net, index)
-        source = shift(net.space, layer.source)
-        for j in range(0, layer.padded, width):
+    # The products are added to zero: the sign of a zero is then that of a sum over a batch.
+    for l in range(net.n_layers):
+        layer = get_layer(net, l)
+        inputs = offset(net.space, layer.input)
+        for j in range(0, layer.padded_out, width):
             delta = load(net.space, layer.delta + j)
             for p in range(layer.fan_in):
-                store(grads, layer.weights + p * layer.padded + j, fma(delta, get(source, p), 0.0))
+                gradient = fma(delta, load_scalar(inputs, p), 0.0)
+                store(grads, layer.weights + p * layer.padded_out + j, gradient)
             store(grads, layer.bias + j, delta + 0.0)
 
 
 @inlined
-def _transpose(net, layer):
-    pack_transposed(
-        0, layer.rows, 0, layer.fan_out, shift(net.params, layer.weights), layer.rows, layer.padded,
-        shift(net.transposed, layer.transposed),
-    )  # fmt: skip
+def _update(net, training, step, grads, n_params):
+    """Update all parameters; return the sum of squared weights before, for the L2 term."""
+    if training.alpha == 0:
+        update_params(net, training, step, 0.0, 0, grads, n_params)
+        return 0.0
+    squares = 0.0
+    for l in range(net.n_layers):
+        layer = get_layer(net, l)
+        n, weights, bias = layer.padded_in * layer.padded_out, layer.weights, layer.bias
+        squares += update_params(net, training, step, training.alpha, weights, offset(grads, weights), n)
+        update_params(net, training, step, 0.0, bias, offset(grads, bias), layer.padded_out)
+    return squares
+
+
+@inlined
+def _transpose_all(net):
+    for l in range(1, net.n_layers):
+        layer = get_layer(net, l)
+        pack_transpose(
+            0, layer.padded_in, 0, layer.fan_out, offset(net.params, layer.weights), layer.padded_in, layer.padded_out,
+            offset(net.transposes, layer.transpose),
+        )  # fmt: skip
 
 
 @cached_jit
-def train_online(data, state, plan, losses, scratch, team, wanted):
-    """Do as `backprop.train`, in batches of one sample, on one thread.
+def train_online(data, arrays, training_arrays, task, losses, cells, wanted):
+    """Do what `backprop.train` does, in batches of one sample, on one thread.
 
-    The network is one for which `is_small` is true, and `state.grads` has room for all parameters.
+    `is_small` is true for the network, and `training_arrays.grads` holds all parameters.
     """
     mode = flush_subnormals()
-    net, training, samples = point_at(data, state, plan, scratch, 0, 1)
-    grads = training.grads
-    eps = np.float64(np.finfo(state.space.dtype).eps)
-    sizes, results = pointer(plan.sizes, 0), pointer(losses, 0)
-    n_params = state.params.size
+    net = point_at_net(arrays, task.chunk, 0, 1)
+    samples = point_at_samples(data, arrays, 0, 1)
+    training = point_at_training(training_arrays, arrays, task, 0, 1)
+    sizes, results = pointer(task.sizes, 0), pointer(losses, 0)
+    eps = np.float64(np.finfo(arrays.space.dtype).eps)
+    n_params = arrays.params.size
     inputs, outputs = get_layer(net, 0), get_layer(net, net.n_layers - 1)
-    for index in range(1, net.n_layers):
-        _transpose(net, get_layer(net, index))
-    for batch in range(plan.first_batch, plan.last_batch):
-        ask_for(samples, batch + AHEAD, batch + AHEAD + 1)
-        divisor = batch_weight(samples, batch, batch + 1)
-        if divisor == 0:
-            put(results, batch, 0.0)
+
+    _transpose_all(net)
+    for batch in range(task.first_batch, task.last_batch):
+        prefetch_samples(samples, batch + PREFETCH_SAMPLES, batch + PREFETCH_SAMPLES + 1)
+        weight = batch_weight(samples, batch, batch + 1)
+        if weight == 0:
+            store_scalar(results, batch, 0.0)
             continue
-        take(net, inputs, samples, batch, 0, 1)
+        gather(net, inputs, samples, batch, 0, 1)
         _forward(net)
-        set_output_delta(net, plan.loss, samples, batch, 0, 1)
-        y = shift(samples.y, get(samples.order, batch) * outputs.fan_out)
-        value = loss_of_row(plan.loss, outputs.by_rows, outputs.fan_out, y, shift(net.space, outputs.a), eps)
-        value *= divisor  # the sample's weight
+        set_output_delta(net, task.loss, samples, batch, 0, 1)
+        y = offset(samples.y, load_scalar(samples.order, batch) * outputs.fan_out)
+        loss = loss_of_row(task.loss, outputs.by_rows, outputs.fan_out, y, offset(net.space, outputs.a), eps) * weight
         _backward(net)
-        _gradient(net, grads)
-        size = get(sizes, batch - plan.first_batch)
-        if plan.alpha == 0:
-            step(net, training, plan.solver, size, 0.0, divisor, 0, grads, n_params)
-        else:
-            squares = 0.0
-            for index in range(net.n_layers):
-                layer = get_layer(net, index)
-                n, weights, bias = layer.rows * layer.padded, layer.weights, layer.bias
-                squares += step(
-                    net, training, plan.solver, size, plan.alpha, divisor, weights, shift(grads, weights), n
-                )
-                step(net, training, plan.solver, size, 0.0, divisor, bias, shift(grads, bias), layer.padded)
-            value += 0.5 * plan.alpha * squares
-        for index in range(1, net.n_layers):
-            _transpose(net, get_layer(net, index))
-        put(results, batch, value / divisor)
-    state.done[0] = plan.last_batch - plan.first_batch
+        _compute_gradients(net, training.grads)
+        step = Step(1, load_scalar(sizes, batch - task.first_batch), weight, True, True)
+        loss += 0.5 * task.alpha * _update(net, training, step, training.grads, n_params)
+        _transpose_all(net)
+        store_scalar(results, batch, loss / weight)
+    training_arrays.done[0] = task.last_batch - task.first_batch
     restore_subnormals(mode)

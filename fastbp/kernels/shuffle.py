@@ -6,33 +6,16 @@ M. Matsumoto and T. Nishimura, "Mersenne Twister", ACM TOMACS 8(1), 1998. D. Knu
 Programming*, vol. 2, sec. 3.4.2, algorithm P.
 """
 
-import ctypes
-from functools import cache
-
 import numpy as np
 
-from fastbp.kernels.intrinsics import get, pointer, put
-from fastbp.kernels.jit import cached_jit, inlined
+from fastbp.codegen.jit import cached_jit, inlined
+from fastbp.codegen.memory import load_scalar, pointer, store_scalar
+from fastbp.compat import mersenne_twister_of, mersenne_twister_state
 
-# Words of the generator's state, and how far apart the two are that make a new one.
-N_WORDS, APART = 624, 397
-# With fewer numbers than this there is nothing to gain that would pay for compiling.
-FEW = 5_000
-
-
-@cache
-def _memory_is_known():
-    """Whether this NumPy keeps the state of a Mersenne Twister as its words and, behind them, the position."""
-    generator = np.random.MT19937(1)
-    generator.random_raw(5)
-    expected = generator.state["state"]
-    found = _memory_of(generator)
-    return np.array_equal(found[:N_WORDS], expected["key"]) and found[N_WORDS] == expected["pos"]
-
-
-def _memory_of(generator):
-    address = generator.ctypes.state_address
-    return np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_uint32)), (N_WORDS + 1,))
+# Words of the generator's state, and the distance of the two that make a new one.
+N_WORDS, DISTANCE = 624, 397
+# With fewer numbers than this, the gain would not pay for compiling.
+MIN_SIZE = 5_000
 
 
 def shuffle(order, random_state):
@@ -41,32 +24,36 @@ def shuffle(order, random_state):
     Parameters
     ----------
     order : ndarray of int64, contiguous
-        What to shuffle.
+        Numbers to shuffle.
     random_state : numpy.random.RandomState
-        Where the random numbers come from.
+        Source of randomness.
     """
-    generator = random_state._bit_generator
-    # NumPy shuffles what is short, and with any other generator.
-    if not FEW <= order.size <= 2**32 or type(generator) is not np.random.MT19937 or not _memory_is_known():
+    generator = mersenne_twister_of(random_state)
+    state = None
+    if generator is not None and MIN_SIZE <= order.size <= 2**32:
+        state = mersenne_twister_state(generator, N_WORDS)
+    if state is None:
         random_state.shuffle(order)
         return
     with generator.lock:
-        shuffle_with(order, _memory_of(generator), np.empty(N_WORDS, np.uint32))
+        shuffle_with(order, state, np.empty(N_WORDS, np.uint32))
 
 
 @inlined
-def _twist(high, low, far):
-    bits = (high & np.uint32(0x80000000)) | (low & np.uint32(0x7FFFFFFF))
-    return far ^ (bits >> np.uint32(1)) ^ (np.uint32(0x9908B0DF) * (low & np.uint32(1)))
+def _twist(key, i, following, far):
+    """Renew word i of the state."""
+    bits = (load_scalar(key, i) & np.uint32(0x80000000)) | (load_scalar(key, following) & np.uint32(0x7FFFFFFF))
+    odd = load_scalar(key, following) & np.uint32(1)
+    store_scalar(key, i, load_scalar(key, far) ^ (bits >> np.uint32(1)) ^ (np.uint32(0x9908B0DF) * odd))
 
 
 @inlined
 def _renew(key):
-    for i in range(N_WORDS - APART):
-        put(key, i, _twist(get(key, i), get(key, i + 1), get(key, i + APART)))
-    for i in range(N_WORDS - APART, N_WORDS - 1):
-        put(key, i, _twist(get(key, i), get(key, i + 1), get(key, i + APART - N_WORDS)))
-    put(key, N_WORDS - 1, _twist(get(key, N_WORDS - 1), get(key, 0), get(key, APART - 1)))
+    for i in range(N_WORDS - DISTANCE):
+        _twist(key, i, i + 1, i + DISTANCE)
+    for i in range(N_WORDS - DISTANCE, N_WORDS - 1):
+        _twist(key, i, i + 1, i + DISTANCE - N_WORDS)
+    _twist(key, N_WORDS - 1, 0, DISTANCE - 1)
 
 
 @inlined
@@ -91,7 +78,7 @@ def shuffle_with(order, state, draws):
         Working memory.
     """
     items, words, accepted = pointer(order, 0), pointer(state, 0), pointer(draws, 0)
-    position = np.int64(get(words, N_WORDS))
+    position = np.int64(load_scalar(words, N_WORDS))
     last = order.size - 1
     while last > 0:
         if position >= N_WORDS:
@@ -100,18 +87,18 @@ def shuffle_with(order, state, draws):
         mask = 1
         while mask < last:
             mask = 2 * mask + 1
-        # Draws above `last` are rejected: two in seven, in no order that a processor could guess. So each is
-        # written, and counted only if it is accepted; the exchanges follow, which need not wait for each other.
+        # Draws above `last` are rejected: two in seven, which no processor can predict. So each is stored, and counted
+        # only if it is accepted; the exchanges follow, which need not wait for each other.
         n = np.int64(0)
         while position < N_WORDS and last - n > mask >> 1:
-            draw = np.int64(_temper(get(words, position))) & mask
-            put(accepted, n, draw)
+            draw = np.int64(_temper(load_scalar(words, position))) & mask
+            store_scalar(accepted, n, draw)
             n += np.int64(draw <= last - n)
             position += 1
         for i in range(n):
-            j = np.int64(get(accepted, i))
-            item = get(items, last)
-            put(items, last, get(items, j))
-            put(items, j, item)
+            j = np.int64(load_scalar(accepted, i))
+            item = load_scalar(items, last)
+            store_scalar(items, last, load_scalar(items, j))
+            store_scalar(items, j, item)
             last -= 1
-    put(words, N_WORDS, position)
+    store_scalar(words, N_WORDS, position)

@@ -1,9 +1,8 @@
-"""Threads: how many, when none, and how those of one call keep step.
+"""Threads: how many, when none, and how those of one call work together.
 
-A parallel call is a team: each thread runs the same function from end to end, takes its
-share of the rows, and waits for the others where it needs their results. The results do not
-depend on how many threads there are, so that the team is whoever turns up: a thread that
-comes late, or never, is not waited for. A barrier costs a fraction of a microsecond, a
+A parallel call is run by a team: each thread runs the same function from end to end, computes its share of the rows,
+and waits at barriers where it needs the results of the others. The results do not depend on the number of threads, so
+the team does not wait for a thread that starts late: it leaves it out. A barrier costs a fraction of a microsecond, a
 parallel region of OpenMP more than one.
 """
 
@@ -11,151 +10,157 @@ import multiprocessing
 import os
 from contextlib import contextmanager
 from functools import cache
+from typing import NamedTuple
 
 import joblib
 import numba
 import numpy as np
-from numba.np.ufunc import parallel as numba_parallel
 
-from fastbp.kernels.concurrency import (
-    MOST_CPUS,
-    atomic_add,
-    atomic_load,
-    atomic_store,
+from fastbp.codegen.atomics import atomic_add, atomic_load, atomic_store
+from fastbp.codegen.jit import address_of, inlined, jit
+from fastbp.codegen.memory import load_scalar, offset, pointer, store_scalar
+from fastbp.codegen.processor import (
+    MAX_CPUS,
     current_cpu,
-    get_cpus,
-    set_cpus,
+    get_affinity,
+    set_affinity,
     spin_pause,
     yield_thread,
 )
-from fastbp.kernels.intrinsics import get, pointer, put, shift
-from fastbp.kernels.jit import address_of, inlined, jit
+from fastbp.compat import numba_threads_are_started, start_numba_threads
+
+# --- in compiled code: a team, its barriers, and shares of the work ---
 
 # Cells of the team's array, 128 bytes apart, so that no two share a cache line.
 _APART = 16
-_ARRIVED, _SIZE, _WAITING, _ROUND, _TICKET, _STAY, _PLACES = (_APART * i for i in range(7))
-# From _PLACES on each thread has its place, the processors that it may use, and those of them that it moves to.
-_WORDS = MOST_CPUS // 64
-_EACH = _APART + 2 * _WORDS
+_ARRIVED, _SIZE, _WAITING, _ROUND, _TICKET, _PINNED, _CPUS = (_APART * i for i in range(7))
+# From _CPUS on each thread has: its processor, the set of those that it may use, and the set of those that it moves to.
+_SET_WORDS = MAX_CPUS // 64
+_PER_THREAD = _APART + 2 * _SET_WORDS
+# Added to the number of arrivals when the team begins: a thread that arrives later finds a large number.
 _CLOSED = 1 << 32
-# How often the first thread looks for the others before it begins without them: some milliseconds, as a sleeping thread
-# may have to wait for its processor.
-_PATIENCE = 20_000
+# How often the first thread looks for the others before the team begins without them. That is some milliseconds, as a
+# sleeping thread may have to wait for its processor.
+_JOIN_SPINS = 20_000
+# After so many spins a waiting thread yields its processor at each: where there are more threads than processors, the
+# thread that it waits for may need it.
+_SPINS_BEFORE_YIELD = 4_000
+
+
+class Team(NamedTuple):
+    """The place of a thread in the team of a call."""
+
+    rank: np.int64  # 0 to size - 1; -1 for a thread that started too late, and has nothing to do
+    size: np.int64
 
 
 def new_team(wanted):
-    """Return the cells through which so many threads of one call find each other."""
-    team = np.zeros(_PLACES + _EACH * wanted, dtype=np.int64)
-    if wanted > 1 and (_stay() or wanted > _count_cores()):
-        team[_STAY] = 1
-    return team
+    """Return the cells by which the threads of one call communicate."""
+    cells = np.zeros(_CPUS + _PER_THREAD * wanted, dtype=np.int64)
+    if wanted > 1 and (_is_pinned() or wanted > _count_cores()):
+        cells[_PINNED] = 1
+    return cells
 
 
-def _stay():
-    """Whether threads are to stay where the system, or the user, has put them."""
+def _is_pinned():
+    """Whether threads must stay on the processors where the system, or the user, has put them."""
     return "OMP_PROC_BIND" in os.environ or os.environ.get("FASTBP_STAY", "0") != "0"
 
 
-# After so many looks a waiting thread gives its processor away at each: where there are more threads than
-# processors, the one that is waited for may need it.
-_LOOKS_BEFORE_YIELD = 4_000
-
-
 @inlined
-def _rest(looks):
-    if looks < _LOOKS_BEFORE_YIELD:
+def _spin_or_yield(spins):
+    if spins < _SPINS_BEFORE_YIELD:
         spin_pause()
     else:
         yield_thread()
-    return looks + 1
+    return spins + 1
 
 
 @inlined
-def join_team(team, wanted):
-    """Enter the team of this call.
+def join_team(cells, wanted):
+    """Join the team of this call.
 
     Parameters
     ----------
-    team : ndarray of int64
-        Cells from `new_team`, fresh for each call.
+    cells : ndarray of int64
+        From `new_team`, new for each call.
     wanted : int64
         Number of threads that were started.
 
     Returns
     -------
-    rank, size : int64
-        Number of this thread, 0 to size - 1, and how many take part. The rank is -1 for a thread that
-        came after the team had begun: it has nothing to do.
+    Team
     """
-    rank = atomic_add(team, _ARRIVED, 1)
+    rank = atomic_add(cells, _ARRIVED, 1)
     if rank >= _CLOSED:
-        return -1, 0
+        return Team(np.int64(-1), np.int64(0))
     if wanted > 1:  # before the team begins, so that `_spread` finds it
-        atomic_store(team, _PLACES + _EACH * rank, current_cpu() + 1)
+        atomic_store(cells, _CPUS + _PER_THREAD * rank, current_cpu() + 1)
     if rank == 0:
-        looks = 0
-        while atomic_load(team, _ARRIVED) < wanted and looks < _PATIENCE:
-            looks = _rest(looks)
-        atomic_store(team, _SIZE, atomic_add(team, _ARRIVED, _CLOSED))
-    looks = 0
-    while atomic_load(team, _SIZE) == 0:
-        looks = _rest(looks)
-    size = atomic_load(team, _SIZE)
-    if size > 1 and atomic_load(team, _STAY) == 0:
-        _spread(team, rank, size)
-    return rank, size
+        spins = 0
+        while atomic_load(cells, _ARRIVED) < wanted and spins < _JOIN_SPINS:
+            spins = _spin_or_yield(spins)
+        atomic_store(cells, _SIZE, atomic_add(cells, _ARRIVED, _CLOSED))
+    spins = 0
+    while atomic_load(cells, _SIZE) == 0:
+        spins = _spin_or_yield(spins)
+    size = atomic_load(cells, _SIZE)
+    if size > 1 and atomic_load(cells, _PINNED) == 0:
+        _spread(cells, rank, size)
+    return Team(rank, size)
 
 
 @jit
-def _spread(team, rank, size):
+def _spread(cells, rank, size):
     """Leave a processor that another thread of the team has.
 
-    The scheduler may wake a thread on the processor of the one that called it, and leave it there for a tenth
-    of a second, though another is idle: so long the two would be no faster than one. A thread that is forbidden
-    the processors of its team moves at once; then it is allowed what it was before. Where there is no other
-    processor the system refuses, and nothing changes. Places may be stale: at worst a thread stays, or moves twice.
+    The scheduler may wake a thread on the processor of the thread that called it, and leave it there for a tenth of a
+    second though another processor is idle. For so long two threads would be no faster than one. A thread that is
+    forbidden the processors of its team moves at once; then it may use those that it could use before. Where there is
+    no other processor the system refuses, and nothing changes. The processors in the cells may be out of date: at worst
+    a thread stays, or moves twice.
     """
-    mine = _PLACES + _EACH * rank
-    allowed = pointer(team, mine + _APART)
-    others = shift(allowed, _WORDS)
+    mine = _CPUS + _PER_THREAD * rank
+    allowed = pointer(cells, mine + _APART)
+    others = offset(allowed, _SET_WORDS)
     for _ in range(2):
         cpu = current_cpu()
-        atomic_store(team, mine, cpu + 1)
+        atomic_store(cells, mine, cpu + 1)
         alone = True
         for other in range(rank):
-            if atomic_load(team, _PLACES + _EACH * other) == cpu + 1:
+            if atomic_load(cells, _CPUS + _PER_THREAD * other) == cpu + 1:
                 alone = False
-        if alone or cpu < 0 or get_cpus(allowed) != 0:
+        if alone or cpu < 0 or get_affinity(allowed) != 0:
             return
-        for word in range(_WORDS):
-            put(others, word, get(allowed, word))
+        for word in range(_SET_WORDS):
+            store_scalar(others, word, load_scalar(allowed, word))
         for other in range(size):
-            place = atomic_load(team, _PLACES + _EACH * other) - 1
-            if 0 <= place < MOST_CPUS:
-                put(others, place >> 6, get(others, place >> 6) & ~(1 << (place & 63)))
-        if set_cpus(others) == 0:
-            set_cpus(allowed)
+            taken = atomic_load(cells, _CPUS + _PER_THREAD * other) - 1
+            if 0 <= taken < MAX_CPUS:
+                store_scalar(others, taken >> 6, load_scalar(others, taken >> 6) & ~(1 << (taken & 63)))
+        if set_affinity(others) == 0:
+            set_affinity(allowed)
 
 
 @inlined
-def wait_for_team(team, size):
-    """Go on when all threads of the team have come here; what they wrote is then visible."""
-    if size == 1:
+def barrier(cells, team):
+    """Wait until all threads of the team are here; then each sees what the others wrote."""
+    if team.size == 1:
         return
-    current = atomic_load(team, _ROUND)
-    if atomic_add(team, _WAITING, 1) == size - 1:
-        atomic_store(team, _WAITING, 0)
-        atomic_store(team, _ROUND, current + 1)
+    current = atomic_load(cells, _ROUND)
+    if atomic_add(cells, _WAITING, 1) == team.size - 1:
+        atomic_store(cells, _WAITING, 0)
+        atomic_store(cells, _ROUND, current + 1)
     else:
-        looks = 0
-        while atomic_load(team, _ROUND) == current:
-            looks = _rest(looks)
+        spins = 0
+        while atomic_load(cells, _ROUND) == current:
+            spins = _spin_or_yield(spins)
 
 
 @inlined
-def next_ticket(team):
-    """Return 0, 1, 2, ...: each number once, to whichever thread asks."""
-    return atomic_add(team, _TICKET, 1)
+def next_ticket(cells):
+    """Return 0, 1, 2, ...: each number to one thread of the team only."""
+    return atomic_add(cells, _TICKET, 1)
 
 
 @inlined
@@ -167,6 +172,13 @@ def share(n, unit, rank, size):
     return min(n, units * rank // size * unit), min(n, units * (rank + 1) // size * unit)
 
 
+# --- in Python: how many threads, and calls on them ---
+
+# Below this much work a thread's share is done before the others could begin theirs: about a microsecond
+# on one core (`benchmarks/choices.py`).
+MIN_WORK_PER_THREAD = 100_000.0
+
+
 def thread_count(n_jobs, work):
     """Choose the number of threads for one call.
 
@@ -176,12 +188,12 @@ def thread_count(n_jobs, work):
         None for all cores that this process may use; negative as in joblib, -1 for all, -2 for
         all but one.
     work : float
-        Floating point operations between two points at which the threads meet.
+        Floating point operations between two barriers.
 
     Returns
     -------
     int
-        At least 1. More than 1 only where a parallel region is safe and pays.
+        At least 1; more only where a parallel region is safe and pays.
     """
     useful = int(work // MIN_WORK_PER_THREAD)
     if n_jobs == 1 or useful <= 1:
@@ -199,14 +211,10 @@ def thread_count(n_jobs, work):
     return min(wanted, numba.get_num_threads())
 
 
-# Below this much work a thread's share is done before the others could begin theirs: about a microsecond
-# on one core (`benchmarks/choices.py`).
-MIN_WORK_PER_THREAD = 100_000.0
-
 # Whether this process was forked: of libraries that use OpenMP, or of Numba itself, one may have started its threads
 # before, and a forked child must not use that OpenMP again. Numba's threads that were there before this module was
 # imported may have come with a fork too.
-_may_be_forked = numba_parallel._is_initialized and multiprocessing.parent_process() is not None
+_may_be_forked = numba_threads_are_started() and multiprocessing.parent_process() is not None
 
 
 def _note_fork():
@@ -226,15 +234,15 @@ def _count_cores():
 
 
 def _parallel_is_safe():
-    """Whether a parallel region cannot end the process.
+    """Whether a parallel region is sure not to abort the process.
 
-    Numba's layer "workqueue" ends it when two threads enter a parallel region (numba issues 8563,
-    9288), and the OpenMP layer ends, or hangs, a child that was forked after OpenMP's threads had started.
+    Numba's threading layer "workqueue" aborts it when two threads enter a parallel region (numba issues 8563,
+    9288), and the OpenMP layer aborts, or hangs, a child that was forked after OpenMP's threads had started.
     """
     try:
-        if _may_be_forked and not numba_parallel._is_initialized and numba.config.THREADING_LAYER != "tbb":
-            return False  # which layer it would be is found out by starting it
-        numba_parallel._launch_threads()
+        if _may_be_forked and not numba_threads_are_started() and numba.config.THREADING_LAYER != "tbb":
+            return False  # to know which layer it is would mean to start it
+        start_numba_threads()
         layer = numba.threading_layer()
     except ValueError:  # the layer that the user asked for is not there
         return False
@@ -242,25 +250,25 @@ def _parallel_is_safe():
 
 
 def address_for(function, args):
-    """Compile a function for the arguments of `run`, or load it, and return where its machine code is."""
+    """Compile or load a function for the arguments of `run`, and return the address of its machine code."""
     return address_of(function, tuple(numba.typeof(arg) for arg in (*args, new_team(1), 1)))
 
 
 def run(function, on_threads, args, n_threads, address=None):
-    """Call a compiled function, on several threads at once where asked for.
+    """Call a compiled function, on one thread or on several.
 
     Parameters
     ----------
     function : numba.core.dispatcher.Dispatcher
-        Its last two parameters are the team and the number of threads wanted.
+        Its last two parameters are the cells of a team and the number of threads wanted.
     on_threads : numba.core.dispatcher.Dispatcher
         Takes the address of `function` and its arguments, and calls it on each thread.
     args : tuple
-        The others.
+        Its other arguments.
     n_threads : int
-        1 calls it on this thread.
+        With 1 this thread runs it, and no other is started.
     address : int, default=None
-        From `address_for`, which takes longer than a call; None to find it out.
+        From `address_for`, which takes longer than a call; None to look it up now.
     """
     if n_threads > 1 and address is None:
         address = address_for(function, args)
@@ -274,7 +282,7 @@ def run(function, on_threads, args, n_threads, address=None):
 
 @contextmanager
 def _limited_threads(n):
-    """Have Numba start `n` threads in this block, and as many as before after it."""
+    """Have Numba use `n` threads in this block, and as many as before after it."""
     before = numba.get_num_threads()
     try:
         numba.set_num_threads(n)

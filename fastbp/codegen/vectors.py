@@ -13,13 +13,21 @@ import operator
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.core.datamodel import models
 from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, register_model
 
-from fastbp.kernels.intrinsics import INT32, emit_first_lanes, emit_fma, emit_masked_load, emit_splat, lanes
+from fastbp.codegen.emit import (
+    INT32,
+    emit_call,
+    emit_first_lanes,
+    emit_fma,
+    emit_masked_load,
+    emit_shuffle,
+    emit_splat,
+)
+from fastbp.codegen.target import lanes
 
 
 class Vector(types.Type):
@@ -122,8 +130,7 @@ def _call(builder, name, *args):
     """Call an LLVM intrinsic of vectors of floats."""
     kind = args[0].type
     suffix = f"v{kind.count}f{32 if isinstance(kind.element, ir.FloatType) else 64}"
-    function_type = ir.FunctionType(kind, [kind] * len(args))
-    return builder.call(cgutils.get_or_insert_function(builder.module, function_type, f"{name}.{suffix}"), args)
+    return emit_call(builder, f"{name}.{suffix}", kind, args)
 
 
 def _place(builder, kind, pointer, offset):
@@ -305,7 +312,7 @@ def _halving(combine, description):
             half = x.count // 2
             while half:
                 order = [(i + half) % x.count for i in range(x.count)]
-                other = builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(INT32, x.count), order))
+                other = emit_shuffle(builder, value, value, order)
                 value = combine(builder, value, other)
                 half //= 2
             return builder.extract_element(value, INT32(0))

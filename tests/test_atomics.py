@@ -3,7 +3,7 @@ from threading import Thread
 import numpy as np
 from numba import njit
 
-from fastbp.kernels.concurrency import atomic_add, atomic_load, atomic_store
+from fastbp.codegen.atomics import atomic_add, atomic_load, atomic_store
 
 
 @njit(nogil=True)

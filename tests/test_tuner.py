@@ -1,41 +1,41 @@
-"""The training loop's own decisions; what it computes is tested with the kernels and the estimator."""
+"""The thread tuner."""
 
 import pytest
 
-from fastbp.training import MAX_CALL, _Pace
+from fastbp.kernels.tuner import MAX_CALL, ThreadTuner
 
 
-def run(pace, seconds_per_batch, n_calls):
-    """Let calls take as long as a function of the number of threads and the call says; return the threads of each."""
+def run(tuner, seconds_per_batch, n_calls):
+    """Let a function of the threads and the call say how long calls take; return the threads and batches of each."""
     chosen = []
     for call in range(n_calls):
-        n_threads, n_batches = pace.choose()
-        pace.note(n_threads, n_batches, n_batches * seconds_per_batch(n_threads, call))
+        n_threads, n_batches = tuner.choose()
+        tuner.measure(n_threads, n_batches, n_batches * seconds_per_batch(n_threads, call))
         chosen.append((n_threads, n_batches))
     return chosen
 
 
 @pytest.mark.parametrize(("speed_up", "expected"), [(1.8, 2), (1.0, 2), (0.95, 2), (0.8, 1), (0.1, 1)])
 def test_takes_the_faster_and_more_threads_at_about_the_same_speed(speed_up, expected):
-    chosen = run(_Pace({1, 2}, 1e-5), lambda n, _: 1e-4 / speed_up if n == 2 else 1e-4, 40)
+    chosen = run(ThreadTuner({1, 2}, 1e-5), lambda n, _: 1e-4 / speed_up if n == 2 else 1e-4, 40)
     assert {n for n, _ in chosen[:2]} == {1, 2}  # both are measured first
     others = [n_batches for n, n_batches in chosen[2:] if n != expected]
     # The other one is tried again, seldom and for a short time.
     seconds = 1e-4 / speed_up if expected == 2 else 1e-4
-    assert 1 <= len(others) <= 5 and set(others) == {int(_Pace.SHORT / seconds)}
+    assert 1 <= len(others) <= 5 and set(others) == {int(ThreadTuner.TRY_SECONDS / seconds)}
     assert (expected, int(MAX_CALL / seconds)) in chosen[-2:]
 
 
 def test_threads_that_share_a_processor_at_first_are_used_when_they_do_not():
-    chosen = run(_Pace({1, 2}, 1e-4), lambda n, call: 1e-4 if n == 1 else 1.03e-4 if call < 10 else 0.6e-4, 20)
+    chosen = run(ThreadTuner({1, 2}, 1e-4), lambda n, call: 1e-4 if n == 1 else 1.03e-4 if call < 10 else 0.6e-4, 20)
     assert chosen[-1][0] == 2
 
 
 def test_takes_the_other_again_when_another_program_has_ended():
-    chosen = run(_Pace({1, 2}, 1e-4), lambda n, call: 1e-4 if n == 1 else 5e-4 if call < 30 else 0.6e-4, 100)
+    chosen = run(ThreadTuner({1, 2}, 1e-4), lambda n, call: 1e-4 if n == 1 else 5e-4 if call < 30 else 0.6e-4, 100)
     assert [n for n, _ in chosen[5:30]].count(1) > 20
     assert [n for n, _ in chosen[-10:]].count(2) >= 9
 
 
 def test_one_thread_only():
-    assert all(n == 1 for n, _ in run(_Pace({1}, 1e-4), lambda n, _: 1e-4, 10))
+    assert all(n == 1 for n, _ in run(ThreadTuner({1}, 1e-4), lambda n, _: 1e-4, 10))

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from numba import njit
 
-from fastbp.kernels.columns import to_columns, to_rows
-from fastbp.kernels.intrinsics import lanes, pointer
+from fastbp.codegen.memory import pointer
+from fastbp.codegen.target import lanes
+from fastbp.codegen.transpose import FEW_COLUMNS, to_columns, to_rows, transpose_tile
 
 DTYPES = [np.float32, np.float64]
 CANARY = -12345.0
@@ -52,3 +53,22 @@ def test_to_rows(dtype):
         expected[1:-1, :n] = columns[:n, :m].T
         run_to_rows(columns.ravel(), m, n, rows.ravel(), row, row)
         np.testing.assert_array_equal(rows, expected)
+
+
+@njit
+def run_transpose(n, source, at, source_row, out, out_at, out_row):
+    transpose_tile(n, pointer(source, at), source_row, pointer(out, out_at), out_row)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_transpose_tile(dtype):
+    width = lanes(np.dtype(dtype).itemsize)
+    rows = [(width, width), (width + 3, width), (width, width + 5), (4 * width, 3 * width)]
+    for (source_row, out_row), n in product(rows, range(1, width + 3)):
+        source = np.arange(1.0, source_row * (width + 1) + 1, dtype=dtype).reshape(width + 1, source_row)
+        out = np.full((width + 2, out_row), CANARY, dtype)
+        run_transpose(n, source.ravel(), 0, source_row, out.ravel(), out_row, out_row)
+        expected = np.full_like(out, CANARY)
+        written = min(FEW_COLUMNS, width) if n <= FEW_COLUMNS else width
+        expected[1 : 1 + written, :width] = source[:width, :written].T
+        np.testing.assert_array_equal(out, expected)

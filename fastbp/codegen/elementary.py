@@ -12,8 +12,8 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from fastbp.kernels.jit import inlined
-from fastbp.kernels.simd import (
+from fastbp.codegen.jit import inlined
+from fastbp.codegen.vectors import (
     Vector,
     absolute,
     bits_as_float,

@@ -6,12 +6,9 @@ from exact import fma_naive
 from numba import njit
 from numba.core.errors import TypingError
 
-from fastbp.kernels.intrinsics import (
-    lane_count,
-    lanes,
-    pointer,
-)
-from fastbp.kernels.simd import (
+from fastbp.codegen.memory import lane_count, pointer
+from fastbp.codegen.target import lanes
+from fastbp.codegen.vectors import (
     absolute,
     bits_as_float,
     first_lanes,

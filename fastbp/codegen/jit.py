@@ -1,0 +1,249 @@
+"""How functions are compiled, where their machine code is kept, and how they call each other.
+
+- `jit` is `numba.njit` with the options that all kernels share; what a kernel calls is compiled into it. `inlined` also
+  merges the callee into its caller before types are inferred.
+- `cached_jit` keeps the machine code on disk, for the few functions that Python calls.
+- `called_by_address` does so for parts that several kernels share, or that not every network needs. They are compiled
+  when `address_of` is first called, and kernels call them with `call_at`.
+"""
+
+import hashlib
+import logging
+import os
+import time
+from contextlib import contextmanager, suppress
+from functools import cache, partial
+from pathlib import Path
+
+from numba import njit, types
+from numba.core import event
+from numba.extending import intrinsic
+
+from fastbp.compat import DiskCache, machine_code_address, open_disk_cache, set_disk_cache
+from fastbp.user_warnings import warn_user
+
+# error_model="numpy": with Python's, each division is a branch that can raise, and
+# the loop around it is not vectorised. nogil: Python threads may run side by side.
+_OPTIONS = {"error_model": "numpy", "nogil": True}
+
+jit = partial(njit, no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)
+inlined = partial(jit, inline="always")
+
+
+def cached_jit(function=None, *, parallel=False):
+    """Compile a function that Python calls, with its machine code kept on disk.
+
+    Parameters
+    ----------
+    function : callable
+        The function to compile.
+    parallel : bool, default=False
+        Whether `prange` loops start threads.
+
+    Returns
+    -------
+    numba.core.dispatcher.Dispatcher
+        The compiled function.
+    """
+    if function is None:
+        return partial(cached_jit, parallel=parallel)
+    dispatcher = njit(function, parallel=parallel, **_OPTIONS)
+    set_disk_cache(dispatcher, _ForgivingCache(function))
+    return dispatcher
+
+
+def called_by_address(function):
+    """Compile a function of pointers and scalars, without a result, that kernels call by its address."""
+    dispatcher = jit(function)
+    set_disk_cache(dispatcher, _ForgivingCache(function))
+    return dispatcher
+
+
+@cache
+def address_of(function, kinds):
+    """Compile a function for arguments of some types, or load it, and return the address of its machine code.
+
+    Parameters
+    ----------
+    function : numba.core.dispatcher.Dispatcher
+        From `cached_jit` or `called_by_address`.
+    kinds : tuple of numba types
+        One for each parameter.
+
+    Returns
+    -------
+    int
+        The address; never 0.
+    """
+    function.compile(kinds)
+    return machine_code_address(function.overloads[kinds])
+
+
+@intrinsic
+def call_at(typingctx, address, args):
+    """Call the function at an address from `address_of` with the elements of a tuple.
+
+    A function that is called by its name is compiled once more, into its caller.
+    """
+
+    def codegen(context, builder, signature, values):
+        kind = context.call_conv.get_function_type(types.none, args.types)
+        function = builder.inttoptr(values[0], kind.as_pointer())
+        unpacked = [builder.extract_value(values[1], i) for i in range(len(args))]
+        context.call_conv.call_function(builder, function, types.none, args.types, unpacked)
+        return context.get_dummy_value()
+
+    return types.void(address, args), codegen
+
+
+# --- what a user hears of compiling ---
+
+logger = logging.getLogger("fastbp")
+# Seconds of compiling in a process after which the user is told what takes so long.
+PATIENCE = 3.0
+
+
+class _CompilationNotice(event.Listener):
+    """Says once, after some seconds of compiling, what is going on. Numba calls it whenever it compiles a function."""
+
+    said = False
+    spent = 0.0
+
+    def __init__(self):
+        self._begin = time.perf_counter()
+
+    def on_start(self, _):
+        self._look()
+
+    def on_end(self, _):
+        self._look()
+
+    def _look(self):
+        if not _CompilationNotice.said and _CompilationNotice.spent + time.perf_counter() - self._begin > PATIENCE:
+            _CompilationNotice.said = True
+            logger.warning(
+                "fastbp is compiling its kernels, which can take half a minute. The machine code is kept on disk: "
+                "the next process starts at once. `python -m fastbp warmup` compiles everything ahead of time; "
+                "logging.getLogger('fastbp').setLevel('ERROR') hides this message."
+            )
+
+    def close(self):
+        """Add the seconds of this function to those of the process."""
+        self._look()
+        _CompilationNotice.spent += time.perf_counter() - self._begin
+
+
+@contextmanager
+def no_compilation_notice():
+    """Compile without a notice within this block."""
+    before, _CompilationNotice.said = _CompilationNotice.said, True
+    try:
+        yield
+    finally:
+        _CompilationNotice.said = before
+
+
+# --- the disk cache ---
+
+
+@cache
+def _source_stamp():
+    """Hash all sources of the package: machine code of another version is stale.
+
+    Numba's own stamp covers only the file of the cached function, not the files
+    of the functions that were compiled into it.
+    """
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+class _ForgivingCache(DiskCache):
+    """Numba's disk cache, but trouble with the disk never stops the work.
+
+    A folder that cannot be written to, a truncated file, a full disk: the function
+    is compiled in memory, and one warning says why. Nothing touches the disk before
+    the first call, so that an import stays fast and cannot fail.
+    """
+
+    _warned = False
+
+    def __init__(self, function):
+        self._function = function
+        self._enabled = True
+        self._on_disk = None
+        self._notice = None
+
+    def _backend(self):
+        if self._on_disk is None:
+            backend = open_disk_cache(self._function, _source_stamp())
+            # Where the system knows no home folder, Numba makes a folder named "~" in the current one.
+            if backend.cache_path.startswith("~"):
+                with suppress(OSError):
+                    os.removedirs(backend.cache_path)  # as far as they are empty
+                raise RuntimeError("there is no home folder")
+            self._on_disk = backend
+        return self._on_disk
+
+    # Numba calls `load_overload` before it compiles, and `save_overload` after.
+
+    def load_overload(self, sig, target_context):
+        loaded = None
+        if self._enabled:
+            try:
+                loaded = self._backend().load_overload(sig, target_context)
+            except Exception as error:  # a damaged file can raise anything when unpickled
+                self._enabled = self._on_disk is not None
+                self._warn(f"could not be read ({error})" if self._enabled else f"has no folder ({error})")
+        if loaded is None:
+            self._notice = _CompilationNotice()
+            event.register("numba:compile", self._notice)
+        return loaded
+
+    def save_overload(self, sig, data):
+        if self._notice is not None:
+            event.unregister("numba:compile", self._notice)
+            self._notice.close()
+            self._notice = None
+        if not self._enabled:
+            return
+        try:
+            try:
+                self._backend().save_overload(sig, data)
+            except OSError:
+                raise
+            except Exception:  # a damaged index: begin a new one
+                self._backend().flush()
+                self._backend().save_overload(sig, data)
+        except Exception as error:
+            self._enabled = False
+            self._warn(f"could not be written ({error!r})")
+
+    @classmethod
+    def _warn(cls, what):
+        if not cls._warned:
+            _ForgivingCache._warned = True
+            warn_user(
+                f"The disk cache of fastbp's compiled code {what}. fastbp compiles in memory instead, which takes many "
+                "seconds in each new process. Set NUMBA_CACHE_DIR to a folder of yours that can be written to.",
+                RuntimeWarning,
+            )
+
+    @property
+    def cache_path(self):
+        try:
+            return self._backend().cache_path
+        except Exception:
+            return None
+
+    def enable(self):
+        self._enabled = True
+
+    def disable(self):
+        self._enabled = False
+
+    def flush(self):
+        self._backend().flush()

@@ -1,0 +1,226 @@
+"""The register tile: the micro-kernel of all matrix products, as LLVM IR.
+
+The speed of everything rests on it; `kernels.matmul` makes the products of matrices from it.
+
+References
+----------
+Van Zee and van de Geijn, "BLIS: A framework for rapidly instantiating BLAS functionality", ACM TOMS 41(3), 2015.
+"""
+
+from typing import Any, NamedTuple
+
+from numba import types
+from numba.extending import intrinsic
+
+from fastbp.codegen.emit import (
+    BYTES,
+    INT64,
+    alignment,
+    emit_fma,
+    emit_loop,
+    emit_offset,
+    emit_prefetch,
+    emit_splat,
+    emit_switch,
+    vector_type,
+)
+from fastbp.codegen.target import VECTOR_BITS, X86
+
+# The register tile is MR rows of at most NV vectors: 24 accumulators where there are 32
+# vector registers (AVX-512, ARM), 12 where there are 16. Few rows and many vectors: all heights
+# from MR down to 2 then keep both multipliers busy, so a remainder of rows costs little.
+MR = 6
+NV = 4 if VECTOR_BITS == 512 or not X86 else 2
+
+
+class _Operands(NamedTuple):
+    """Where C = D + A B lies, as LLVM values: pointers, and strides in elements."""
+
+    a: Any
+    a_row: Any
+    a_col: Any
+    b: Any
+    b_row: Any
+    d: Any
+    d_row: Any
+    c: Any
+    c_row: Any
+
+
+class _Prefetch(NamedTuple):
+    """Addresses of cache lines to prefetch during a product, as LLVM values."""
+
+    lines: Any
+    n_lines: Any
+    for_write: bool
+
+
+@intrinsic
+def micro_kernel(typingctx, mr, nv, k, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
+    """Compute one register tile, C = D + A B.
+
+    Each element of C is one chain of `k` fused multiply-adds in the order of the
+    reduction index, started from D: the same bits for every tile height and width, and
+    for a reduction that is cut in pieces and continued from C.
+
+    Parameters
+    ----------
+    mr : int64
+        Rows of the tile, 1 to MR.
+    nv : int64
+        Vectors in each row, 1 to NV.
+    k : int64
+        Length of the reduction, at least 1.
+    a, a_row, a_col : pointer, int64, int64
+        A is (mr, k), with any strides.
+    b, b_row : pointer, int64
+        B is (k, nv * lanes), its rows contiguous.
+    d, d_row : pointer, int64
+        D is (mr, nv * lanes); a `d_row` of 0 repeats one row: a bias, or zeros.
+    c, c_row : pointer, int64
+        C is (mr, nv * lanes); may be D. No pointer needs an alignment.
+    """
+
+    def codegen(context, builder, signature, args):
+        mr, nv, k, *operands = args
+        return _emit_tiles(context, builder, c.dtype, mr, nv, k, _Operands(*operands))
+
+    return kernel_signature(mr, nv, k, a, a_row, a_col, b, b_row, d, d_row, c, c_row), codegen
+
+
+@intrinsic
+def micro_kernel_indexed(typingctx, mr, nv, k, indices, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
+    """Compute what `micro_kernel` does, with a reduction over the `k` indices (int32) of a list only.
+
+    Indices for which A is zero in all rows can be left out: the results are the same, but for the sign of a zero.
+    """
+
+    def codegen(context, builder, signature, args):
+        mr, nv, k, indices, *operands = args
+        return _emit_tiles(context, builder, c.dtype, mr, nv, k, _Operands(*operands), indices=indices)
+
+    return kernel_signature(mr, nv, k, indices, a, a_row, a_col, b, b_row, d, d_row, c, c_row), codegen
+
+
+def _prefetching_micro_kernel(*, for_write):
+    @intrinsic
+    def kernel(typingctx, mr, nv, k, lines, n_lines, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
+        def codegen(context, builder, signature, args):
+            mr, nv, k, lines, n_lines, *operands = args
+            prefetch = _Prefetch(lines, n_lines, for_write)
+            return _emit_tiles(context, builder, c.dtype, mr, nv, k, _Operands(*operands), prefetch=prefetch)
+
+        return kernel_signature(mr, nv, k, lines, n_lines, a, a_row, a_col, b, b_row, d, d_row, c, c_row), codegen
+
+    kernel.__doc__ = f"""Compute what `micro_kernel` does, and prefetch memory to {"write to" if for_write else "read"}.
+
+    The pointer `lines` points at `n_lines` addresses (int64), at least one, of as many cache lines. The prefetches are
+    spread evenly over the `k` steps, so that they do not hold up the product; only the first `k` of a longer list are
+    made.
+    """
+    return kernel
+
+
+micro_kernel_prefetch = _prefetching_micro_kernel(for_write=False)
+micro_kernel_prefetch_write = _prefetching_micro_kernel(for_write=True)
+
+
+def kernel_signature(*kinds):
+    """Return the signature of a kernel of pointers and integers."""
+    return types.void(*(kind if isinstance(kind, types.CPointer) else types.int64 for kind in kinds))
+
+
+def _emit_tiles(context, builder, scalar, mr, nv, k, operands, indices=None, prefetch=None):
+    """Build the code of all tile shapes, and a jump to the one that is needed."""
+    vector = vector_type(context, scalar)
+
+    def emit(number):
+        tile = _Tile(builder, number // NV + 1, number % NV + 1, vector)
+        if indices is None:
+            _emit_product(tile, k, operands, prefetch)
+        else:
+            _emit_indexed_product(tile, k, operands, indices)
+
+    number = builder.add(builder.mul(builder.sub(mr, INT64(1)), INT64(NV)), builder.sub(nv, INT64(1)))
+    emit_switch(builder, "tile", number, MR * NV, emit)
+    return context.get_dummy_value()
+
+
+class _Tile:
+    """Builds the code of one tile shape: `rows` rows of `vectors` vectors."""
+
+    def __init__(self, builder, rows, vectors, vector):
+        self.builder, self.rows, self.vectors, self.vector = builder, rows, vectors, vector
+        self.align = alignment(vector.element)
+
+    def _place(self, base, stride, i, j):
+        row = self.builder.mul(stride, INT64(i))
+        place = emit_offset(self.builder, base, row, INT64(j * self.vector.count))
+        return self.builder.bitcast(place, self.vector.as_pointer())
+
+    def load(self, base, stride):
+        """Load all its vectors from a matrix."""
+        return [
+            self.builder.load(self._place(base, stride, i, j), align=self.align)
+            for i in range(self.rows)
+            for j in range(self.vectors)
+        ]
+
+    def store(self, values, base, stride):
+        """Store all its vectors to a matrix."""
+        for number, value in enumerate(values):
+            place = self._place(base, stride, *divmod(number, self.vectors))
+            self.builder.store(value, place, align=self.align)
+
+    def multiply_add(self, sums, a, a_row, b):
+        """Add the outer product of a column of A and a row of B: one step of the reduction."""
+        row = [self.builder.load(self._place(b, INT64(0), 0, j), align=self.align) for j in range(self.vectors)]
+        added = []
+        for i in range(self.rows):
+            place = emit_offset(self.builder, a, self.builder.mul(a_row, INT64(i)))
+            value = emit_splat(self.builder, self.builder.load(place, align=self.align), self.vector.count)
+            added += [
+                emit_fma(self.builder, value, row[j], sums[i * self.vectors + j]) for j in range(self.vectors)
+            ]  # fmt: skip
+        return added
+
+
+def _emit_product(tile, k, operands, prefetch):
+    """Build C = D + A B for one tile shape; the pointers into A and B move from step to step."""
+    builder = tile.builder
+    if prefetch is not None:
+        # Lines in a step, counted in 2^-32.
+        per_step = builder.udiv(builder.shl(prefetch.n_lines, INT64(32)), k)
+
+    def step(carried):
+        p, a, b, *sums = carried
+        if prefetch is not None:
+            number = builder.lshr(builder.mul(p, per_step), INT64(32))
+            line = builder.load(builder.gep(prefetch.lines, [number]), align=8)
+            emit_prefetch(builder, builder.inttoptr(line, BYTES), for_write=prefetch.for_write)
+        added = tile.multiply_add(sums, a, operands.a_row, b)
+        following = builder.add(p, INT64(1))
+        a, b = emit_offset(builder, a, operands.a_col), emit_offset(builder, b, operands.b_row)
+        return [following, a, b, *added], builder.icmp_signed("<", following, k)
+
+    start = tile.load(operands.d, operands.d_row)
+    _, _, _, *sums = emit_loop(builder, "tile", [INT64(0), operands.a, operands.b, *start], step)
+    tile.store(sums, operands.c, operands.c_row)
+
+
+def _emit_indexed_product(tile, k, operands, indices):
+    """Build C = D + A B for one tile shape and a list of indices."""
+    builder = tile.builder
+
+    def step(carried):
+        p, *sums = carried
+        index = builder.zext(builder.load(builder.gep(indices, [p]), align=4), INT64)
+        a = emit_offset(builder, operands.a, builder.mul(index, operands.a_col))
+        b = emit_offset(builder, operands.b, builder.mul(index, operands.b_row))
+        added = tile.multiply_add(sums, a, operands.a_row, b)
+        following = builder.add(p, INT64(1))
+        return [following, *added], builder.icmp_signed("<", following, k)
+
+    start = tile.load(operands.d, operands.d_row)
+    _, *sums = emit_loop(builder, "tile", [INT64(0), *start], step)
+    tile.store(sums, operands.c, operands.c_row)

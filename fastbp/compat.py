@@ -1,0 +1,172 @@
+"""Every private name of Numba, scikit-learn and NumPy that fastbp uses, and in which versions it was seen.
+
+A new release of theirs may change these without notice; `tests/test_compat.py` exercises each. All other modules
+import them from here. Numba's documented interfaces for extensions (`numba.extending`, and what its manual calls the
+low-level interface: `numba.core.cgutils`, `numba.core.datamodel`, `numba.core.imputils`, `numba.core.typing.templates`)
+are not private.
+
+==============================================  ===============
+name                                            seen in
+==============================================  ===============
+numba.core.caching: FunctionCache, _Cache       0.62 to 0.68
+numba.core.caching: _source_stamp of its index  0.62 to 0.68
+numba.core.codegen: get_host_cpu_features       0.62 to 0.68
+numba.core.config: CPU_NAME, CPU_FEATURES       0.62 to 0.68
+numba.np.arrayobj: populate_array               0.62 to 0.68
+numba.np.ufunc.parallel: _is_initialized        0.62 to 0.68
+numba.np.ufunc.parallel: _launch_threads        0.62 to 0.68
+Dispatcher._cache                               0.62 to 0.68
+get_pointer_to_function of a compiled library   0.62 to 0.68
+sklearn.base: _fit_context                      1.7 to 1.9
+sklearn.utils._param_validation                 1.7 to 1.9
+sklearn.utils.multiclass:
+_check_partial_fit_first_call                   1.7 to 1.9
+sklearn.utils.validation: _check_feature_names  1.7 to 1.9
+sklearn.utils.validation: _check_sample_weight  1.7 to 1.9
+numpy.random.RandomState._bit_generator         1.26 to 2.4
+memory of numpy.random.MT19937                  1.26 to 2.4
+==============================================  ===============
+"""
+
+import ctypes
+from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import version
+
+import llvmlite.binding as llvm
+import numpy as np
+
+
+@contextmanager
+def _private_names_of(package, seen_in):
+    """Say, where a private name is gone, which package and versions are at fault."""
+    try:
+        yield
+    except (ImportError, AttributeError) as error:
+        raise ImportError(
+            f"fastbp uses private names of {package} that were seen in versions {seen_in}, and {package} "
+            f"{version(package)} lacks one: {error}. Install a version of that range, or a newer fastbp."
+        ) from error
+
+
+with _private_names_of("numba", "0.62 to 0.68"):
+    from numba.core import config as _numba_config
+    from numba.core.caching import FunctionCache, _Cache
+    from numba.core.codegen import get_host_cpu_features as _get_host_cpu_features
+    from numba.np.arrayobj import populate_array
+    from numba.np.ufunc import parallel as _numba_parallel
+
+    _numba_config.CPU_NAME, _numba_config.CPU_FEATURES  # noqa: B018
+    _numba_parallel._is_initialized, _numba_parallel._launch_threads  # noqa: B018
+
+with _private_names_of("scikit-learn", "1.7 to 1.9"):
+    from sklearn.base import _fit_context
+    from sklearn.utils._param_validation import Interval, Options, StrOptions
+    from sklearn.utils.multiclass import _check_partial_fit_first_call
+    from sklearn.utils.validation import _check_feature_names, _check_sample_weight
+
+__all__ = [
+    "DiskCache", "Interval", "Options", "StrOptions", "check_feature_names", "check_partial_fit_first_call",
+    "check_sample_weight", "cpu_features", "cpu_name", "fit_context", "machine_code_address", "mersenne_twister_of",
+    "mersenne_twister_state", "numba_threads_are_started", "open_disk_cache", "populate_array", "set_disk_cache",
+    "start_numba_threads",
+]  # fmt: skip
+
+fit_context = _fit_context
+check_partial_fit_first_call = _check_partial_fit_first_call
+check_feature_names = _check_feature_names
+check_sample_weight = _check_sample_weight
+
+# What a dispatcher's cache has to be: Numba's base class of caches on disk.
+DiskCache = _Cache
+
+
+def cpu_name():
+    """Return the processor that Numba compiles for, as LLVM names it."""
+    return _numba_config.CPU_NAME or llvm.get_host_cpu_name()
+
+
+def cpu_features():
+    """Return the features that Numba compiles for beside those that the processor's name implies."""
+    features = _numba_config.CPU_FEATURES
+    return _get_host_cpu_features() if features is None else features
+
+
+def open_disk_cache(function, source_stamp):
+    """Return Numba's disk cache for a function, valid as long as `source_stamp` stays the same."""
+    backend = FunctionCache(function)
+    backend._cache_file._source_stamp = source_stamp
+    return backend
+
+
+def set_disk_cache(dispatcher, disk_cache):
+    """Have a dispatcher load its machine code from a cache, and save it there."""
+    dispatcher._cache = disk_cache
+
+
+def machine_code_address(compiled):
+    """Return the address of the machine code of an overload of a dispatcher.
+
+    Raises
+    ------
+    RuntimeError
+        If Numba has none: kernels take the address 0 for nothing to do.
+    """
+    address = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+    if not address:
+        raise RuntimeError(f"Numba has no machine code for {compiled.fndesc.qualname}.")
+    return address
+
+
+def numba_threads_are_started():
+    """Whether Numba has started its threads in this process."""
+    return _numba_parallel._is_initialized
+
+
+def start_numba_threads():
+    """Start Numba's threads, so that its threading layer is known.
+
+    Raises
+    ------
+    ValueError
+        If the threading layer that the user chose is not installed.
+    """
+    _numba_parallel._launch_threads()
+
+
+def mersenne_twister_of(random_state):
+    """Return the Mersenne Twister of a RandomState; None where it has another generator."""
+    generator = random_state._bit_generator
+    return generator if type(generator) is np.random.MT19937 else None
+
+
+def mersenne_twister_state(generator, n_words):
+    """View the memory of a Mersenne Twister.
+
+    Parameters
+    ----------
+    generator : numpy.random.MT19937
+        The generator; who changes its state holds `generator.lock`.
+    n_words : int
+        Words of its state.
+
+    Returns
+    -------
+    ndarray of uint32 of shape (n_words + 1,) or None
+        The words, and how many of them have been used; None if this NumPy keeps them in another way.
+    """
+    return _view_state(generator, n_words) if _state_is_as_expected(n_words) else None
+
+
+def _view_state(generator, n_words):
+    address = generator.ctypes.state_address
+    return np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_uint32)), (n_words + 1,))
+
+
+@cache
+def _state_is_as_expected(n_words):
+    generator = np.random.MT19937(1)
+    generator.random_raw(5)
+    expected = generator.state["state"]
+    found = _view_state(generator, n_words)
+    return np.array_equal(found[:n_words], expected["key"]) and found[n_words] == expected["pos"]

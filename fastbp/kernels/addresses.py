@@ -1,0 +1,55 @@
+"""The table of kernels that other kernels call by their addresses."""
+
+import numpy as np
+from numba import types
+from numba.np.numpy_support import from_dtype
+
+from fastbp.codegen.jit import address_of
+from fastbp.kernels import matmul, sparse
+
+
+def kernel_addresses(dtype, *, dense=True, prefetch_write=True, index_lists=False):
+    """Return the addresses of the kernels of matrix products, which are compiled or loaded now.
+
+    If they were compiled into each of their callers, the register tiles would take a quarter of the time of a first
+    fit.
+
+    Parameters
+    ----------
+    dtype : {float32, float64}
+        Type of the network's numbers.
+    dense : bool, default=True
+        Whether matrix products are needed.
+    prefetch_write : bool, default=True
+        Whether the product that prefetches memory to write to is needed.
+    index_lists : bool, default=False
+        Whether the kernels for inputs that are mostly zero are needed.
+
+    Returns
+    -------
+    ndarray of int64
+        Addresses at the places `matmul.MULTIPLY` to `sparse.MULTIPLY_INDEXED_BLOCK`; 0 for what is not needed.
+    """
+    values = types.CPointer(from_dtype(np.dtype(dtype)))
+    masks, indices, lines = types.CPointer(types.uint16), types.CPointer(types.int32), types.CPointer(types.int64)
+    n = types.int64
+    operands = (values, n, n, values, n, values, n, values, n)
+    prefetch = (n, n, n, lines, n, *operands)
+    sparse_operands = (values, n, masks, n, n, values, n, values, values, n, indices)
+    # Place in the table: whether it is needed, the kernel, the types of its arguments.
+    table = {
+        matmul.MULTIPLY: (dense, matmul.multiply_panel, (n, n, n, *operands)),
+        matmul.MULTIPLY_PREFETCH: (dense, matmul.multiply_tile_prefetch, prefetch),
+        matmul.MULTIPLY_PREFETCH_WRITE: (dense and prefetch_write, matmul.multiply_panel_prefetch_write, prefetch),
+        sparse.MATMUL_SPARSE: (index_lists, sparse.matmul_sparse, (n, n, n, *sparse_operands)),
+        sparse.INDEX_BLOCK: (index_lists, sparse.index_block, (masks, n, n, indices, n)),
+        sparse.MULTIPLY_INDEXED_BLOCK: (
+            index_lists, sparse.multiply_indexed_block,
+            (n, n, values, n, values, n, values, n, values, n, indices, n),
+        ),
+    }  # fmt: skip
+    addresses = np.zeros(len(table), dtype=np.int64)
+    for place, (needed, kernel, kinds) in table.items():
+        if needed:
+            addresses[place] = address_of(kernel, kinds)
+    return addresses

@@ -1,0 +1,125 @@
+"""Gathering samples: their inputs are copied into the workspace in the order of the epoch, and prefetched before."""
+
+import numpy as np
+
+from fastbp.codegen.jit import call_at, inlined, jit
+from fastbp.codegen.memory import address, itemsize, lane_count, load_scalar, offset, prefetch
+from fastbp.codegen.target import CACHE_LINE
+from fastbp.codegen.tiles import MR, NV
+from fastbp.codegen.vectors import load_converted, progression, store
+from fastbp.kernels.matmul import MULTIPLY_PREFETCH, NONE, ONE, cut_into_tiles, matmul, tile_height
+from fastbp.kernels.records import get_layer
+
+# The first cache lines of a sample's inputs are prefetched where there is no product to spread all of them over.
+FEW_LINES = 4
+# Rows between the sample that is gathered and the one that is prefetched: time enough for it to arrive, and not so much
+# that the cache evicts it again.
+PREFETCH_ROWS = 2 * MR
+
+
+@inlined
+def gather_row(x, n, row):
+    """Copy n inputs of a sample, converted to the network's type and padded with zeros to whole vectors."""
+    for j in range(0, n, lane_count(row)):
+        store(row, j, load_converted(x, j, n - j, row))
+
+
+@inlined
+def gather(net, layer, samples, position, first, last):
+    """Copy the inputs of samples [position + first, position + last) of the order to rows [first, last)."""
+    n = samples.n_inputs
+    for i in range(first, last):
+        sample = load_scalar(samples.order, position + i)
+        gather_row(offset(samples.x, sample * n), n, offset(net.space, layer.input + i * layer.input_row))
+
+
+@inlined
+def _prefetch_targets(samples, sample):
+    """Prefetch the first and the last cache line of the targets of a sample."""
+    prefetch(samples.y, sample * samples.n_outputs)
+    prefetch(samples.y, (sample + 1) * samples.n_outputs - 1)
+
+
+@inlined
+def prefetch_samples(samples, begin, end):
+    """Prefetch the targets, and the first and last lines of the inputs, of samples [begin, end) of the order."""
+    line = CACHE_LINE // itemsize(samples.x)
+    for i in range(begin, end):
+        sample = load_scalar(samples.order, min(i, samples.n_seen - 1))
+        _prefetch_targets(samples, sample)
+        for j in range(0, min(samples.n_inputs, FEW_LINES * line), line):
+            prefetch(samples.x, sample * samples.n_inputs + j)
+        prefetch(samples.x, (sample + 1) * samples.n_inputs - 1)
+
+
+@inlined
+def append_lines(begin, n_bytes, lines, count, capacity):
+    """Append the cache lines of n_bytes bytes to a prefetch list, up to its capacity; return its length."""
+    n_lines = min((begin % CACHE_LINE + n_bytes + CACHE_LINE - 1) // CACHE_LINE, capacity - count)
+    for j in range(0, n_lines, lane_count(lines)):
+        store(lines, count + j, progression(lines, begin + CACHE_LINE * j, CACHE_LINE))
+    return count + n_lines
+
+
+@inlined
+def _list_samples(samples, begin, end, capacity):
+    """List up to `capacity` cache lines of the inputs of samples [begin, end) of the order; return how many."""
+    n_bytes = samples.n_inputs * itemsize(samples.x)
+    count = np.int64(0)  # not a literal, for which its users would be compiled once more
+    for i in range(begin, end):
+        sample = load_scalar(samples.order, min(i, samples.n_seen - 1))
+        _prefetch_targets(samples, sample)
+        count = append_lines(address(samples.x, sample * samples.n_inputs), n_bytes, samples.lines, count, capacity)
+    return count
+
+
+@inlined
+def is_fused(net, samples, n_rows):
+    """Whether to gather and multiply at once: the product must have steps enough, about one for each cache line."""
+    return not net.is_sparse and n_rows >= MR and samples.n_inputs >= 2 * MR
+
+
+@jit
+def gather_and_multiply(net, samples, position, first, last, stride):
+    """Gather inputs to rows [first, last) and compute z^1, tile by tile, and prefetch the samples of later rows.
+
+    Parameters
+    ----------
+    net, samples : Net, Samples
+        The network, and what it learns from.
+    position : int64
+        Place of row 0 in the order.
+    first, last : int64
+        Rows of this thread.
+    stride : int64
+        Distance in the order to the same rows of the next batch.
+    """
+    layer = get_layer(net, 0)
+    width = lane_count(net.space)
+    k, row = layer.fan_in, layer.input_row
+    inputs = offset(net.space, layer.input)
+    weights, bias = offset(net.params, layer.weights), offset(net.params, layer.bias)
+    # The first panel; the others follow without gathering.
+    nv = min(NV, layer.padded_out // width)
+    tiling = cut_into_tiles(last - first)
+    i = first
+    for tile in range(tiling.n_tiles):
+        rows = tile_height(tiling, tile)
+        gather(net, layer, samples, position, i, i + rows)
+        # After the last row come, but for some at the border, the rows of this thread in the next batches.
+        batches, upcoming_row = divmod(i - first + PREFETCH_ROWS, last - first)
+        upcoming = position + first + batches * stride + upcoming_row
+        n_lines = _list_samples(samples, upcoming, upcoming + rows, k)
+        args = (
+            rows, nv, k, samples.lines, n_lines, offset(inputs, i * row), row, ONE, weights, nv * width, bias, NONE,
+            offset(net.space, layer.z + i * layer.row), layer.row,
+        )  # fmt: skip
+        call_at(load_scalar(net.kernels, MULTIPLY_PREFETCH), args)
+        i += rows
+    done = nv * width
+    if done < layer.padded_out:
+        matmul(
+            net.kernels, last - first, layer.padded_out - done, k, offset(inputs, first * row), row,
+            offset(weights, done * layer.padded_in), layer.padded_in, offset(bias, done),
+            offset(net.space, layer.z + first * layer.row + done), layer.row,
+        )  # fmt: skip

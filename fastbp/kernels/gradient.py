@@ -1,0 +1,286 @@
+"""Weight gradient and update: the second phase of a batch.
+
+Each thread has some blocks of the weights. It sums their gradient over the whole batch, updates them while both are in
+the L1 cache, and renews their part of the transpose. No sum is split between threads, so that the result has the same
+bits for any number of them.
+"""
+
+from typing import NamedTuple
+
+from fastbp.codegen.bitmask import MASK_BITS
+from fastbp.codegen.jit import call_at, inlined, jit
+from fastbp.codegen.memory import (
+    address,
+    itemsize,
+    lane_count,
+    load_scalar,
+    offset,
+    prefetch_for_write,
+    store_scalar,
+)
+from fastbp.codegen.target import CACHE_LINE
+from fastbp.codegen.tiles import NV
+from fastbp.codegen.vectors import first_lanes, load, select, store
+from fastbp.kernels.gather import append_lines
+from fastbp.kernels.matmul import (
+    MULTIPLY,
+    MULTIPLY_PREFETCH_WRITE,
+    NONE,
+    ONE,
+    pack_transpose,
+)
+from fastbp.kernels.plan import BLOCK_LINES, BLOCK_ROWS, BLOCK_TILES
+from fastbp.kernels.records import get_layer
+from fastbp.kernels.sparse import INDEX_BLOCK, MULTIPLY_INDEXED_BLOCK
+from fastbp.kernels.threads import share
+from fastbp.optimizers import NO_UPDATE, update
+
+
+class Step(NamedTuple):
+    """One step of the optimizer, over a chunk of a batch.
+
+    A batch of more rows than the workspace holds comes in chunks: each continues the sums of the one before, and the
+    last one updates.
+    """
+
+    m: int  # rows of the chunk
+    size: float  # step size, see optimizers.step_sizes
+    divisor: float  # samples of the batch, or the sum of their weights
+    begins: bool  # whether this is the first chunk of its batch
+    ends: bool  # whether this is the last one
+
+
+class Part(NamedTuple):
+    """One thread's part of a layer's stored matrix: some of its blocks, which are BLOCK_ROWS rows of one panel."""
+
+    n_rows: int
+    n_columns: int  # with their padding
+    panel_rows: int
+    n_panels: int
+    n_blocks: int  # of all threads
+    first: int  # blocks of this thread: all panels of some rows, then of the next
+    last: int
+
+
+class Block(NamedTuple):
+    """The place of one block."""
+
+    p: int  # its first row
+    j: int  # its first column
+    rows: int
+    row: int  # numbers in each row, with padding
+    begin: int  # offset in the parameter vector
+
+
+@jit
+def part_of(layer, width, rank, n_threads):
+    """Return one thread's part of a layer."""
+    n_rows, n_columns, panel_rows = layer.fan_in, layer.padded_out, layer.padded_in
+    if layer.is_transposed:
+        n_rows, n_columns, panel_rows = layer.fan_out, layer.padded_in, layer.padded_out
+    n_panels = (n_columns + NV * width - 1) // (NV * width)
+    n_blocks = (n_rows + BLOCK_ROWS - 1) // BLOCK_ROWS * n_panels
+    first, last = share(n_blocks, ONE, rank, n_threads)
+    return Part(n_rows, n_columns, panel_rows, n_panels, n_blocks, first, last)
+
+
+@inlined
+def block_at(layer, part, number, width):
+    """Return the block of a number."""
+    p, panel = divmod(number, part.n_panels)
+    p, j = p * BLOCK_ROWS, panel * NV * width
+    row = min(NV * width, part.n_columns - j)
+    return Block(p, j, min(BLOCK_ROWS, part.n_rows - p), row, layer.weights + j * part.panel_rows + p * row)
+
+
+@inlined
+def update_params(net, training, step, alpha, begin, grads, n):
+    """Update n parameters from the offset `begin` on; return the sum of their squares before."""
+    return update(
+        training.solver, training.constants, step.size, alpha, step.divisor, n, offset(net.params, begin), grads,
+        offset(training.first, begin), offset(training.second, begin),
+    )  # fmt: skip
+
+
+# --- transposes ---
+
+
+@jit
+def _transpose_block(net, layer, part, block):
+    """Renew the transpose of a block, for the next forward or backward pass."""
+    width = lane_count(net.params)
+    right = min(block.j + block.row, layer.fan_in if layer.is_transposed else layer.fan_out)
+    pack_transpose(
+        block.p, (block.p + block.rows + width - 1) // width * width, block.j, right,
+        offset(net.params, layer.weights), part.panel_rows, part.n_columns, offset(net.transposes, layer.transpose),
+    )  # fmt: skip
+
+
+@inlined
+def transpose_all(net, team):
+    """Set the transposes of this thread's part of all layers."""
+    width = lane_count(net.params)
+    for l in range(1, net.n_layers):
+        layer = get_layer(net, l)
+        part = part_of(layer, width, team.rank, team.size)
+        for number in range(part.first, part.last):
+            _transpose_block(net, layer, part, block_at(layer, part, number, width))
+
+
+# --- prefetch for write ---
+
+
+@jit
+def _list_block(net, training, lines, block):
+    """List the cache lines of a block's parameters and optimizer state, as far as they are prefetched."""
+    n_bytes, capacity = block.rows * block.row * itemsize(net.params), 3 * BLOCK_LINES
+    count = append_lines(address(net.params, block.begin), n_bytes, lines, NONE, capacity)
+    if training.n_prefetched > 1:
+        count = append_lines(address(training.first, block.begin), n_bytes, lines, count, capacity)
+    if training.n_prefetched > 2:
+        count = append_lines(address(training.second, block.begin), n_bytes, lines, count, capacity)
+    return count
+
+
+@inlined
+def _prefetch_block(net, block):
+    """Prefetch, to write to them, the cache lines of a block that other threads have read."""
+    last = block.begin + block.rows * block.row - 1
+    for i in range(block.begin, last, CACHE_LINE // itemsize(net.params)):
+        prefetch_for_write(net.params, i)
+    prefetch_for_write(net.params, last)
+
+
+# --- weight gradient and update ---
+
+
+@jit
+def compute_gradients_and_update(net, training, samples, step, team):
+    """Sum this thread's part of the gradient over a chunk, and update the parameters with it.
+
+    Equations (Lopez Davila, sec. 5): dC/dW^l = (a^(l-1))^T delta^l / n, dC/db^l = sum of delta^l / n.
+    """
+    store_scalar(training.scratch, 0, 1)
+    done = 0
+    for l in range(net.n_layers):
+        layer = get_layer(net, l)
+        part = part_of(layer, lane_count(net.params), team.rank, team.size)
+        if l == 0 and net.is_sparse:
+            _update_sparse_weights(net, training, step, layer, part, offset(training.squares, done))
+        else:
+            _update_weights(net, training, samples.lines, step, layer, part, offset(training.squares, done), team)
+        done += part.n_blocks
+        _update_biases(net, training, step, layer, team)
+
+
+@inlined
+def _updates(training, step):
+    return step.ends and training.solver != NO_UPDATE
+
+
+@inlined
+def _grads_of(training, step, begin, width):
+    """Return memory for gradients: of their own, or the scratch where they are needed here and now only."""
+    if step.begins and _updates(training, step):
+        return offset(training.scratch, width)
+    return offset(training.grads, begin)
+
+
+@jit
+def _update_weights(net, training, lines, step, layer, part, squares, team):
+    """Compute the gradient of this thread's blocks of a layer, and update them."""
+    width = lane_count(net.params)
+    updates = _updates(training, step)
+    lists_lines = (
+        training.n_prefetched > 0 and step.begins and updates
+        and step.m * BLOCK_TILES >= training.n_prefetched * BLOCK_LINES
+    )  # fmt: skip
+    # The gradient is the product of inputs and deltas; in transposed storage, of deltas and inputs.
+    a, a_row, b, b_row = layer.input, layer.input_row, layer.delta, layer.row
+    if layer.is_transposed:
+        a, a_row, b, b_row = layer.delta, layer.row, layer.input, layer.input_row
+    for number in range(part.first, part.last):
+        block = block_at(layer, part, number, width)
+        rows, row, nv = block.rows, block.row, block.row // width
+        x, y = offset(net.space, a + block.p), offset(net.space, b + block.j)
+        grads = _grads_of(training, step, block.begin, width)
+        start, start_row = (net.space, NONE) if step.begins else (grads, row)
+        if team.size > 1 and updates and (number == part.first or not lists_lines):
+            _prefetch_block(net, block)
+        if lists_lines:
+            following = block_at(layer, part, min(number + 1, part.last - 1), width)
+            n_lines = _list_block(net, training, lines, following)
+            call_at(
+                load_scalar(net.kernels, MULTIPLY_PREFETCH_WRITE),
+                (rows, nv, step.m, lines, n_lines, x, ONE, a_row, y, b_row, start, start_row, grads, row),
+            )
+        else:
+            call_at(
+                load_scalar(net.kernels, MULTIPLY),
+                (rows, nv, step.m, x, ONE, a_row, y, b_row, start, start_row, grads, row),
+            )
+        if step.ends:
+            _finish_block(net, training, step, layer, part, block, grads, offset(squares, number))
+
+
+@jit
+def _update_sparse_weights(net, training, step, layer, part, squares):
+    """Do as `_update_weights` for the first layer, with the samples only whose inputs are not zero."""
+    width = lane_count(net.params)
+    capacity = net.mask_rows + MASK_BITS
+    for number in range(part.first, part.last):
+        block = block_at(layer, part, number, width)
+        if block.j == 0 or number == part.first:
+            masks = offset(net.masks, block.p // MASK_BITS * net.mask_rows)
+            call_at(load_scalar(net.kernels, INDEX_BLOCK), (masks, step.m, block.rows, net.indices, capacity))
+        x, y = offset(net.space, layer.input + block.p), offset(net.space, layer.delta + block.j)
+        grads = _grads_of(training, step, block.begin, width)
+        start, start_row = (net.space, NONE) if step.begins else (grads, block.row)
+        args = (
+            block.rows, block.row // width, x, layer.input_row, y, layer.row, start, start_row, grads, block.row,
+            net.indices, capacity,
+        )  # fmt: skip
+        call_at(load_scalar(net.kernels, MULTIPLY_INDEXED_BLOCK), args)
+        if step.ends:
+            _finish_block(net, training, step, layer, part, block, grads, offset(squares, number))
+
+
+@jit
+def _finish_block(net, training, step, layer, part, block, grads, square):
+    """Update a block with its gradient, and renew its transpose."""
+    if layer.is_transposed and block.j + block.row > layer.fan_in:
+        _clear_padding(grads, block.rows, block.row, layer.fan_in - block.j)
+    n = block.rows * block.row
+    store_scalar(square, 0, update_params(net, training, step, training.alpha, block.begin, grads, n))
+    if layer.transpose >= 0 and training.solver != NO_UPDATE:
+        _transpose_block(net, layer, part, block)
+
+
+@inlined
+def _clear_padding(rows, n_rows, row, n):
+    """Set what pads `n_rows` rows of n numbers to zero: activations f(0) of padding units need not be zero."""
+    width = lane_count(rows)
+    last = row - width
+    for i in range(n_rows):
+        values = load(rows, i * row + last)
+        store(rows, i * row + last, select(first_lanes(values, n - last), values, 0.0))
+
+
+@jit
+def _update_biases(net, training, step, layer, team):
+    """Compute the gradient of this thread's biases of a layer, and update them."""
+    width = lane_count(net.params)
+    left, right = share(layer.padded_out, width, team.rank, team.size)
+    for j in range(left, right, NV * width):
+        begin = layer.bias + j
+        nv = min(NV, (right - j) // width)
+        grads = _grads_of(training, step, begin, width)
+        start = net.space if step.begins else grads
+        # A bias is the weight of an input that is always one.
+        args = (
+            ONE, nv, step.m, training.scratch, NONE, NONE, offset(net.space, layer.delta + j), layer.row, start,
+            NONE, grads, NONE,
+        )  # fmt: skip
+        call_at(load_scalar(net.kernels, MULTIPLY), args)
+        if step.ends:
+            update_params(net, training, step, 0.0, begin, grads, nv * width)

@@ -1,0 +1,263 @@
+"""The layout of one network: where the parameters, activations and deltas of each layer lie in memory.
+
+Two layouts of the same parameters:
+
+- *logical*: `coefs`, a list of (fan_in, fan_out) arrays, and `intercepts`, as users see them;
+- *packed*: one flat vector with the weights in panels of columns (see `fastbp.kernels.matmul`), padded with zeros to
+  whole vector registers, as the kernels read and update them.
+
+The packed weights of a layer of few units would be mostly padding: an output layer of 2 units fills 2 of 16 lanes.
+Training packs their transpose instead (*transposed storage*): 2 rows, as wide as the layer below.
+"""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from fastbp.codegen.target import lanes
+from fastbp.codegen.tiles import NV
+
+
+class Layer(NamedTuple):
+    """One row of the table that tells the kernels where a layer's numbers lie.
+
+    All are int64; offsets and strides count elements. Offsets up to `transpose` are those of parameters, the others
+    those of the workspace. `z` and `a` are the same memory where the backward kernel does not need z.
+    """
+
+    fan_in: int
+    fan_out: int
+    padded_in: int  # fan_in rounded up to whole vectors, but for the first layer
+    padded_out: int  # fan_out rounded up to whole vectors
+    is_transposed: int  # whether the parameter vector holds the transpose of the weights
+    weights: int  # offset in the parameter vector
+    bias: int  # offset in the parameter vector
+    transpose: int  # offset of the other of weights and transpose, among the transposes; -1 for the first layer
+    input: int  # offset of the layer's input, the activations of the layer below
+    input_row: int  # row stride of the input
+    z: int  # offset of the pre-activations
+    a: int  # offset of the activations
+    delta: int  # offset of dC/dz
+    row: int  # row stride of z, a and delta
+    forward: int  # address of the activation's forward kernel, 0 for none
+    backward: int  # address of its backward kernel, 0 for none
+    by_rows: int  # whether the forward kernel takes rows, as a softmax
+
+
+class StoredMatrix(NamedTuple):
+    """The matrix that the parameter vector holds for a layer: its weights, or their transpose."""
+
+    n_rows: int
+    n_columns: int
+    padded_rows: int  # rows of each panel
+    padded_columns: int
+
+
+class _Parameters(NamedTuple):
+    """Where the parameters of a layer lie: the first fields of `Layer`."""
+
+    fan_in: int
+    fan_out: int
+    padded_in: int
+    padded_out: int
+    is_transposed: bool
+    weights: int
+    bias: int
+    transpose: int
+
+    def stored(self):
+        if self.is_transposed:
+            return StoredMatrix(self.fan_out, self.fan_in, self.padded_out, self.padded_in)
+        return StoredMatrix(self.fan_in, self.fan_out, self.padded_in, self.padded_out)
+
+
+class Network:
+    """The layout of one multilayer perceptron.
+
+    Parameters
+    ----------
+    units : sequence of int
+        Units of each layer, inputs and outputs included.
+    activations : sequence of Activation
+        One for each layer after the inputs.
+    dtype : {float32, float64}
+        Type of all numbers.
+    lanes : int
+        Numbers in a vector register.
+    panel : int
+        Columns in a panel of packed weights; a multiple of `lanes`.
+    transpose_narrow : bool, default=False
+        Whether layers of few units may have transposed storage: in training, which keeps both the weights and their
+        transposes.
+
+    Attributes
+    ----------
+    n_params, n_transposes : int
+        Length of the packed parameter vector, and of the packed transposes.
+    widest : int
+        Units of the widest layer, with padding.
+    coefficients : ndarray of shape (n_layers, 2), float64
+        The coefficients of the activations.
+    has_transposed : bool
+        Whether any layer has transposed storage.
+    """
+
+    def __init__(self, units, activations, dtype, lanes, panel, transpose_narrow=False):
+        self.units = [int(n) for n in units]
+        self.activations = list(activations)
+        self.dtype = np.dtype(dtype)
+        self.lanes = lanes
+        self.panel = panel
+        padded = [_round_up(n, lanes) for n in self.units]
+        self.widest = max(padded)
+        self.coefficients = np.array([act.coefficients for act in self.activations], dtype=np.float64)
+        self._layers = []
+        self.n_params = self.n_transposes = 0
+        for index, (fan_in, fan_out) in enumerate(pairwise(self.units)):
+            padded_in = fan_in if index == 0 else padded[index]
+            padded_out = padded[index + 1]
+            # Transposed where the weight gradient then takes fewer vectors.
+            is_transposed = (
+                transpose_narrow and index > 0 and padded_out == lanes and padded_in // lanes * fan_out < fan_in
+            )
+            size = padded_in * padded_out
+            self._layers.append(
+                _Parameters(
+                    fan_in, fan_out, padded_in, padded_out, is_transposed, self.n_params, self.n_params + size,
+                    self.n_transposes if index else -1,
+                )
+            )  # fmt: skip
+            self.n_params += size + padded_out
+            if index:
+                self.n_transposes += size
+        self.has_transposed = any(layer.is_transposed for layer in self._layers)
+
+    def count_blocks(self, rows):
+        """Count the blocks of `rows` rows by one panel into which the stored matrices of all layers are cut."""
+        stored = [layer.stored() for layer in self._layers]
+        return sum(-(-matrix.n_rows // rows) * -(-matrix.padded_columns // self.panel) for matrix in stored)
+
+    def workspace(self, n_rows, *, keep_z=False):
+        """Lay out the workspace: the activations and deltas of `n_rows` samples.
+
+        Parameters
+        ----------
+        n_rows : int
+            Rows of each layer.
+        keep_z : bool, default=False
+            Whether the pre-activations of all layers are kept beside the activations.
+
+        Returns
+        -------
+        table : ndarray of int64 of shape (n_layers, len(Layer._fields))
+            The rows are `Layer`.
+        size : int
+            Length of the workspace. It begins with `widest` zeros.
+        """
+        strides = [self._stride(n) for n in self.units]
+        end = _round_up(self.widest, 64)
+
+        def reserve(row):
+            nonlocal end
+            begin, end = end, end + n_rows * row
+            return begin
+
+        source = reserve(strides[0])
+        table = []
+        for layer, activation, (input_row, row) in zip(self._layers, self.activations, pairwise(strides), strict=True):
+            forward, backward = activation.forward_address(self.dtype), activation.backward_address(self.dtype)
+            a = z = reserve(row)
+            if activation.keeps_z or (keep_z and forward):
+                z = reserve(row)
+            delta = reserve(row)
+            places = (source, input_row, z, a, delta, row)
+            table.append(Layer(*layer, *places, forward, backward, int(activation.by_rows)))
+            source = a
+        return np.array(table, dtype=np.int64), end
+
+    def _stride(self, n):
+        """Return the row stride for n units: for wide rows an odd number of 64-byte lines.
+
+        Rows a power of two apart fall into the same few cache sets.
+        """
+        line = 64 // self.dtype.itemsize
+        stride = _round_up(n, max(line, self.lanes))
+        lines = stride // line
+        return stride + line if lines >= 8 and lines % 2 == 0 else stride
+
+    def pack(self, coefs, intercepts):
+        """Pack logical parameters.
+
+        Parameters
+        ----------
+        coefs : list of ndarray of shape (fan_in, fan_out)
+        intercepts : list of ndarray of shape (fan_out,)
+
+        Returns
+        -------
+        ndarray of shape (n_params,)
+        """
+        params = aligned_zeros(self.n_params, self.dtype)
+        for layer, coef, intercept in zip(self._layers, coefs, intercepts, strict=True):
+            stored = coef.T if layer.is_transposed else coef
+            for columns, panel in self._panels(params, layer):
+                panel[...] = stored[:, columns]
+            params[layer.bias :][: layer.fan_out] = intercept
+        return params
+
+    def unpack(self, params):
+        """Return coefs and intercepts, the logical parameters of a packed vector, as new arrays."""
+        coefs, intercepts = [], []
+        for layer in self._layers:
+            coef = np.empty((layer.fan_in, layer.fan_out), dtype=self.dtype)
+            stored = coef.T if layer.is_transposed else coef
+            for columns, panel in self._panels(params, layer):
+                stored[:, columns] = panel
+            coefs.append(coef)
+            intercepts.append(params[layer.bias :][: layer.fan_out].copy())
+        return coefs, intercepts
+
+    def _panels(self, params, layer):
+        """Yield the columns of each panel of a layer, and a view of them in the parameter vector."""
+        n_rows, n_columns, padded_rows, padded_columns = layer.stored()
+        for left in range(0, n_columns, self.panel):
+            width = min(self.panel, padded_columns - left)
+            begin = layer.weights + left * padded_rows
+            panel = params[begin : begin + padded_rows * width].reshape(padded_rows, width)
+            columns = slice(left, min(left + width, n_columns))
+            yield columns, panel[:n_rows, : columns.stop - left]
+
+
+def make_network(units, activations, dtype, batch_size=None):
+    """Lay out a network for the vector registers of this machine.
+
+    Parameters
+    ----------
+    units, activations, dtype
+        As in `Network`.
+    batch_size : int, default=None
+        Samples of a batch in training; None for prediction. Batches of several samples allow transposed storage. With
+        single samples it does not pay: the transposes, renewed after each step, are needed early in the next.
+
+    Returns
+    -------
+    Network
+    """
+    width = lanes(np.dtype(dtype).itemsize)
+    return Network(units, activations, dtype, width, width * NV, batch_size is not None and batch_size > 1)
+
+
+def aligned_zeros(n, dtype):
+    """Return n zeros that begin at a multiple of 64 bytes.
+
+    A vector load that crosses the border of two cache lines takes twice as long.
+    """
+    itemsize = np.dtype(dtype).itemsize
+    memory = np.zeros(n * itemsize + 64, dtype=np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + n * itemsize].view(dtype)
+
+
+def _round_up(n, multiple):
+    return -(-n // multiple) * multiple

@@ -1,0 +1,123 @@
+"""What is computed how: the work of a network, the sizes of its workspace, and which kernel pays.
+
+All of it is decided by the network and the batch before training; `benchmarks/choices.py` measures what the constants
+are made of.
+"""
+
+from itertools import pairwise
+
+from fastbp.codegen.bitmask import MASK_BITS
+from fastbp.codegen.target import CACHE_LINE, VECTOR_BITS
+from fastbp.codegen.tiles import MR, NV
+
+# --- work ---
+
+
+def forward_work(units):
+    """Count the floating point operations of the forward pass of one sample."""
+    return 2.0 * sum(fan_in * fan_out for fan_in, fan_out in pairwise(units))
+
+
+def training_work(units):
+    """Count those of a training step for one sample: the first layer needs no input delta."""
+    return 3 * forward_work(units) - 2.0 * units[0] * units[1]
+
+
+# --- chunks of a batch ---
+
+# Bytes of the workspace: a larger batch goes through the network in chunks of rows.
+MAX_WORKSPACE = 32 * 2**20
+
+
+def workspace_rows(network):
+    """Return how many rows the workspace may have at most."""
+    one_row = network.workspace(1)[1] * network.dtype.itemsize
+    return max(256, MAX_WORKSPACE // one_row)
+
+
+# --- blocks of a weight matrix ---
+
+# Rows of a weight matrix whose gradient is summed and used at once. With the widest panel the gradient,
+# the parameters and two moments fill 16 KiB, so that all are in the L1 cache when they are updated. A
+# multiple of every number of lanes, and fixed, as the sums of squares are taken over these blocks.
+BLOCK_ROWS = 16
+# The most cache lines of a block, and the register tiles that its gradient is made of.
+BLOCK_LINES = BLOCK_ROWS * NV * VECTOR_BITS // (8 * CACHE_LINE)
+BLOCK_TILES = -(-BLOCK_ROWS // MR)
+
+
+def scratch_size(lanes):
+    """Return the numbers of workspace that a thread needs for the gradient of a block."""
+    return (1 + BLOCK_ROWS * NV) * lanes
+
+
+# --- prefetch ---
+
+# Bytes of parameters and the optimizer's state from which on their blocks are prefetched: less than that stays in the
+# L2 cache from one batch to the next. With several threads the parameters always are, as other threads have read them;
+# from MEDIUM on during the product for the block before, else just before the block's own. The first layer's are not
+# prefetched where zero inputs are left out.
+LARGE, MEDIUM = 2**21, 2**19
+
+
+def count_prefetched_arrays(params, first, second, n_threads):
+    """Count the arrays, of parameters and the optimizer's state, whose blocks are prefetched before their update."""
+    n_bytes = (params.size + first.size + second.size) * params.itemsize
+    if n_bytes >= LARGE:
+        return 3 if second.size else 2
+    return 1 if n_threads > 1 and n_bytes >= MEDIUM else 0
+
+
+def prefetch_capacity(n_inputs):
+    """Return the most addresses in the prefetch list of a thread.
+
+    That is one for each step of the first layer's sums, or those of a block and of the optimizer's state for it; and a
+    vector more, as they are written in whole vectors.
+    """
+    return max(n_inputs, 3 * BLOCK_LINES) + VECTOR_BITS // 64
+
+
+# --- inputs that are mostly zero ---
+
+# Index lists cost about a tenth of the first layer's work.
+MAX_SPARSE_SHARE = 0.75
+
+
+def mask_size(n_inputs, n_rows):
+    """Return the length of the array of bit masks for the inputs of some rows."""
+    # MASK_BITS masks are read at a time, those after the last row too.
+    return -(-n_inputs // MASK_BITS) * n_rows + MASK_BITS
+
+
+def index_capacity(n_inputs, n_rows):
+    """Return the length of the workspace for the index lists of a thread."""
+    # One list over the inputs, or one over the rows for each tile of a block.
+    return MASK_BITS + max(n_inputs + MASK_BITS, -(-MASK_BITS // MR) * (n_rows + MASK_BITS))
+
+
+def is_mostly_zero(x):
+    """Decide whether it pays to leave out zero inputs.
+
+    The first layer's products go through the inputs in tiles: MR samples in the forward pass, about as many
+    neighbouring features in the weight gradient. A tile saves the steps in which all its numbers are zero.
+
+    Parameters
+    ----------
+    x : ndarray of shape (n_samples, n_features)
+        Inputs, of which some hundred rows are looked at.
+
+    Returns
+    -------
+    bool
+        Whether less than `MAX_SPARSE_SHARE` of the steps remain in both products.
+    """
+    n, k = x.shape
+    if n < MR or k < MASK_BITS:
+        return False
+    # A few rows are enough to recognise dense data.
+    if (x[:: max(1, n // 8)][:8] != 0).mean() > 0.9:
+        return False
+    some = x[:: max(1, n // 240)][:240] != 0
+    rows = some[: len(some) // MR * MR].reshape(-1, MR, k).any(axis=1).mean()
+    columns = some[:, : k // MR * MR].reshape(len(some), -1, MR).any(axis=2).mean()
+    return max(rows, columns) < MAX_SPARSE_SHARE

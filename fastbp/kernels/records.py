@@ -1,0 +1,178 @@
+"""The records that kernels take: as arrays where Python calls them, as pointers inside compiled code.
+
+Numba counts the references to an array with an atomic operation wherever one changes hands, which took more than half
+of the time of a small network. So arrays cross the boundary once for many batches, and become pointers at once.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastbp.codegen.jit import inlined
+from fastbp.codegen.memory import load_scalar, offset, pointer, record_loader
+from fastbp.kernels.network import Layer
+from fastbp.kernels.plan import count_prefetched_arrays
+
+# --- from Python to compiled code ---
+
+
+class Data(NamedTuple):
+    """Samples, and the order in which they are seen."""
+
+    x: np.ndarray  # (n_samples, n_features), C-ordered
+    y: np.ndarray  # (n_samples, n_outputs), C-ordered
+    weight: np.ndarray  # (n_samples,), or empty for equal weights
+    order: np.ndarray  # (n_seen,) int64: the samples of an epoch, batch after batch
+
+
+class NetArrays(NamedTuple):
+    """The parameters of a network, and the workspace of its forward and backward pass."""
+
+    table: np.ndarray  # (n_layers, fields of Layer) int64, from Network.workspace
+    coefficients: np.ndarray  # (n_layers, 2) float64: parameters of the activations
+    params: np.ndarray  # packed parameters
+    transposes: np.ndarray  # packed transposes of the stored matrices of the second and later layers, or empty
+    space: np.ndarray  # activations and deltas of some rows; begins with zeros
+    kernels: np.ndarray  # int64, from kernel_addresses
+    masks: np.ndarray  # uint16: bit masks of the non-zero inputs, or empty
+    indices: np.ndarray  # int32, a part for each thread: lists of the non-zeros
+    lines: np.ndarray  # int64, a part for each thread: addresses of cache lines to prefetch
+
+
+class TrainingArrays(NamedTuple):
+    """What training needs beside a `NetArrays`: the optimizer's state, and workspace."""
+
+    first: np.ndarray  # velocity, or Adam's m; packed as the parameters are
+    second: np.ndarray  # Adam's v, or empty
+    grads: np.ndarray  # packed gradients, or empty where each batch is one chunk
+    row_loss: np.ndarray  # (chunk,) float64
+    squares: np.ndarray  # (n_blocks,) float64: sums of squared weights
+    scratch: np.ndarray  # a part for each thread, of `plan.scratch_size` numbers
+    done: np.ndarray  # (1,) int64: batches of the last call that are done
+
+
+class Task(NamedTuple):
+    """What one call has to do: some batches, and how."""
+
+    loss: int
+    solver: int
+    constants: np.ndarray  # float64, see optimizers.update
+    sizes: np.ndarray  # (last_batch - first_batch,) float64: step size of each batch
+    alpha: float
+    batch_size: int
+    chunk: int  # rows of the workspace
+    first_batch: int
+    last_batch: int  # one past
+
+
+# --- inside compiled code ---
+
+
+class Net(NamedTuple):
+    """A network and its workspace, as pointers."""
+
+    n_layers: int
+    table: Any
+    coefficients: Any
+    params: Any
+    transposes: Any
+    space: Any
+    kernels: Any
+    is_sparse: bool  # whether zero inputs are left out
+    masks: Any
+    mask_rows: int  # rows that the masks hold
+    indices: Any  # this thread's part
+
+
+class Samples(NamedTuple):
+    """A `Data`, as pointers."""
+
+    x: Any
+    n_inputs: int
+    y: Any
+    n_outputs: int
+    weight: Any
+    is_weighted: bool
+    order: Any
+    n_seen: int
+    lines: Any  # this thread's part of `State.lines`
+
+
+class Training(NamedTuple):
+    """A `TrainingArrays` as pointers, and what a `Task` says of the update."""
+
+    first: Any
+    second: Any
+    grads: Any
+    row_loss: Any
+    squares: Any
+    scratch: Any  # this thread's part
+    solver: int
+    constants: Any
+    alpha: float
+    n_prefetched: int  # arrays whose blocks are prefetched, see plan.count_prefetched_arrays
+
+
+_load_layer = record_loader(Layer)
+
+
+@inlined
+def get_layer(net, l):
+    """Load the record of a layer."""
+    return _load_layer(net.table, l)
+
+
+@inlined
+def weights_of(net, layer):
+    """Return a layer's packed weights."""
+    return offset(net.transposes, layer.transpose) if layer.is_transposed else offset(net.params, layer.weights)
+
+
+@inlined
+def transpose_of(net, layer):
+    """Return the packed transpose of a layer's weights."""
+    return offset(net.params, layer.weights) if layer.is_transposed else offset(net.transposes, layer.transpose)
+
+
+@inlined
+def coefficients_of(net, l):
+    """Load the parameters c0, c1 of a layer's activation."""
+    return load_scalar(net.coefficients, 2 * l), load_scalar(net.coefficients, 2 * l + 1)
+
+
+# --- from the first to the second ---
+
+
+@inlined
+def point_at_net(arrays, n_rows, rank, n_threads):
+    """Turn a `NetArrays` into pointers, with one thread's part; n_rows are the rows of its workspace."""
+    return Net(
+        arrays.table.shape[0], pointer(arrays.table, 0), pointer(arrays.coefficients, 0), pointer(arrays.params, 0),
+        pointer(arrays.transposes, 0), pointer(arrays.space, 0), pointer(arrays.kernels, 0), arrays.masks.size > 0,
+        pointer(arrays.masks, 0), n_rows, pointer(arrays.indices, rank * (arrays.indices.size // n_threads)),
+    )  # fmt: skip
+
+
+@inlined
+def point_at_samples(data, arrays, rank, n_threads):
+    """Turn a `Data` into pointers, with one thread's part of `arrays.lines`."""
+    return Samples(
+        pointer(data.x, 0), data.x.shape[1], pointer(data.y, 0), data.y.shape[1], pointer(data.weight, 0),
+        data.weight.size > 0, pointer(data.order, 0), data.order.size,
+        pointer(arrays.lines, rank * (arrays.lines.size // n_threads)),
+    )  # fmt: skip
+
+
+_count_prefetched_arrays = inlined(count_prefetched_arrays)
+
+
+@inlined
+def point_at_training(training, arrays, task, rank, n_threads):
+    """Turn a `TrainingArrays` and a `Task` into pointers, with one thread's part."""
+    return Training(
+        pointer(training.first, 0), pointer(training.second, 0), pointer(training.grads, 0),
+        pointer(training.row_loss, 0), pointer(training.squares, 0),
+        pointer(training.scratch, rank * (training.scratch.size // n_threads)), task.solver,
+        pointer(task.constants, 0), task.alpha,
+        _count_prefetched_arrays(arrays.params, training.first, training.second, n_threads),
+    )  # fmt: skip

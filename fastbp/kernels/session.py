@@ -1,0 +1,214 @@
+"""A session: one network in training, with its arrays and the calls into compiled code."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastbp.kernels import backprop, online, threads
+from fastbp.kernels.addresses import kernel_addresses
+from fastbp.kernels.network import aligned_zeros
+from fastbp.kernels.plan import (
+    BLOCK_ROWS,
+    count_prefetched_arrays,
+    scratch_size,
+    training_work,
+    workspace_rows,
+)
+from fastbp.kernels.records import Task, TrainingArrays
+from fastbp.kernels.tuner import tuner_for
+from fastbp.kernels.workspace import allocate_net, read_layers
+from fastbp.losses import LOSSES
+from fastbp.optimizers import SOLVERS, step_sizes
+
+
+@dataclass
+class StepSettings:
+    """What a training step depends on; names and meanings are those of `BackpropClassifier`."""
+
+    loss: str
+    solver: str
+    alpha: float
+    batch_size: int
+    momentum: float = 0.9
+    nesterovs_momentum: bool = True
+    beta_1: float = 0.9
+    beta_2: float = 0.999
+    epsilon: float = 1e-8
+    n_jobs: int | None = None
+
+    def constants(self, dtype):
+        """Return the constants of `optimizers.update`."""
+        if self.solver == "sgd":
+            return np.array([self.momentum, self.nesterovs_momentum, 0.0])
+        # epsilon must not vanish in the network's type: weights that only pad a vector would become 0 / 0.
+        return np.array([self.beta_1, self.beta_2, max(self.epsilon, np.finfo(dtype).tiny)])
+
+
+@dataclass
+class OptimizerState:
+    """The state of an optimizer.
+
+    Attributes
+    ----------
+    first, second : ndarray
+        Velocity, or Adam's two moments; packed as the parameters are. `second` is empty for sgd.
+    rate : float
+        The learning rate of the schedule.
+    steps : int
+        Steps so far.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    rate: float
+    steps: int = 0
+
+    @classmethod
+    def empty(cls, network, solver, rate):
+        """Return the state before the first step."""
+        n_second = network.n_params if solver == "adam" else 0
+        return cls(aligned_zeros(network.n_params, network.dtype), aligned_zeros(n_second, network.dtype), rate)
+
+    def store(self, network, solver):
+        """Return the state as a dict, in the layout of `coefs_`, which does not depend on the machine."""
+        parts = [network.unpack(part) for part in (self.first, self.second) if part.size]
+        return {"solver": solver, "steps": self.steps, "rate": self.rate, "parts": parts}
+
+    @classmethod
+    def restore(cls, stored, network, solver):
+        """Return the state from what `store` returned; None where it belongs to another solver."""
+        if stored["solver"] != solver:
+            return None
+        first, *rest = [network.pack(*part) for part in stored["parts"]]
+        return cls(first, rest[0] if rest else aligned_zeros(0, network.dtype), stored["rate"], stored["steps"])
+
+
+class Session:
+    """One network in training.
+
+    Parameters
+    ----------
+    network : Network
+        The layout.
+    params : ndarray
+        Packed parameters; changed in place.
+    optimizer : OptimizerState
+        Changed in place.
+    settings : StepSettings
+        How to train.
+    n_samples : int
+        Samples in an epoch.
+    sparse : bool, default=False
+        Whether to leave out zero inputs; see `plan.is_mostly_zero`.
+    keep : bool, default=False
+        Whether z, activations and deltas of a whole batch are kept, for `values`.
+
+    Attributes
+    ----------
+    n_threads : int
+        The most threads that it uses.
+    """
+
+    def __init__(self, network, params, optimizer, settings, n_samples, *, sparse=False, keep=False):
+        self.settings = settings
+        self.optimizer = optimizer
+        self.params = params
+        batch_size = settings.batch_size
+        work = training_work(network.units) * min(batch_size, n_samples)
+        self.n_threads = n_threads = threads.thread_count(settings.n_jobs, work)
+        self._chunk = batch_size if keep else min(batch_size, workspace_rows(network))
+        one_by_one = batch_size == 1 < n_samples and not sparse and not keep and online.is_small(network)
+        self._train = online.train_online if one_by_one else backprop.train
+        prefetch = count_prefetched_arrays(params, optimizer.first, optimizer.second, n_threads) > 0
+        kernels = kernel_addresses(
+            network.dtype, dense=not one_by_one, prefetch_write=prefetch, index_lists=sparse
+        )  # fmt: skip
+        self._arrays = allocate_net(
+            network, params, self._chunk, n_threads, kernels, sparse=sparse, trains=True, keep_z=keep
+        )
+        n_grads = network.n_params if self._chunk < batch_size or one_by_one else 0
+        self._training_arrays = TrainingArrays(
+            first=optimizer.first,
+            second=optimizer.second,
+            grads=aligned_zeros(n_grads, network.dtype),
+            row_loss=np.zeros(self._chunk),
+            squares=np.zeros(network.count_blocks(BLOCK_ROWS)),
+            scratch=aligned_zeros(n_threads * scratch_size(network.lanes), network.dtype),
+            done=np.zeros(1, np.int64),
+        )
+        self._layers = read_layers(self._arrays.table)
+        self._is_ready = False
+        self._address = None
+        self._tuner = tuner_for(tuple(network.units), batch_size, str(network.dtype), settings.solver, n_threads)
+
+    def run(self, data, rates):
+        """Train on the samples of `data` once, in its order, batch after batch.
+
+        Parameters
+        ----------
+        data : Data
+            Samples and their order.
+        rates : ndarray of shape (n_batches,)
+            Learning rate of each batch.
+
+        Returns
+        -------
+        float
+            Mean loss of the samples, each batch before its own update.
+        """
+        first, last = self._layers[0], self._layers[-1]
+        if data.x.shape[1] != first.fan_in or data.y.shape[1] != last.fan_out:
+            raise ValueError(
+                f"Samples of {data.x.shape[1]} inputs and {data.y.shape[1]} targets do not fit a network from "
+                f"{first.fan_in} to {last.fan_out} units."
+            )
+        batch_size = self.settings.batch_size
+        n = data.order.size
+        n_batches = -(-n // batch_size)
+        losses = np.empty(n_batches)
+        if not self._is_ready:
+            for n_threads in self._tuner.options:  # so that the tuner does not measure the time of compiling
+                self._call(data, rates, 0, 0, losses, n_threads)
+            self._is_ready = True
+        done = 0
+        while done < n_batches:
+            n_threads, count = self._tuner.choose()
+            stop = min(n_batches, done + count)
+            begin = time.perf_counter()
+            self._call(data, rates, done, stop, losses, n_threads)
+            self._tuner.measure(n_threads, stop - done, time.perf_counter() - begin)
+            done = stop
+        rows = np.full(n_batches, batch_size)
+        rows[-1] = n - (n_batches - 1) * batch_size
+        return float(np.dot(losses, rows) / n)
+
+    def _call(self, data, rates, first, last, losses, n_threads):
+        """Enter compiled code for batches [first, last)."""
+        settings, optimizer, done = self.settings, self.optimizer, self._training_arrays.done
+        task = Task(
+            loss=LOSSES[settings.loss],
+            solver=SOLVERS[settings.solver],
+            constants=settings.constants(self.params.dtype),
+            sizes=step_sizes(settings.solver, rates[first:last], optimizer.steps, settings.beta_1, settings.beta_2),
+            alpha=float(settings.alpha),
+            batch_size=settings.batch_size,
+            chunk=self._chunk,
+            first_batch=first,
+            last_batch=last,
+        )
+        args = (data, self._arrays, self._training_arrays, task, losses)
+        if n_threads > 1 and self._address is None:
+            self._address = threads.address_for(self._train, args)
+        done[0] = 0
+        try:
+            threads.run(self._train, backprop.train_on_threads, args, n_threads, self._address)
+        finally:  # Ctrl-C is raised when compiled code returns: the batches that it has done count
+            optimizer.steps += int(done[0])
+
+    def values(self, l, name, n_rows):
+        """Return "z", "a" or "delta" of the layer l, of shape (n_rows, units), after a batch with `keep`."""
+        layer = self._layers[l]
+        begin = getattr(layer, name)
+        rows = self._arrays.space[begin : begin + n_rows * layer.row].reshape(n_rows, layer.row)
+        return rows[:, : layer.fan_out].copy()

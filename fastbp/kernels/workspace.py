@@ -1,0 +1,53 @@
+"""Memory for the kernels: what a network needs for the passes over some rows."""
+
+import numpy as np
+
+from fastbp.kernels.network import Layer, aligned_zeros
+from fastbp.kernels.plan import index_capacity, mask_size, prefetch_capacity
+from fastbp.kernels.records import NetArrays
+
+
+def allocate_net(network, params, n_rows, n_threads, kernels, *, sparse=False, trains=False, keep_z=False):
+    """Allocate the arrays of a network.
+
+    Parameters
+    ----------
+    network : Network
+        The layout.
+    params : ndarray
+        Packed parameters; not copied.
+    n_rows : int
+        Rows of the workspace, of all threads together.
+    n_threads : int
+        The most threads.
+    kernels : ndarray of int64
+        From `kernel_addresses`.
+    sparse : bool, default=False
+        Whether zero inputs are left out.
+    trains : bool, default=False
+        Whether there is a backward pass, which needs the transposes.
+    keep_z : bool, default=False
+        Whether the pre-activations of all layers are kept.
+
+    Returns
+    -------
+    NetArrays
+    """
+    table, size = network.workspace(n_rows, keep_z=keep_z)
+    n_inputs = network.units[0]
+    return NetArrays(
+        table=table,
+        coefficients=network.coefficients,
+        params=params,
+        transposes=aligned_zeros(network.n_transposes if trains else 0, network.dtype),
+        space=aligned_zeros(size, network.dtype),
+        kernels=kernels,
+        masks=np.zeros(mask_size(n_inputs, n_rows) if sparse else 0, np.uint16),
+        indices=np.zeros(n_threads * index_capacity(n_inputs, n_rows) if sparse else 0, np.int32),
+        lines=np.zeros(n_threads * prefetch_capacity(n_inputs), np.int64),
+    )
+
+
+def read_layers(table):
+    """Return the `Layer` records of a table."""
+    return [Layer(*map(int, row)) for row in table]

@@ -1,0 +1,87 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numba import njit
+
+import fastbp
+from fastbp import compat
+from fastbp.codegen.target import HAS_FMA, VECTOR_BITS, X86, lanes, vector_unit
+from fastbp.codegen.tiles import NV
+
+ROOT = Path(fastbp.__file__).parents[1]
+REPORT = "from fastbp.codegen.target import *; from fastbp.codegen.tiles import NV; print(VECTOR_BITS, HAS_FMA, NV)"
+
+
+def report(folder, **changes):
+    """The width, FMA and NV of a process with other variables in its environment."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_CPU")}
+    env |= {"PYTHONPATH": str(ROOT), **changes}
+    done = subprocess.run(
+        [sys.executable, "-c", REPORT], env=env, cwd=folder, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    bits, has_fma, nv = done.stdout.split()
+    return int(bits), has_fma == "True", int(nv)
+
+
+@pytest.mark.skipif(not X86, reason="names of x86-64 processors")
+@pytest.mark.parametrize(
+    ("name", "features", "bits", "has_fma"),
+    [
+        ("generic", "", 128, False),
+        ("x86-64-v2", "", 128, False),
+        ("sandybridge", "", 256, False),
+        ("x86-64-v3", "", 256, True),
+        ("haswell", "", 256, True),
+        ("haswell", "-fma", 256, False),
+        ("znver3", "-avx", 128, False),
+        ("x86-64-v4", "", 512, True),
+        ("x86-64-v4", "-avx512f", 256, True),
+        ("x86-64", "+avx512f", 512, True),
+    ],
+)
+def test_vector_unit_of_a_processor_by_its_name(name, features, bits, has_fma):
+    assert vector_unit(name, features) == (bits, has_fma)
+
+
+@pytest.mark.skipif(not X86, reason="names of x86-64 processors")
+@pytest.mark.parametrize(("name", "bits"), [("x86-64-v2", 128), ("x86-64-v3", 256), ("x86-64-v4", 512)])
+def test_a_name_without_features_counts_as_numba_takes_it(name, bits, tmp_path):
+    # Numba users pin the name to share a cache between machines. Nothing is run here, only asked.
+    has_fma = bits > 128
+    nv = 4 if bits == 512 else 2
+    assert report(tmp_path, NUMBA_CPU_NAME=name, NUMBA_CPU_FEATURES="") == (bits, has_fma, nv)
+    # Numba adds the features of the machine at hand to a name alone.
+    expected = vector_unit(name, compat._get_host_cpu_features())
+    assert report(tmp_path, NUMBA_CPU_NAME=name)[:2] == expected
+
+
+def test_a_machine_without_vector_extensions_gets_the_least(tmp_path):
+    bits, has_fma, nv = report(tmp_path, NUMBA_CPU_NAME="generic")
+    # ARM processors of 64 bits all have fused multiply-adds and 32 registers.
+    assert (bits, has_fma, nv) in [(128, False, 2), (128, True, 4)]
+
+
+@njit
+def axpy(a, x, y):
+    for i in range(x.size):
+        y[i] += a * x[i]
+
+
+@pytest.mark.skipif(not X86, reason="names of x86-64 registers")
+def test_the_width_is_that_of_the_code_that_numba_makes():
+    axpy(np.float32(2), np.ones(3, np.float32), np.ones(3, np.float32))
+    (code,) = axpy.inspect_asm().values()
+    # LLVM may prefer narrower vectors in loops than the registers are wide, but never wider ones.
+    widest = 512 if "zmm" in code else 256 if "ymm" in code else 128
+    assert widest <= VECTOR_BITS and (widest == 128) == (VECTOR_BITS == 128)
+
+
+def test_registers_are_filled():
+    assert (lanes(4) * 32, lanes(8) * 64) == (VECTOR_BITS, VECTOR_BITS)
+    assert (4 if VECTOR_BITS == 512 or not X86 else 2) == NV
+    assert isinstance(HAS_FMA, bool)
