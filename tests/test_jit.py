@@ -36,6 +36,14 @@ def load_module(path, name):
     return module
 
 
+def copy_package(folder):
+    """Copy the sources into a folder that can be written to, even if the package cannot."""
+    for path in PACKAGE.rglob("*.py"):
+        target = folder / path.relative_to(PACKAGE)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+
+
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """The folder of the disk cache; no warning has been given yet."""
@@ -132,7 +140,7 @@ def test_code_of_other_sources_is_stale(cache, small, monkeypatch):
 
 def test_source_stamp_covers_all_files(tmp_path):
     package = tmp_path / "copy"
-    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "*.nb?"))
+    copy_package(package)
     stamp = load_module(package / "codegen" / "jit.py", "copy_of_jit")._source_stamp
 
     def new_stamp():
@@ -291,9 +299,9 @@ def first_fits(tmp_path_factory):
     (nowhere / "file").touch()
     below = str(nowhere / "file" / "below")
     copy = nowhere / "fastbp"
-    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "*.nb?"))
-    for package in (copy, copy / "codegen", copy / "kernels"):
-        (package / "__pycache__").touch()
+    copy_package(copy)
+    for path in {path.parent for path in copy.rglob("*.py")}:
+        (path / "__pycache__").touch()
     processes = [
         start(FIT, folder, NUMBA_CACHE_DIR=str(folder)),
         start(FIT, nowhere, NUMBA_CACHE_DIR=below, HOME=below, XDG_CACHE_HOME=below),
