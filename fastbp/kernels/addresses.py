@@ -1,5 +1,7 @@
 """The table of kernels that other kernels call by their addresses."""
 
+from functools import cache
+
 import numpy as np
 from numba import types
 from numba.np.numpy_support import from_dtype
@@ -8,6 +10,7 @@ from fastbp.codegen.jit import address_of
 from fastbp.kernels import matmul, sparse
 
 
+@cache
 def kernel_addresses(dtype, *, dense=True, prefetch_write=True, index_lists=False):
     """Return the addresses of the kernels of matrix products, which are compiled or loaded now.
 
@@ -28,7 +31,8 @@ def kernel_addresses(dtype, *, dense=True, prefetch_write=True, index_lists=Fals
     Returns
     -------
     ndarray of int64
-        Addresses at the places `matmul.MULTIPLY` to `sparse.MULTIPLY_INDEXED_BLOCK`; 0 for what is not needed.
+        Addresses at the places `matmul.MULTIPLY` to `sparse.MULTIPLY_INDEXED_BLOCK`; 0 for what is not needed. Calls
+        with the same arguments return the same array, which must not be changed.
     """
     values = types.CPointer(from_dtype(np.dtype(dtype)))
     masks, indices, lines = types.CPointer(types.uint16), types.CPointer(types.int32), types.CPointer(types.int64)
