@@ -80,8 +80,8 @@ def measure_zeros():
     for name, X in inputs.items():
         data = Data(X, Y, np.empty(0, np.float32), random_state.permutation(n))
         sessions = [session([784, 128, 10], 128, n, 1, sparse) for sparse in (False, True)]
-        dense, listed = in_turns([epoch(s, data) for s in sessions])
-        print(f"{name:>24}{is_mostly_zero(X)!s:>8}{dense / listed:>18.2f}")
+        dense, indexed = in_turns([epoch(s, data) for s in sessions])
+        print(f"{name:>24}{is_mostly_zero(X)!s:>8}{dense / indexed:>18.2f}")
 
 
 def measure_threads():

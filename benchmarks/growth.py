@@ -131,7 +131,7 @@ def child(dtype, hidden, n_samples):
     print(json.dumps([peak_memory(), data]))
 
 
-def _ask_child(*job):
+def _run_child(*job):
     command = [sys.executable, __file__, "child", json.dumps(job)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
@@ -143,12 +143,12 @@ def growth_of_memory():
     yield f"Peak memory of a fit on {N_IMAGES} x {N_INPUTS}, in MiB, more than a process that has fitted a few rows"
     yield f"{'input':>8}{'network':>20}{'data':>8}{'4 x par.':>10}{'peak':>8}{'limit':>8}"
     for dtype in DTYPES:
-        _ask_child(dtype, (8,), 0)  # compiles, if the cache is empty
-        base = min(_ask_child(dtype, (8,), 0)[0] for _ in range(2))
+        _run_child(dtype, (8,), 0)  # compiles, if the cache is empty
+        base = min(_run_child(dtype, (8,), 0)[0] for _ in range(2))
         for hidden in MEMORY_NETWORKS:
             units = [N_INPUTS, *hidden, N_CLASSES]
             n_params = sum((a + 1) * b for a, b in pairwise(units))
-            peak, data = _ask_child(dtype, hidden, N_IMAGES)
+            peak, data = _run_child(dtype, hidden, N_IMAGES)
             limit = data + 4 * 4 * n_params + SPARE
             yield (
                 f"{dtype:>8}{'-'.join(map(str, units)):>20}{data / mib:8.1f}{4 * 4 * n_params / mib:10.1f}"

@@ -22,8 +22,8 @@ class Predictor:
     Parameters
     ----------
     coefs, intercepts : list of ndarray
-        Weights of shape (fan_in, fan_out) and biases of each layer. They are not copied for a few rows, and packed
-        anew in each call for many, so that edits take effect.
+        Weights of shape (fan_in, fan_out) and biases of each layer. They are used in place for a few rows, and packed
+        in each call for many, so that edits take effect.
     activations : list of Activation
         One for each layer.
     n_features : int

@@ -55,15 +55,15 @@ DERIVATIVE = {
 
 
 def forward_naive(coefs, intercepts, activations, X):
-    """Return the lists of all layers' activations, and of what their units receive.
+    """Return the lists of all layers' activations, and of their pre-activations.
 
     `activations` holds (name, parameters) pairs.
     """
-    layers, received = [np.asarray(X, dtype=np.float64)], []
+    layers, pre_activations = [np.asarray(X, dtype=np.float64)], []
     for W, b, (name, parameters) in zip(coefs, intercepts, activations, strict=True):
-        received.append(layers[-1] @ W + b)
-        layers.append(VALUE[name](received[-1], **parameters))
-    return layers, received
+        pre_activations.append(layers[-1] @ W + b)
+        layers.append(VALUE[name](pre_activations[-1], **parameters))
+    return layers, pre_activations
 
 
 def loss_naive(loss, name, Y, A, weight):
@@ -82,20 +82,20 @@ def loss_naive(loss, name, Y, A, weight):
 def backprop_naive(coefs, intercepts, activations, loss, X, Y, alpha=0.0, weight=None):
     """Return the mean loss with its L2 term, and its gradients by coefs and by intercepts."""
     weight = np.ones(len(X)) if weight is None else weight
-    layers, received = forward_naive(coefs, intercepts, activations, X)
+    layers, pre_activations = forward_naive(coefs, intercepts, activations, X)
     name, parameters = activations[-1]
     value = loss_naive(loss, name, Y, layers[-1], weight)
     value += alpha / 2 * sum((W**2).sum() for W in coefs) / weight.sum()
     delta = (layers[-1] - Y) * weight[:, None]
     if loss == "squared_error":
-        delta *= DERIVATIVE[name](received[-1], **parameters)
+        delta *= DERIVATIVE[name](pre_activations[-1], **parameters)
     coef_grads, intercept_grads = [], []
     for i in reversed(range(len(coefs))):
         coef_grads.insert(0, (layers[i].T @ delta + alpha * coefs[i]) / weight.sum())
         intercept_grads.insert(0, delta.sum(axis=0) / weight.sum())
         if i:
             name, parameters = activations[i - 1]
-            delta = (delta @ coefs[i].T) * DERIVATIVE[name](received[i - 1], **parameters)
+            delta = (delta @ coefs[i].T) * DERIVATIVE[name](pre_activations[i - 1], **parameters)
     return value, coef_grads, intercept_grads
 
 

@@ -87,7 +87,7 @@ class Guards:
 
 
 class Fences(Guards):
-    """Arrays that end where the memory ends: who reads or writes behind them, ends the process."""
+    """Arrays that end where the memory ends: a read or write after them ends the process."""
 
     PROTECT_NONE = 0
 
@@ -141,9 +141,9 @@ class Problem:
 
     def distance_from_kinks(self):
         """How near to a kink of its activation any unit comes."""
-        _, received = reference.forward_naive(self.coefs, self.intercepts, self.pairs, self.X)
+        _, pre_activations = reference.forward_naive(self.coefs, self.intercepts, self.pairs, self.X)
         smallest = np.inf
-        for z, activation in zip(received, self.activations, strict=True):
+        for z, activation in zip(pre_activations, self.activations, strict=True):
             for kink in KINKS.get(activation.name, ()):
                 smallest = min(smallest, np.abs(z - kink).min())
         return smallest
@@ -153,7 +153,7 @@ def make(
     units, hidden=None, loss="log_loss", output=None, *,
     n=9, dtype=np.float64, weighted=False, alpha=0.0, seed=0,
 ):  # fmt: skip
-    """A problem with random numbers; tanh and softmax if nothing else is asked for."""
+    """A problem with random numbers; tanh and softmax by default."""
     output = output or Softmax()
     hidden = hidden if isinstance(hidden, list) else [hidden or Tanh()] * (len(units) - 2)
     rng = np.random.default_rng(seed)
@@ -783,7 +783,7 @@ def _convert(values, count, out):
 
 
 def _check_fences(dtypes, predicts):
-    """Runs in a process that ends where anything is read behind an array."""
+    """Runs in a process that ends where anything after an array is read."""
     for dtype, source in product(dtypes, (np.float32, np.float64, np.uint8)):
         width = lanes(np.dtype(dtype).itemsize)
         for count in range(1, width + 1):
@@ -811,12 +811,12 @@ def _check_fences(dtypes, predicts):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect")
-def test_nothing_behind_an_array_is_read(tmp_path):
+def test_nothing_after_an_array_is_read(tmp_path):
     assert _run_here("_check_fences(test_backprop.DTYPES, True)", tmp_path) == "inside\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect")
-def test_nothing_behind_an_array_is_read_on_the_least_of_machines(tmp_path):
+def test_nothing_after_an_array_is_read_on_the_least_of_machines(tmp_path):
     """Newer instructions forgive reading numbers that are masked out."""
     code = "_check_fences([test_backprop.np.float32], False)"
     assert _run_here(code, tmp_path, NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="") == "inside\n"

@@ -116,7 +116,7 @@ def test_a_schedule_over_the_steps(digits, solver, rate, learning_rate):
     constant = BackpropClassifier(max_iter=20, **options).fit(X, y)
     assert scheduled.loss_ != constant.loss_
     assert scheduled.score(X, y) > 0.95
-    # One epoch after another comes to the same: the schedule goes on.
+    # Single epochs give the same: the schedule continues.
     parts = BackpropClassifier(learning_rate=learning_rate, max_iter=3, shuffle=False, **options)
     whole = clone(parts).fit(X, y)
     for _ in range(3):

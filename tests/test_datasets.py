@@ -684,7 +684,7 @@ def test_fetch_over_http(tmp_path, fetch, server, capsys):
     assert (dest / "mnist/a-idx3-ubyte.gz").read_bytes() == packed
     assert (dest / "sonar/sonar.csv").read_bytes() == b"1;2"
     assert "sonar/sonar.csv" in capsys.readouterr().out
-    # A second run finds all there and asks for nothing.
+    # A second run finds everything and downloads nothing.
     assert server.asked == ["/mnist/a-idx3-ubyte.gz", "/sonar/sonar.csv"]
     assert fetch.main(["--dest", str(dest), "--mirror", server.url]) == 0
     assert len(server.asked) == 2
@@ -812,7 +812,7 @@ def test_check(tmp_path, fetch, capsys):
     write(tmp_path / "dest/sonar/sonar.csv", "1;2")
     assert fetch.main(check) == 0
     assert fetch.main(["sonar", *check]) == 0
-    assert fetch.main(["sonar", "mnist", *check]) == 1  # asked for, but not there
+    assert fetch.main(["sonar", "mnist", *check]) == 1  # named, but missing
     write(tmp_path / "dest/mnist/a-idx3-ubyte.gz", PACKED)
     assert fetch.main(["sonar", "mnist", *check]) == 0
     capsys.readouterr()

@@ -101,7 +101,7 @@ def test_damaged_cache_is_replaced(cache, small, suffix, damage):
 
 
 def test_nowhere_to_write(cache, small, tmp_path, monkeypatch):
-    # Files in the place of folders keep even root from making these: the one that was asked for, the one
+    # Files in the place of folders keep even root from making these: the one of NUMBA_CACHE_DIR, the one
     # beside the source, and the one in the home folder.
     cache.touch()
     shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)

@@ -29,17 +29,17 @@ def run_loss(code, multiclass, n, y, y_at, a, residual, at, eps):
 def run(kind, y, a):
     """Loss and residual, with the rows in the middle of buffers."""
     n, width = a.size, lanes(a.itemsize)
-    behind = -n % width
-    outputs = np.full(width + n + behind + width, CANARY, a.dtype)
+    padding = -n % width
+    outputs = np.full(width + n + padding + width, CANARY, a.dtype)
     outputs[width : width + n] = a
     # The padding of the outputs may be anything, that of the targets may not even be read: it is another row.
-    outputs[width + n : width + n + behind] = np.nan
+    outputs[width + n : width + n + padding] = np.nan
     targets = np.append(np.array([np.nan] * 3), np.append(y, [np.nan] * 3)).astype(a.dtype)
     residual = np.full_like(outputs, CANARY)
     code = SQUARED_ERROR if kind == "squared_error" else LOG_LOSS
     loss = run_loss(code, kind == "softmax", n, targets, 3, outputs, residual, width, np.finfo(a.dtype).eps)
     assert (residual[:width] == CANARY).all() and (residual[-width:] == CANARY).all()
-    assert not residual[width + n : width + n + behind].any()
+    assert not residual[width + n : width + n + padding].any()
     return loss, residual[width : width + n]
 
 
@@ -141,7 +141,7 @@ def test_nan_is_seen(kind, dtype):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_residual_is_the_derivative(kind):
-    """By the outputs for squared_error, by what the output units receive for log_loss."""
+    """With respect to the outputs for squared_error, to the pre-activations of the outputs for log_loss."""
     of = {"squared_error": lambda z: z, "logistic": expit, "softmax": softmax_of}[kind]
     rng = np.random.default_rng(0)
     y, _ = rows(kind, 4, np.float64)

@@ -136,7 +136,7 @@ def test_pack_transpose(dtype):
                 mine = (origin >= first) & (origin < last) & (column >= left) & (column < taken)
                 expected[width:-width][mine] = whole[mine]
                 run_pack_transpose(first, last, left, right, panels, rows, columns, out, width)
-                behind = np.flatnonzero(mine & (column >= right)) + width
-                assert np.isin(out[behind], (0, CANARY)).all()
-                out[behind] = 0
+                padding = np.flatnonzero(mine & (column >= right)) + width
+                assert np.isin(out[padding], (0, CANARY)).all()
+                out[padding] = 0
                 np.testing.assert_array_equal(out, expected, err_msg=f"{k=} {n=} {first=} {last=} {left=} {right=}")

@@ -170,7 +170,7 @@ def test_a_team_keeps_step(wanted):
         for thread in crew:
             thread.join()
         size = seen[1]
-        # Each of the team took all steps, and never saw another behind or ahead.
+        # Each thread of the team took all steps, and never saw another at another step.
         assert seen[1::16].tolist() == [size] * size + [0] * (wanted - size)
         assert steps[::16].tolist() == [50] * size + [0] * (wanted - size)
         assert not seen[::16].any()
