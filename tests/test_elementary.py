@@ -7,7 +7,7 @@ from scipy.special import erfcx
 
 from fastbp.codegen.elementary import erf, exp, expm1, log, tanh
 from fastbp.codegen.memory import lane_count, pointer
-from fastbp.codegen.target import lanes
+from fastbp.codegen.target import HAS_FMA, lanes
 from fastbp.codegen.vectors import load, store
 
 DTYPES = [np.float32, np.float64]
@@ -47,8 +47,10 @@ KERNELS = {
     "tanh": (over(tanh), np.tanh),
     "erf": (over(erf), exact_erf),
 }
-# Largest errors, in units in the last place, in float32 and in float64.
-BOUNDS = {"exp": (1.1, 1.1), "expm1": (1.6, 1.9), "log": (1.0, 1.0), "tanh": (1.5, 1.5), "erf": (1.3, 3.0)}
+# Largest errors, in units in the last place, in float32 and in float64. Without FMA each multiply-add rounds twice.
+BOUNDS = {
+    "exp": (1.1, 1.1), "expm1": (1.6, 1.9), "log": (1.0, 1.0), "tanh": (1.5, 1.5), "erf": (1.3 if HAS_FMA else 1.4, 3.0),
+}  # fmt: skip
 
 
 def apply(name, x):
