@@ -27,8 +27,7 @@ from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
-from numba import types
-from numba.np.numpy_support import from_dtype
+from numba import from_dtype, types
 
 from fastbp.codegen.elementary import erf, exp, expm1, tanh
 from fastbp.codegen.jit import address_of, cached_jit, call_at, called_by_address, inlined

@@ -1,15 +1,18 @@
 """BackpropClassifier: the multilayer perceptron classifier."""
 
+from collections.abc import Sequence
 from numbers import Integral
+from typing import Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import ClassifierMixin
 from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import check_scalar
 from sklearn.utils.multiclass import type_of_target, unique_labels
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
-from fastbp.activations import Logistic, Softmax, get_activation
+from fastbp.activations import Activation, Logistic, Softmax, get_activation
 from fastbp.compat import check_feature_names, check_partial_fit_first_call, fit_context
 from fastbp.estimator import BaseBackprop, targets_and_weights
 
@@ -162,32 +165,32 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
 
     def __init__(
         self,
-        hidden_layer_sizes=(100,),
-        activation="relu",
+        hidden_layer_sizes: int | Sequence[int] | np.ndarray = (100,),
+        activation: str | Activation | Sequence[str | Activation] = "relu",
         *,
-        solver="adam",
-        alpha=1e-4,
-        batch_size="auto",
-        learning_rate="constant",
-        learning_rate_init=1e-3,
-        power_t=0.5,
-        max_iter=200,
-        shuffle=True,
-        random_state=None,
-        tol=1e-4,
-        verbose=False,
-        warm_start=False,
-        momentum=0.9,
-        nesterovs_momentum=True,
-        beta_1=0.9,
-        beta_2=0.999,
-        epsilon=1e-8,
-        n_iter_no_change=10,
-        loss="log_loss",
-        output_activation="auto",
-        dtype="auto",
-        n_jobs=None,
-    ):
+        solver: str = "adam",
+        alpha: float = 1e-4,
+        batch_size: int | str = "auto",
+        learning_rate: str = "constant",
+        learning_rate_init: float = 1e-3,
+        power_t: float = 0.5,
+        max_iter: int = 200,
+        shuffle: bool = True,
+        random_state: int | np.random.RandomState | None = None,
+        tol: float = 1e-4,
+        verbose: bool | int = False,
+        warm_start: bool = False,
+        momentum: float = 0.9,
+        nesterovs_momentum: bool = True,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        n_iter_no_change: float = 10,
+        loss: str = "log_loss",
+        output_activation: str | Activation = "auto",
+        dtype: str = "auto",
+        n_jobs: int | None = None,
+    ) -> None:
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
         self.solver = solver
@@ -214,7 +217,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         self.n_jobs = n_jobs
 
     @fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y, sample_weight=None):
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Fit the model to data matrix X and target(s) y.
 
         Parameters
@@ -256,7 +259,13 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         return self
 
     @fit_context(prefer_skip_nested_validation=True)
-    def partial_fit(self, X, y, sample_weight=None, classes=None):
+    def partial_fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        classes: ArrayLike | None = None,
+    ) -> Self:
         """Update the model with a single epoch over the given data.
 
         Weights, optimizer state and learning rate continue from the last call.
@@ -296,7 +305,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         return self
 
     @fit_context(prefer_skip_nested_validation=True)
-    def initialize(self, n_features, classes):
+    def initialize(self, n_features: int, classes: ArrayLike) -> Self:
         """Initialize the model with random weights, without training.
 
         The weights are those with which `fit` starts for the same `random_state` and dtype. Use it to set weights by
@@ -344,7 +353,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         self._check_known(y)
         return X, *targets_and_weights(X, self._binarizer.transform(y), sample_weight, dtype)
 
-    def predict(self, X):
+    def predict(self, X: ArrayLike) -> np.ndarray:
         """Predict using the multilayer perceptron classifier.
 
         Parameters
@@ -366,7 +375,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
             return self.classes_[(outputs[:, 0] > 0.5).astype(int)]
         return self.classes_[outputs.argmax(axis=1)]
 
-    def predict_proba(self, X):
+    def predict_proba(self, X: ArrayLike) -> np.ndarray:
         """Probability estimates.
 
         With the loss "squared_error" the outputs of the network are not probabilities. They are clipped to [0, 1] and,
@@ -397,7 +406,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
             return np.hstack([1 - outputs, outputs])
         return outputs
 
-    def predict_log_proba(self, X):
+    def predict_log_proba(self, X: ArrayLike) -> np.ndarray:
         """Return the log of probability estimates.
 
         Parameters

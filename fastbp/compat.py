@@ -12,7 +12,7 @@ numba.core.caching: FunctionCache, _Cache       0.62 to 0.68
 numba.core.caching: _source_stamp of its index  0.62 to 0.68
 numba.core.codegen: get_host_cpu_features       0.62 to 0.68
 numba.core.config: CPU_NAME, CPU_FEATURES       0.62 to 0.68
-numba.np.arrayobj: populate_array               0.62 to 0.68
+call_conv of Numba's target context             0.62 to 0.68
 numba.np.ufunc.parallel: _is_initialized        0.62 to 0.68
 numba.np.ufunc.parallel: _launch_threads        0.62 to 0.68
 Dispatcher._cache                               0.62 to 0.68
@@ -29,12 +29,15 @@ memory of numpy.random.MT19937                  1.26 to 2.4
 """
 
 import ctypes
+from collections.abc import Callable
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
+from typing import TypeVar
 
 import llvmlite.binding as llvm
 import numpy as np
+from numba import types
 
 
 @contextmanager
@@ -53,7 +56,6 @@ with _private_names_of("numba", "0.62 to 0.68"):
     from numba.core import config as _numba_config
     from numba.core.caching import FunctionCache, _Cache
     from numba.core.codegen import get_host_cpu_features as _get_host_cpu_features
-    from numba.np.arrayobj import populate_array
     from numba.np.ufunc import parallel as _numba_parallel
 
     _numba_config.CPU_NAME, _numba_config.CPU_FEATURES  # noqa: B018
@@ -67,12 +69,19 @@ with _private_names_of("scikit-learn", "1.7 to 1.9"):
 
 __all__ = [
     "DiskCache", "Interval", "Options", "StrOptions", "check_feature_names", "check_partial_fit_first_call",
-    "check_sample_weight", "cpu_features", "cpu_name", "fit_context", "machine_code_address", "mersenne_twister_of",
-    "mersenne_twister_state", "numba_threads_are_started", "open_disk_cache", "populate_array", "set_disk_cache",
+    "check_sample_weight", "cpu_features", "cpu_name", "emit_call_of_compiled", "fit_context", "machine_code_address",
+    "mersenne_twister_of", "mersenne_twister_state", "numba_threads_are_started", "open_disk_cache", "set_disk_cache",
     "start_numba_threads",
 ]  # fmt: skip
 
-fit_context = _fit_context
+_Function = TypeVar("_Function", bound=Callable)
+
+
+def fit_context(*, prefer_skip_nested_validation: bool) -> Callable[[_Function], _Function]:
+    """Return scikit-learn's decorator of methods that fit: it validates the parameters of the estimator."""
+    return _fit_context(prefer_skip_nested_validation=prefer_skip_nested_validation)
+
+
 check_partial_fit_first_call = _check_partial_fit_first_call
 check_feature_names = _check_feature_names
 check_sample_weight = _check_sample_weight
@@ -116,6 +125,25 @@ def machine_code_address(compiled):
     if not address:
         raise RuntimeError(f"Numba has no machine code for {compiled.fndesc.qualname}.")
     return address
+
+
+def emit_call_of_compiled(context, builder, address, kinds, values):
+    """Build a call of a function that Numba has compiled, and that returns nothing.
+
+    Parameters
+    ----------
+    context, builder
+        As Numba gives them to the code generator of an intrinsic.
+    address : llvmlite value
+        From `machine_code_address`.
+    kinds : sequence of numba types
+        Of the arguments.
+    values : sequence of llvmlite values
+        The arguments.
+    """
+    kind = context.call_conv.get_function_type(types.none, kinds)
+    function = builder.inttoptr(address, kind.as_pointer())
+    context.call_conv.call_function(builder, function, types.none, kinds, values)
 
 
 def numba_threads_are_started():

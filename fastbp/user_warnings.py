@@ -1,5 +1,6 @@
 """Warnings that point at the line of the user's code, not at a line of ours."""
 
+import os
 import sys
 import warnings
 from importlib.util import find_spec
@@ -11,7 +12,7 @@ _BETWEEN = ("fastbp", "numba", "sklearn", "joblib")
 
 def _folder(package):
     spec = find_spec(package)
-    return str(Path(spec.origin).parent) if spec is not None and spec.origin else package
+    return f"{Path(spec.origin).parent if spec is not None and spec.origin else package}{os.sep}"
 
 
 _FOLDERS = tuple(map(_folder, _BETWEEN))

@@ -11,8 +11,9 @@ from numbers import Integral, Real
 import numba
 import numpy as np
 import pytest
-from numba import njit
+from numba import njit, typeof, types
 from numba.core.registry import cpu_target
+from numba.extending import intrinsic
 from sklearn.base import BaseEstimator
 from test_imports import TREES
 
@@ -98,6 +99,33 @@ def test_machine_code_address():
     kinds = (numba.float64,)
     compiled.compile(kinds)
     assert compat.machine_code_address(compiled.overloads[kinds]) > 0
+
+
+@njit
+def set_first(values, value):
+    values[0] = value
+
+
+@intrinsic
+def call(typingctx, address, values, value):
+    def codegen(context, builder, signature, args):
+        compat.emit_call_of_compiled(context, builder, args[0], signature.args[1:], args[1:])
+        return context.get_dummy_value()
+
+    return types.void(address, values, value), codegen
+
+
+@njit
+def run_call(address, values, value):
+    call(address, values, value)
+
+
+def test_call_of_compiled():
+    values = np.zeros(2)
+    kinds = (typeof(values), types.float64)
+    set_first.compile(kinds)
+    run_call(compat.machine_code_address(set_first.overloads[kinds]), values, 1.5)
+    assert values.tolist() == [1.5, 0]
 
 
 def test_threads_of_numba():

@@ -19,7 +19,13 @@ from numba import njit, types
 from numba.core import event
 from numba.extending import intrinsic
 
-from fastbp.compat import DiskCache, machine_code_address, open_disk_cache, set_disk_cache
+from fastbp.compat import (
+    DiskCache,
+    emit_call_of_compiled,
+    machine_code_address,
+    open_disk_cache,
+    set_disk_cache,
+)
 from fastbp.user_warnings import warn_user
 
 # error_model="numpy": with Python's, each division is a branch that can raise, and
@@ -87,10 +93,8 @@ def call_at(typingctx, address, args):
     """
 
     def codegen(context, builder, signature, values):
-        kind = context.call_conv.get_function_type(types.none, args.types)
-        function = builder.inttoptr(values[0], kind.as_pointer())
         unpacked = [builder.extract_value(values[1], i) for i in range(len(args))]
-        context.call_conv.call_function(builder, function, types.none, args.types, unpacked)
+        emit_call_of_compiled(context, builder, values[0], args.types, unpacked)
         return context.get_dummy_value()
 
     return types.void(address, args), codegen
@@ -198,16 +202,20 @@ class _ForgivingCache(DiskCache):
             except Exception as error:  # a damaged file can raise anything when unpickled
                 self._enabled = self._on_disk is not None
                 self._warn(f"could not be read ({error})" if self._enabled else f"has no folder ({error})")
+        self._end_notice()  # of a compilation that failed
         if loaded is None:
             self._notice = _CompilationNotice()
             event.register("numba:compile", self._notice)
         return loaded
 
-    def save_overload(self, sig, data):
+    def _end_notice(self):
         if self._notice is not None:
             event.unregister("numba:compile", self._notice)
             self._notice.close()
             self._notice = None
+
+    def save_overload(self, sig, data):
+        self._end_notice()
         if not self._enabled:
             return
         try:

@@ -3,8 +3,7 @@
 from functools import cache
 
 import numpy as np
-from numba import types
-from numba.np.numpy_support import from_dtype
+from numba import from_dtype, types
 
 from fastbp.codegen.jit import address_of
 from fastbp.kernels import matmul, sparse
