@@ -9,7 +9,7 @@ A. Lopez Davila, "Neural Networks: The Backpropagation Algorithm": secs. 4, 5.
 import numpy as np
 
 from fastbp.codegen.elementary import log
-from fastbp.codegen.jit import inlined, jit
+from fastbp.codegen.jit import inlined, typed_inlined
 from fastbp.codegen.memory import lane_count
 from fastbp.codegen.vectors import first_lanes, load, load_first, select, splat, store, total
 
@@ -17,7 +17,7 @@ LOSSES = {"log_loss": 0, "squared_error": 1}
 LOG_LOSS, SQUARED_ERROR = range(2)
 
 
-@jit
+@typed_inlined
 def loss_terms(code, multiclass, y, a, eps):
     """Compare outputs with their targets.
 

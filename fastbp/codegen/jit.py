@@ -1,7 +1,8 @@
 """How functions are compiled, where their machine code is kept, and how they call each other.
 
-- `jit` is `numba.njit` with the options that all kernels share; what a kernel calls is compiled into it. `inlined` also
-  merges the callee into its caller before types are inferred.
+- `jit` is `numba.njit` with the options that all kernels share; what a kernel calls is compiled into it. `inlined`
+  merges a function into its callers before types are inferred, `typed_inlined` after. To infer types takes most of the
+  time of compiling: use the second for what is large, or has several callers.
 - `cached_jit` keeps the machine code on disk, for the few functions that Python calls.
 - `called_by_address` does so for parts that several kernels share, or that not every network needs. They are compiled
   when `address_of` is first called, and kernels call them with `call_at`.
@@ -34,6 +35,7 @@ _OPTIONS = {"error_model": "numpy", "nogil": True}
 
 jit = partial(njit, no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)
 inlined = partial(jit, inline="always")
+typed_inlined = partial(jit, forceinline=True)
 
 
 def cached_jit(function=None, *, parallel=False):

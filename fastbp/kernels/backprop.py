@@ -16,7 +16,7 @@ import numpy as np
 from numba import prange
 
 from fastbp.activations import activate
-from fastbp.codegen.jit import cached_jit, call_at, inlined, jit
+from fastbp.codegen.jit import cached_jit, call_at, inlined, jit, typed_inlined
 from fastbp.codegen.memory import lane_count, load_scalar, offset, pointer, stack_square, store_scalar
 from fastbp.codegen.processor import flush_subnormals, restore_subnormals
 from fastbp.codegen.transpose import to_columns
@@ -71,7 +71,7 @@ def forward(net, first, last, has_first_z):
             activate(layer.forward, layer.by_rows, c0, c1, z, a, layer.fan_out, layer.row, m)
 
 
-@jit
+@typed_inlined
 def multiply_by_derivative(net, l, layer, first, n):
     """Multiply n numbers of a layer's deltas, from row `first` on, by f'(z): its backward kernel."""
     if layer.backward != 0:
@@ -141,7 +141,7 @@ def backward(net, first, last):
         multiply_by_derivative(net, l - 1, below, first, (last - first) * below.row)
 
 
-@jit
+@typed_inlined
 def batch_weight(samples, start, stop):
     """Return the number of samples in a batch, or the sum of their weights."""
     if not samples.is_weighted:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fastbp.codegen.jit import call_at, inlined, jit
+from fastbp.codegen.jit import call_at, inlined, jit, typed_inlined
 from fastbp.codegen.memory import address, itemsize, lane_count, load_scalar, offset, prefetch
 from fastbp.codegen.target import CACHE_LINE
 from fastbp.codegen.tiles import MR, NV
@@ -24,7 +24,7 @@ def gather_row(x, n, row):
         store(row, j, load_converted(x, j, n - j, row))
 
 
-@jit
+@typed_inlined
 def gather(net, layer, samples, position, first, last):
     """Copy the inputs of samples [position + first, position + last) of the order to rows [first, last)."""
     n = samples.n_inputs
@@ -40,7 +40,7 @@ def _prefetch_targets(samples, sample):
     prefetch(samples.y, (sample + 1) * samples.n_outputs - 1)
 
 
-@jit
+@typed_inlined
 def prefetch_samples(samples, begin, end):
     """Prefetch the targets, and the first and last lines of the inputs, of samples [begin, end) of the order."""
     line = CACHE_LINE // itemsize(samples.x)

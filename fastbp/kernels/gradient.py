@@ -8,7 +8,7 @@ bits for any number of them.
 from typing import NamedTuple
 
 from fastbp.codegen.bitmask import MASK_BITS
-from fastbp.codegen.jit import call_at, inlined, jit
+from fastbp.codegen.jit import call_at, inlined, jit, typed_inlined
 from fastbp.codegen.memory import (
     address,
     itemsize,
@@ -143,7 +143,7 @@ def _list_block(net, training, lines, block):
     return count
 
 
-@jit
+@typed_inlined
 def _prefetch_block(net, block):
     """Prefetch, to write to them, the cache lines of a block that other threads have read."""
     last = block.begin + block.rows * block.row - 1
@@ -184,7 +184,7 @@ def _grads_of(training, step, begin, width):
     return offset(training.scratch, width) if step.in_place else offset(training.grads, begin)
 
 
-@jit
+@typed_inlined
 def _update_weights(net, training, lines, step, layer, part, squares, is_sparse, n_threads):
     """Compute the gradient of this thread's blocks of a layer, and update them."""
     width = lane_count(net.params)
@@ -214,7 +214,7 @@ def _update_weights(net, training, lines, step, layer, part, squares, is_sparse,
                 _transpose_block(net, layer, part, block)
 
 
-@jit
+@typed_inlined
 def _multiply(net, step, layer, block, grads, lines, n_lines):
     """Sum the gradient of a block over the rows of a chunk, and prefetch `n_lines` cache lines to write to them."""
     # The gradient is the product of inputs and deltas; in transposed storage, of deltas and inputs.
@@ -236,7 +236,7 @@ def _multiply(net, step, layer, block, grads, lines, n_lines):
         )
 
 
-@jit
+@typed_inlined
 def _multiply_indexed(net, step, layer, block, grads, is_new_row):
     """Do as `_multiply` for the first layer, over the samples only whose inputs are not zero.
 
@@ -265,7 +265,7 @@ def _clear_padding(rows, n_rows, row, n):
         store(rows, i * row + last, select(first_lanes(values, n - last), values, 0.0))
 
 
-@jit
+@typed_inlined
 def _update_biases(net, training, step, layer, team):
     """Compute the gradient of this thread's biases of a layer, and update them."""
     width = lane_count(net.params)
