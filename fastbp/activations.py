@@ -94,12 +94,16 @@ class Activation:
         Whether the backward kernel needs z; if not, `a` overwrites it.
     by_rows : bool
         Whether the units of a sample depend on each other, as in a softmax.
+    is_rectifier : bool
+        Whether output and derivative both tend to 0, or nearly, far below z = 0: such a unit is called inactive there.
+        A unit of any other activation is called saturated where its derivative is close to 0.
     """
 
     name: ClassVar[str] = ""
     init_factor: ClassVar[float] = 6.0
     keeps_z: ClassVar[bool] = False
     by_rows: ClassVar[bool] = False
+    is_rectifier: ClassVar[bool] = False
     # The kernels; None for the identity and its derivative 1.
     _forward: ClassVar[Any] = None
     _backward: ClassVar[Any] = None
@@ -300,6 +304,7 @@ class Relu(Activation):
     """f(z) = max(0, z), with f' = 1 where z > 0, else 0 (Lopez Davila, sec. 3)."""
 
     name = "relu"
+    is_rectifier = True
     _forward, _backward = _relu_forward, _relu_backward
 
 
@@ -509,6 +514,7 @@ class LeakyRelu(Activation):
     negative_slope: float = 0.01
 
     name = "leaky_relu"
+    is_rectifier = True
     keeps_z = True
     _forward, _backward = _leaky_relu_forward, _leaky_relu_backward
 
@@ -614,6 +620,7 @@ class Gelu(Activation):
     """
 
     name = "gelu"
+    is_rectifier = True
     keeps_z = True
     _forward, _backward = _gelu_forward, _gelu_backward
 
@@ -644,6 +651,7 @@ class Silu(Activation):
     """f(z) = z / (1 + exp(-z)), also known as swish (Elfwing et al. 2018)."""
 
     name = "silu"
+    is_rectifier = True
     keeps_z = True
     _forward, _backward = _silu_forward, _silu_backward
 

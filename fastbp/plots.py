@@ -18,7 +18,7 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import unique_labels
 
-from fastbp.activations import get_activation
+from fastbp.activations import ACTIVATIONS, get_activation
 from fastbp.inspection import (
     SATURATED,
     check_network,
@@ -40,9 +40,8 @@ _COLORS = ("#1f4e9c", "#d9730d")
 # On a filled background each mark has a light fill and a dark outline, one of which stands out on any colour.
 _FILL, _OUTLINE = ("#ffa940", "white"), "black"
 
-# Activations whose output and derivative both tend to 0 (or nearly) below z = 0: such a unit is called inactive. A unit
-# of any other activation whose derivative is close to 0 is called saturated.
-_RECTIFIERS = {"relu", "leaky_relu", "gelu", "silu"}
+# Their units are called inactive, those of other activations saturated, where the derivative is close to 0.
+_RECTIFIERS = {name for name, activation in ACTIVATIONS.items() if activation.is_rectifier}
 
 
 def _check_axes(ax, n=1):
@@ -595,8 +594,8 @@ class GradientFlowDisplay(_Display):
     delta, saturated : ndarray of shape (n_layers,)
         The values of these names that `fastbp.inspection.gradient_flow` returns.
     activations : list of str of length n_layers, default=None
-        Names of the activations. They decide whether a unit whose derivative is close to 0 is called inactive (relu,
-        leaky_relu, gelu, silu) or saturated (all others).
+        Names of the activations. They decide whether a unit whose derivative is close to 0 is called inactive
+        (rectifiers, such as relu) or saturated (all others).
 
     Attributes
     ----------
