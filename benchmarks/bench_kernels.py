@@ -173,7 +173,7 @@ class LaidOut:
         below = Layer(*self.table[self.index - 1])
         carried = self.rows(below.delta, below.row, below.fan_out)
         out = np.empty(carried.shape, self.dtype)
-        transposed = aligned_zeros(self.network.n_transposed, self.dtype)
+        transposed = aligned_zeros(self.network.n_transposes, self.dtype)
         _transpose(self.table[self.index], self.params, transposed)
         return Product(
             self.m, *self.W.shape[::-1], self.arguments(transposed), lambda: carried,
