@@ -92,7 +92,8 @@ DiskCache = _Cache
 
 def cpu_name():
     """Return the processor that Numba compiles for, as LLVM names it."""
-    return _numba_config.CPU_NAME or llvm.get_host_cpu_name()
+    name = _numba_config.CPU_NAME
+    return llvm.get_host_cpu_name() if name is None else name
 
 
 def cpu_features():

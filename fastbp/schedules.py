@@ -10,7 +10,7 @@ import numpy as np
 
 # scikit-learn's own schedules; they apply to the solver "sgd" only.
 SGD_SCHEDULES = ("constant", "invscaling", "adaptive")
-# These have an end: they always run for max_iter epochs.
+# These reach their end after max_iter epochs, by design.
 FINITE_SCHEDULES = ("cosine", "one_cycle")
 SCHEDULES = (*SGD_SCHEDULES, *FINITE_SCHEDULES)
 # Smith's shape as it is commonly used: the rate rises over the first 30 percent of the steps from 1/25 of the highest,

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numba import njit, typeof
 from numba.core import event
+from numba.core.errors import TypingError
 
 import fastbp
 from fastbp import compat
@@ -219,10 +220,19 @@ def test_short_compiling_is_silent(cache, slow, caplog, monkeypatch):
     assert len(caplog.records) == 1
 
 
+def test_a_failed_compilation_says_nothing_of_later_ones(cache, slow, caplog, monkeypatch):
+    monkeypatch.setattr(jit, "PATIENCE", 1000.0)
+    failing = cached_jit(slow.twice)
+    with pytest.raises(TypingError):
+        failing(None)
+    monkeypatch.setattr(jit, "PATIENCE", 0.0)
+    njit(slow.thrice)(4.0)  # code of a user, not ours
+    assert not caplog.records
+
+
 def test_the_notice_leaves_no_listener(cache, slow):
-    before = len(event._registered["numba:compile"])
     cached_jit(slow.twice)(4.0)
-    assert len(event._registered["numba:compile"]) == before
+    assert not any(isinstance(listener, jit._CompilationNotice) for listener in event._registered["numba:compile"])
 
 
 def start(script, folder, **changes):

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 
-from numba import njit, types
+from numba import config, njit, types
 from numba.core import event
 from numba.extending import intrinsic
 
@@ -117,36 +117,46 @@ class _CompilationNotice(event.Listener):
 
     def __init__(self):
         self._begin = time.perf_counter()
+        self._depth = 0
+        self._is_open = True
 
     def on_start(self, _):
+        self._depth += 1
         self._look()
 
     def on_end(self, _):
+        self._depth -= 1
         self._look()
+        if self._depth == 0:  # the function itself, compiled or failed; other code that Numba compiles is not ours
+            self.close()
 
     def _look(self):
+        if not self._is_open:
+            return
         if not _CompilationNotice.said and _CompilationNotice.spent + time.perf_counter() - self._begin > PATIENCE:
             _CompilationNotice.said = True
             logger.warning(
-                "fastbp is compiling its kernels, which can take half a minute. The machine code is kept on disk: "
-                "the next process starts at once. `python -m fastbp warmup` compiles everything ahead of time; "
+                "fastbp is compiling its kernels, which can take half a minute. The machine code is kept on disk, "
+                "from where later processes load it. `python -m fastbp warmup` compiles everything ahead of time; "
                 "logging.getLogger('fastbp').setLevel('ERROR') hides this message."
             )
 
     def close(self):
         """Add the seconds of this function to those of the process."""
-        self._look()
-        _CompilationNotice.spent += time.perf_counter() - self._begin
+        if self._is_open:
+            self._is_open = False
+            _CompilationNotice.spent += time.perf_counter() - self._begin
 
 
 @contextmanager
 def no_compilation_notice():
     """Compile without a notice within this block."""
-    before, _CompilationNotice.said = _CompilationNotice.said, True
+    before = _CompilationNotice.said, _CompilationNotice.spent
+    _CompilationNotice.said = True
     try:
         yield
     finally:
-        _CompilationNotice.said = before
+        _CompilationNotice.said, _CompilationNotice.spent = before
 
 
 # --- the disk cache ---
@@ -176,20 +186,22 @@ class _ForgivingCache(DiskCache):
     """
 
     _warned = False
+    _notice: _CompilationNotice | None = None  # of the function that is being compiled, in whichever cache
 
     def __init__(self, function):
         self._function = function
         self._enabled = True
         self._on_disk = None
-        self._notice = None
 
     def _backend(self):
         if self._on_disk is None:
+            was_there = os.path.lexists("~")
             backend = open_disk_cache(self._function, _source_stamp())
             # Where the system knows no home folder, Numba makes a folder named "~" in the current one.
-            if backend.cache_path.startswith("~"):
-                with suppress(OSError):
-                    os.removedirs(backend.cache_path)  # as far as they are empty
+            if backend.cache_path.startswith("~") and not config.CACHE_DIR:
+                if not was_there:
+                    with suppress(OSError):
+                        os.removedirs(backend.cache_path)  # as far as they are empty
                 raise RuntimeError("there is no home folder")
             self._on_disk = backend
         return self._on_disk
@@ -206,15 +218,16 @@ class _ForgivingCache(DiskCache):
                 self._warn(f"could not be read ({error})" if self._enabled else f"has no folder ({error})")
         self._end_notice()  # of a compilation that failed
         if loaded is None:
-            self._notice = _CompilationNotice()
-            event.register("numba:compile", self._notice)
+            _ForgivingCache._notice = _CompilationNotice()
+            event.register("numba:compile", _ForgivingCache._notice)
         return loaded
 
-    def _end_notice(self):
-        if self._notice is not None:
-            event.unregister("numba:compile", self._notice)
-            self._notice.close()
-            self._notice = None
+    @staticmethod
+    def _end_notice():
+        notice, _ForgivingCache._notice = _ForgivingCache._notice, None
+        if notice is not None:
+            event.unregister("numba:compile", notice)
+            notice.close()
 
     def save_overload(self, sig, data):
         self._end_notice()

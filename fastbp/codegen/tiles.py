@@ -59,7 +59,7 @@ class _Prefetch(NamedTuple):
 def micro_kernel(typingctx, mr, nv, k, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
     """Compute one register tile, C = D + A B.
 
-    Each element of C is one chain of `k` fused multiply-adds in the order of the
+    Each element of C is one chain of `k` multiply-adds (fused where the target has FMA) in the order of the
     reduction index, started from D: the same bits for every tile height and width, and
     for a reduction that is cut in pieces and continued from C.
 
@@ -92,7 +92,8 @@ def micro_kernel(typingctx, mr, nv, k, a, a_row, a_col, b, b_row, d, d_row, c, c
 def micro_kernel_indexed(typingctx, mr, nv, k, indices, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
     """Compute what `micro_kernel` does, with a reduction over the `k` indices (int32) of a list only.
 
-    Indices for which A is zero in all rows can be left out: the results are the same, but for the sign of a zero.
+    Indices for which A is zero in all rows can be left out: if B is finite, the results are the same, but for the sign
+    of a zero.
     """
 
     def codegen(context, builder, signature, args):
@@ -115,8 +116,8 @@ def _prefetching_micro_kernel(*, for_write):
     kernel.__doc__ = f"""Compute what `micro_kernel` does, and prefetch memory to {"write to" if for_write else "read"}.
 
     The pointer `lines` points at `n_lines` addresses (int64), at least one, of as many cache lines. The prefetches are
-    spread evenly over the `k` steps, so that they do not hold up the product; only the first `k` of a longer list are
-    made.
+    spread evenly over the `k` steps, so that they do not hold up the product: step p prefetches the line
+    p * n_lines // k. Lines repeat where n_lines < k, and some are left out where n_lines > k.
     """
     return kernel
 

@@ -10,7 +10,7 @@ from fastbp.codegen.vectors import load_converted, progression, store
 from fastbp.kernels.matmul import MULTIPLY_PREFETCH, NONE, ONE, cut_into_tiles, matmul, tile_height
 from fastbp.kernels.records import get_layer
 
-# The first cache lines of a sample's inputs are prefetched where there is no product to spread all of them over.
+# The first cache lines of a sample's inputs are prefetched where the product is not fused with the gathering.
 FEW_LINES = 4
 # Rows between the sample that is gathered and the one that is prefetched: time enough for it to arrive, and not so much
 # that the cache evicts it again.
@@ -42,7 +42,7 @@ def _prefetch_targets(samples, sample):
 
 @typed_inlined
 def prefetch_samples(samples, begin, end):
-    """Prefetch the targets, and the first and last lines of the inputs, of samples [begin, end) of the order."""
+    """Prefetch samples [begin, end) of the order: targets, the first FEW_LINES lines of the inputs and the last."""
     line = CACHE_LINE // itemsize(samples.x)
     for i in range(begin, end):
         sample = load_scalar(samples.order, min(i, samples.n_seen - 1))
@@ -92,7 +92,7 @@ def gather_and_multiply(net, samples, position, first, last, stride):
     first, last : int64
         Rows of this thread.
     stride : int64
-        Distance in the order to the same rows of the next batch.
+        Distance in the order to the same rows of the next chunk.
     """
     layer = get_layer(net, 0)
     width = lane_count(net.space)
@@ -106,7 +106,8 @@ def gather_and_multiply(net, samples, position, first, last, stride):
     for tile in range(tiling.n_tiles):
         rows = tile_height(tiling, tile)
         gather(net, layer, samples, position, i, i + rows)
-        # After the last row come, but for some at the border, the rows of this thread in the next batches.
+        # Past the last row of this thread, its rows of the next chunks follow; a tile across the border may prefetch a
+        # few rows of another thread.
         batches, upcoming_row = divmod(i - first + PREFETCH_ROWS, last - first)
         upcoming = position + first + batches * stride + upcoming_row
         n_lines = _list_samples(samples, upcoming, upcoming + rows, k)

@@ -37,7 +37,7 @@ from fastbp.optimizers import NO_UPDATE, update
 
 
 class Step(NamedTuple):
-    """One step of the optimizer, over a chunk of a batch.
+    """The share of one chunk of a batch in a step of the optimizer.
 
     A batch of more rows than the workspace holds comes in chunks: each continues the sums of the one before, and the
     last one updates.
@@ -48,7 +48,7 @@ class Step(NamedTuple):
     divisor: float  # samples of the batch, or the sum of their weights
     begins: bool  # whether this is the first chunk of its batch
     ends: bool  # whether this is the last one
-    in_place: bool  # whether the gradient is needed here and now only, so that the scratch holds it
+    in_place: bool  # whether the gradient of a block is used at once: it lives in `scratch`, not in `grads`
 
 
 class Part(NamedTuple):
@@ -167,6 +167,7 @@ def compute_gradients_and_update(net, training, samples, step, team):
 
     Equations (Lopez Davila, sec. 5): dC/dW^l = (a^(l-1))^T delta^l / n, dC/db^l = sum of delta^l / n.
     """
+    # The input of the biases; the gradient of a block begins one vector later.
     store_scalar(training.scratch, 0, 1)
     done = 0
     for l in range(net.n_layers):
@@ -188,7 +189,7 @@ def _grads_of(training, step, begin, width):
 def _update_weights(net, training, lines, step, layer, part, squares, is_sparse, n_threads):
     """Compute the gradient of this thread's blocks of a layer, and update them."""
     width = lane_count(net.params)
-    # Whether the product for a block prefetches the next one: it must have steps enough.
+    # Whether the product for a block prefetches the next one: its reduction must have steps enough.
     fetches_next = training.n_prefetched > 0 and step.in_place and not is_sparse
     fetches_next = fetches_next and step.m * BLOCK_TILES >= training.n_prefetched * BLOCK_LINES
     for number in range(part.first, part.last):
@@ -240,7 +241,7 @@ def _multiply(net, step, layer, block, grads, lines, n_lines):
 def _multiply_indexed(net, step, layer, block, grads, is_new_row):
     """Do as `_multiply` for the first layer, over the samples only whose inputs are not zero.
 
-    The index lists are those of the block before, but for the first block of a row of blocks.
+    The index lists are those of the block before, but for the first block of a row of blocks, and of a thread.
     """
     capacity = net.mask_rows + MASK_BITS
     if is_new_row:

@@ -77,7 +77,7 @@ def multiply_tile_prefetch(rows, nv, k, lines, n_lines, a, a_row, a_col, b, b_ro
 
 @called_by_address
 def multiply_panel_prefetch_write(m, nv, k, lines, n_lines, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
-    """Compute one panel as `multiply_panel`, and prefetch memory to write to: at least one line for each tile."""
+    """Compute one panel as `multiply_panel`, and prefetch memory to write to: `lines` holds at least one address."""
     tiling = cut_into_tiles(m)
     i = 0
     for tile in range(tiling.n_tiles):

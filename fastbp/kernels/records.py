@@ -95,7 +95,7 @@ class Samples(NamedTuple):
     is_weighted: bool
     order: Any
     n_seen: int
-    lines: Any  # this thread's part of `State.lines`
+    lines: Any  # this thread's part of `NetArrays.lines`
 
 
 class Training(NamedTuple):

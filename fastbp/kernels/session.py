@@ -116,9 +116,9 @@ class Session:
         self.params = params
         batch_size = settings.batch_size
         work = training_work(network.units) * min(batch_size, n_samples)
-        self.n_threads = n_threads = threads.thread_count(settings.n_jobs, work)
-        self._chunk = batch_size if keep else min(batch_size, workspace_rows(network))
         one_by_one = batch_size == 1 < n_samples and not sparse and not keep and online.is_small(network)
+        self.n_threads = n_threads = 1 if one_by_one else threads.thread_count(settings.n_jobs, work)
+        self._chunk = batch_size if keep else min(batch_size, workspace_rows(network))
         self._train = online.train_online if one_by_one else backprop.train
         prefetch = count_prefetched_arrays(params, optimizer.first, optimizer.second, n_threads) > 0
         kernels = kernel_addresses(

@@ -2,8 +2,8 @@
 
 A parallel call is run by a team: each thread runs the same function from end to end, computes its share of the rows,
 and waits at barriers where it needs the results of the others. The results do not depend on the number of threads, so
-the team does not wait for a thread that starts late: it leaves it out. A barrier costs a fraction of a microsecond, a
-parallel region of OpenMP more than one.
+the team waits some milliseconds for a thread that starts late, then begins without it. A barrier costs a fraction of a
+microsecond, a parallel region of OpenMP more than one.
 """
 
 import multiprocessing
@@ -188,7 +188,7 @@ def thread_count(n_jobs, work):
         None for all cores that this process may use; negative as in joblib, -1 for all, -2 for
         all but one.
     work : float
-        Floating point operations between two barriers.
+        Floating point operations of a batch in training, of all samples in prediction.
 
     Returns
     -------
