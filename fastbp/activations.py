@@ -37,8 +37,8 @@ from fastbp.codegen.transpose import to_columns, to_rows
 from fastbp.codegen.vectors import first_lanes, fma, largest, load, select, splat, store, total
 
 __all__ = [
-    "ACTIVATIONS", "Activation", "Elu", "Gaussian", "Gelu", "Identity", "LeakyRelu", "Logistic", "PiecewiseLinear",
-    "Relu", "Selu", "Silu", "Softmax", "Tanh", "Threshold", "get_activation",
+    "ACTIVATIONS", "Activation", "Elu", "Exp", "Gaussian", "Gelu", "Identity", "LeakyRelu", "Logistic",
+    "PiecewiseLinear", "Relu", "Selu", "Silu", "Softmax", "Tanh", "Threshold", "get_activation",
 ]  # fmt: skip
 
 
@@ -275,6 +275,31 @@ def _tanh_backward(c0, c1, z, a, delta, n):
     for i in range(0, n, lane_count(z)):
         y = load(a, i)
         store(delta, i, load(delta, i) * (1.0 - y * y))
+
+
+@called_by_address
+def _exp_forward(c0, c1, z, a, n):
+    for i in range(0, n, lane_count(z)):
+        store(a, i, exp(load(z, i)))
+
+
+@called_by_address
+def _exp_backward(c0, c1, z, a, delta, n):
+    for i in range(0, n, lane_count(z)):
+        store(delta, i, load(delta, i) * load(a, i))
+
+
+@dataclass(frozen=True)
+class Exp(Activation):
+    """f(z) = exp(z), with f' = a: the outputs of the loss "poisson", which are means of counts."""
+
+    name = "exp"
+    _forward, _backward = _exp_forward, _exp_backward
+
+    @property
+    def max_derivative(self):
+        """Infinity: there is no largest one."""
+        return math.inf
 
 
 @dataclass(frozen=True)

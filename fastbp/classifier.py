@@ -9,12 +9,14 @@ from numpy.typing import ArrayLike
 from sklearn.base import ClassifierMixin
 from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import check_scalar
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import type_of_target, unique_labels
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
-from fastbp.activations import Activation, Logistic, Softmax, get_activation
-from fastbp.compat import check_feature_names, check_partial_fit_first_call, fit_context
+from fastbp.activations import Activation, Logistic, Softmax
+from fastbp.compat import StrOptions, check_feature_names, check_partial_fit_first_call, fit_context
 from fastbp.estimator import BaseBackprop, targets_and_weights
+from fastbp.losses import Loss
 
 
 class BackpropClassifier(ClassifierMixin, BaseBackprop):
@@ -33,9 +35,10 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         "relu", "piecewise_linear", "gaussian", "threshold", "leaky_relu", "elu", "selu", "gelu", "silu",
         or an object such as `fastbp.activations.Logistic(slope=2.0)`.
 
-    solver : {"adam", "sgd"}, default="adam"
+    solver : {"adam", "sgd", "lbfgs"}, default="adam"
         The solver for weight optimization: "sgd" is stochastic gradient descent, "adam" the optimizer of Kingma and
-        Ba (2015).
+        Ba (2015), "lbfgs" a quasi-Newton method that uses all samples in each iteration. "lbfgs" computes in float64
+        also where the weights are float32, and has no `partial_fit`.
 
     alpha : float, default=1e-4
         Strength of the L2 regularization term: alpha / 2 times the sum of squared weights, divided by the number of
@@ -51,7 +54,8 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         - "constant" is `learning_rate_init`.
         - "invscaling" is `learning_rate_init / (t + 1) ** power_t`, t being the samples seen. Only for "sgd".
         - "adaptive" is `learning_rate_init` as long as the training loss decreases. It is divided by 5 each time the
-          loss does not decrease by at least `tol` for `n_iter_no_change` epochs. Only for "sgd".
+          loss does not decrease by at least `tol` for `n_iter_no_change` epochs, or with `early_stopping` the score
+          does not increase. Only for "sgd".
         - "cosine" decreases from `learning_rate_init` to 0 over `max_iter` epochs.
         - "one_cycle" increases to `learning_rate_init` over the first 30 percent of `max_iter` epochs and decreases to
           almost 0 over the others (Smith 2018).
@@ -63,18 +67,20 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         The exponent for the inverse scaling learning rate. Only for `learning_rate="invscaling"`.
 
     max_iter : int, default=200
-        Maximum number of epochs: how many times each sample is used.
+        Maximum number of epochs: how many times each sample is used. For "lbfgs", of iterations.
 
     shuffle : bool, default=True
-        Whether to shuffle the samples in each epoch.
+        Whether to shuffle the samples in each epoch. Only for "sgd" and "adam".
 
     random_state : int, RandomState instance or None, default=None
-        Determines random number generation for the initial weights and biases, and for shuffling. Pass an int for
-        reproducible results across calls.
+        Determines random number generation for the initial weights and biases, for the samples that
+        `early_stopping` holds out, and for shuffling. Pass an int for reproducible results across calls.
 
     tol : float, default=1e-4
-        Tolerance for the optimization: training stops when the loss does not improve by at least `tol` for
-        `n_iter_no_change` consecutive epochs, unless `learning_rate` is "adaptive".
+        Tolerance for the optimization: training stops when the loss, or with `early_stopping` the score, does not
+        improve by at least `tol` for `n_iter_no_change` consecutive epochs, unless `learning_rate` is "adaptive".
+        With "cosine" and "one_cycle" all `max_iter` epochs are trained, unless `early_stopping` ends them. For
+        "lbfgs", the tolerance of the gradient.
 
     verbose : bool or int, default=False
         Whether to print progress messages to stdout.
@@ -88,6 +94,14 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
     nesterovs_momentum : bool, default=True
         Whether to use Nesterov's momentum. Only for "sgd" with momentum above 0.
 
+    early_stopping : bool, default=False
+        Whether to stop when the accuracy on held-out samples does not improve, instead of the training loss. `fit`
+        sets aside `validation_fraction` of the training data, in the proportions of the classes in binary
+        classification, and at the end restores the weights of the best score. Only for "sgd" and "adam".
+
+    validation_fraction : float, default=0.1
+        The proportion of the training data that `early_stopping` holds out, in [0, 1).
+
     beta_1, beta_2 : float, default=0.9, 0.999
         Exponential decay rates of Adam's estimates of the first and second moment, in [0, 1).
 
@@ -96,7 +110,11 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
 
     n_iter_no_change : int, default=10
         Maximum number of consecutive epochs without an improvement of at least `tol`; `numpy.inf` to run all
-        `max_iter` epochs.
+        `max_iter` epochs. Only for "sgd" and "adam".
+
+    max_fun : int, default=15000
+        Maximum number of evaluations of the loss. Only for "lbfgs", which evaluates it at least once in each
+        iteration.
 
     loss : {"log_loss", "squared_error"}, default="log_loss"
         The loss function. "squared_error" is half the sum over the outputs of (target - output)^2, with targets 0
@@ -124,15 +142,21 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         The ith element is the bias vector of layer i + 1.
     loss_ : float
         The loss of the last epoch.
-    best_loss_ : float
-        The minimum loss of an epoch.
+    best_loss_ : float or None
+        The minimum loss of an epoch. None with `early_stopping`.
     loss_curve_ : list of float
         The ith element is the loss of the ith epoch: the mean over its samples, each with the weights before its
-        update.
+        update. For "lbfgs", the loss after the ith iteration.
+    lr_curve_ : list of float or None
+        The ith element is the learning rate with which the ith epoch began. None for "lbfgs".
+    validation_scores_ : list of float or None
+        The ith element is the accuracy on the held-out samples after the ith epoch. None without `early_stopping`.
+    best_validation_score_ : float or None
+        The best of them. None without `early_stopping`.
     n_iter_ : int
-        The number of epochs of the last call.
+        The number of epochs, or of iterations, of the last call.
     t_ : int
-        The number of training samples seen by the solver during fitting.
+        The number of training samples seen by the solver during fitting; 0 for "lbfgs".
     n_features_in_ : int
         Number of features seen during fit.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -163,6 +187,11 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
     array([0, 0])
     """
 
+    _parameter_constraints: dict = {
+        **BaseBackprop._parameter_constraints,
+        "loss": [StrOptions({"log_loss", "squared_error"})],
+    }
+
     def __init__(
         self,
         hidden_layer_sizes: int | Sequence[int] | np.ndarray = (100,),
@@ -182,10 +211,13 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         warm_start: bool = False,
         momentum: float = 0.9,
         nesterovs_momentum: bool = True,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
         beta_1: float = 0.9,
         beta_2: float = 0.999,
         epsilon: float = 1e-8,
         n_iter_no_change: float = 10,
+        max_fun: int = 15000,
         loss: str = "log_loss",
         output_activation: str | Activation = "auto",
         dtype: str = "auto",
@@ -207,10 +239,13 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         self.warm_start = warm_start
         self.momentum = momentum
         self.nesterovs_momentum = nesterovs_momentum
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
         self.beta_1 = beta_1
         self.beta_2 = beta_2
         self.epsilon = epsilon
         self.n_iter_no_change = n_iter_no_change
+        self.max_fun = max_fun
         self.loss = loss
         self.output_activation = output_activation
         self.dtype = dtype
@@ -239,25 +274,9 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         ValueError
             If the input is invalid, or the weights became infinite.
         """
-        with self._all_or_nothing():
-            first = not (self.warm_start and hasattr(self, "coefs_"))
-            X, y, dtype = self._check_X(X, y, reset=first)
-            y = _check_labels(y)
-            if first:
-                self._binarizer = LabelBinarizer().fit(y)
-                self.classes_ = self._binarizer.classes_
-                if self._binarizer.y_type_ != "multilabel-indicator" and len(self.classes_) < 2:
-                    raise ValueError(
-                        f"The number of classes has to be greater than one; got {len(self.classes_)} class."
-                    )
-            elif set(unique_labels(y)) != set(self.classes_):
-                raise ValueError(
-                    "warm_start can only be used where `y` has the same classes as in the previous call to fit. "
-                    f"Previously got {self.classes_}, `y` has {unique_labels(y)}"
-                )
-            self._fit_network(X, self._binarizer.transform(y), sample_weight, dtype, first=first, one_epoch=False)
-        return self
+        return self._fit(X, y, sample_weight, incremental=False)
 
+    @available_if(lambda self: self._check_solver())
     @fit_context(prefer_skip_nested_validation=True)
     def partial_fit(
         self,
@@ -292,17 +311,12 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
             If the input is invalid, or y has labels that are not in `classes`.
         """
         with self._all_or_nothing():
-            first = not hasattr(self, "coefs_")
-            if not first and self.t_ == 0:
+            if getattr(self, "t_", None) == 0:
                 check_feature_names(self, X, reset=True)  # `initialize` does not know them
             if check_partial_fit_first_call(self, classes):
                 multilabel = type_of_target(y).startswith("multilabel")
                 self._binarizer = LabelBinarizer().fit(y if multilabel else classes)
-            X, y, dtype = self._check_X(X, y, reset=first)
-            y = _check_labels(y)
-            self._check_known(y)
-            self._fit_network(X, self._binarizer.transform(y), sample_weight, dtype, first=first, one_epoch=True)
-        return self
+            return self._fit(X, y, sample_weight, incremental=True)
 
     @fit_context(prefer_skip_nested_validation=True)
     def initialize(self, n_features: int, classes: ArrayLike) -> Self:
@@ -326,15 +340,27 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         """
         n_features = check_scalar(n_features, "n_features", Integral, min_val=1)
         with self._all_or_nothing():
-            for name in ("coefs_", "classes_", "feature_names_in_", "loss_"):
+            for name in ("coefs_", "classes_", "feature_names_in_"):
                 self.__dict__.pop(name, None)
             self._binarizer = LabelBinarizer().fit(column_or_1d(classes))
             self.classes_ = self._binarizer.classes_
-            if len(self.classes_) < 2:
-                raise ValueError(f"The number of classes has to be greater than one; got {len(self.classes_)} class.")
             n_outputs = self._binarizer.transform(self.classes_).shape[1]
             self._initialize_network(int(n_features), n_outputs)
         return self
+
+    def _check_targets(self, y, *, reset, incremental):
+        """Check the labels and learn the classes, or compare with those known; return the labels as 0 and 1."""
+        if not hasattr(self, "classes_") or not (self.warm_start or incremental):
+            self._binarizer = LabelBinarizer().fit(y)
+            self.classes_ = self._binarizer.classes_
+        elif self.warm_start and set(unique_labels(y)) != set(self.classes_):
+            raise ValueError(
+                "warm_start can only be used where `y` has the same classes as in the previous call to fit. "
+                f"Previously got {self.classes_}, `y` has {unique_labels(y)}"
+            )
+        else:
+            self._check_known(y)
+        return self._binarizer.transform(y)
 
     def _check_known(self, y):
         """Check that y has no other classes than those of the first training."""
@@ -349,9 +375,25 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         """Check data of a fitted estimator; return inputs, targets and weights as the kernels take them."""
         check_is_fitted(self)
         X, y, dtype = self._check_X(X, y, reset=False)
-        y = _check_labels(y)
         self._check_known(y)
         return X, *targets_and_weights(X, self._binarizer.transform(y), sample_weight, dtype)
+
+    def _loss_of(self, n_outputs):
+        return Loss(self.loss, (0.0,) * n_outputs)
+
+    def _strata(self, Y):
+        # As in scikit-learn: by class where there is one output, and not where there are several.
+        return Y.astype(bool) if Y.shape[1] == 1 else None
+
+    def _score_outputs(self, outputs, Y, weight):
+        """Return the accuracy; in multilabel classification a sample counts if all its labels are right."""
+        if self._binarizer.y_type_ == "multiclass" and Y.shape[1] > 1:
+            correct = outputs.argmax(axis=1) == Y.argmax(axis=1)
+        elif len(self.classes_) == 1:
+            correct = np.ones(len(Y))
+        else:
+            correct = ((outputs > 0.5) == (Y > 0.5)).all(axis=1)
+        return float(np.average(correct, weights=weight))
 
     def predict(self, X: ArrayLike) -> np.ndarray:
         """Predict using the multilayer perceptron classifier.
@@ -394,7 +436,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         """
         outputs = self._outputs(X)
         exclusive = self._binarizer.y_type_ != "multilabel-indicator"
-        if self._loss == "squared_error":
+        if self._loss.name == "squared_error":
             np.clip(outputs, 0, 1, out=outputs)
             if exclusive and self.n_outputs_ > 1:
                 total = outputs.sum(axis=1, keepdims=True)
@@ -422,22 +464,11 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         with np.errstate(divide="ignore"):
             return np.log(self.predict_proba(X))
 
-    def _output_activation(self, n_outputs):
-        several = n_outputs > 1 and self._binarizer.y_type_ == "multiclass"
-        if self.loss == "squared_error":
-            return Logistic() if self.output_activation == "auto" else get_activation(self.output_activation)
-        if self.output_activation != "auto":
-            raise ValueError(
-                f"output_activation={self.output_activation!r} goes with loss='squared_error' only; with "
-                "loss='log_loss' it must be 'auto'."
-            )
-        return Softmax() if several else Logistic()
+    def _default_output_activation(self, n_outputs):
+        is_softmax = self.loss == "log_loss" and n_outputs > 1 and self._binarizer.y_type_ == "multiclass"
+        return Softmax() if is_softmax else Logistic()
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = True
         return tags
-
-
-def _check_labels(y):
-    return column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y

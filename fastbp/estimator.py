@@ -7,9 +7,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
-from fastbp import training
+from fastbp import lbfgs, training
 from fastbp.activations import ACTIVATIONS, Activation, check_can_learn, get_activation
 from fastbp.compat import Interval, Options, StrOptions, check_sample_weight
 from fastbp.initializers import initial_parameters
@@ -17,7 +17,7 @@ from fastbp.kernels.network import make_network
 from fastbp.kernels.plan import is_mostly_zero
 from fastbp.kernels.records import Data
 from fastbp.kernels.session import OptimizerState, Session, StepSettings
-from fastbp.losses import LOSSES
+from fastbp.losses import CANONICAL_ACTIVATIONS
 from fastbp.optimizers import SOLVERS
 from fastbp.prediction import Predictor, check_shapes
 from fastbp.schedules import SCHEDULES, SGD_SCHEDULES
@@ -40,7 +40,6 @@ class BaseBackprop(BaseEstimator):
     _parameter_constraints: dict = {
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
         "activation": [StrOptions(set(ACTIVATIONS)), Activation, list, tuple],
-        "loss": [StrOptions(set(LOSSES))],
         "output_activation": [StrOptions({"auto", *ACTIVATIONS}), Activation],
         "solver": [StrOptions(set(SOLVERS))],
         "alpha": [Interval(Real, 0, None, closed="left")],
@@ -56,10 +55,13 @@ class BaseBackprop(BaseEstimator):
         "warm_start": ["boolean"],
         "momentum": [Interval(Real, 0, 1, closed="both")],
         "nesterovs_momentum": ["boolean"],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="left")],
         "beta_1": [Interval(Real, 0, 1, closed="left")],
         "beta_2": [Interval(Real, 0, 1, closed="left")],
         "epsilon": [Interval(Real, 0, None, closed="neither")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left"), Options(Real, {np.inf})],
+        "max_fun": [Interval(Integral, 1, None, closed="left")],
         "dtype": [StrOptions({"auto", "float32", "float64"})],
         "n_jobs": [Interval(Integral, 1, None, closed="left"), Interval(Integral, None, -1, closed="right"), None],
     }
@@ -69,6 +71,8 @@ class BaseBackprop(BaseEstimator):
     _progress: training.Progress
     _optimizer: dict
     _activations: list[Activation]
+    # Whether targets must be numbers.
+    _numeric_targets = False
 
     def _check_X(self, X, y="no_validation", *, reset):
         """Check the input.
@@ -93,16 +97,36 @@ class BaseBackprop(BaseEstimator):
         if isinstance(X, np.ndarray) and X.dtype.kind == "f" and X.dtype.itemsize >= 8 and X.dtype != np.float64:
             X = X.astype(np.float64)  # of another byte order, or longer
         dtype = np.dtype(np.float32 if self.dtype == "auto" else self.dtype) if reset else self.coefs_[0].dtype
-        targets = {} if isinstance(y, str) else {"multi_output": True}
-        checked = validate_data(self, X, y, reset=reset, dtype=_SOURCES[dtype], order="C", **targets)
-        X, *y = checked if targets else (checked,)
+        has_targets = not isinstance(y, str)
+        options = {"multi_output": True, "y_numeric": self._numeric_targets} if has_targets else {}
+        checked = validate_data(self, X, y, reset=reset, dtype=_SOURCES[dtype], order="C", **options)
+        X, *y = checked if has_targets else (checked,)
         if reset and self.dtype == "auto" and X.dtype == np.float64:
             dtype = X.dtype
         if X.dtype.itemsize > dtype.itemsize and max(X.max(), -X.min()) > np.finfo(dtype).max:
             raise ValueError(f"Input X contains infinity or a value too large for {dtype!r}.")
-        return _writeable(X), *y, dtype
+        return _writeable(X), *map(_ravel_column, y), dtype
 
-    def _fit_network(self, X, Y, sample_weight, dtype, *, first, one_epoch):
+    def _check_solver(self):
+        if self.solver == "lbfgs":
+            raise AttributeError(
+                f"partial_fit is only available for stochastic optimizers. {self.solver} is not stochastic."
+            )
+        return True
+
+    def _fit(self, X, y, sample_weight, *, incremental):
+        """Check the input and train; `incremental` for one epoch as `partial_fit`. A failure changes nothing."""
+        with self._all_or_nothing():
+            first = not (hasattr(self, "coefs_") and (incremental or self.warm_start))
+            X, y, dtype = self._check_X(X, y, reset=first)
+            Y = self._check_targets(y, reset=first, incremental=incremental)
+            if self.early_stopping and incremental:
+                raise ValueError("partial_fit does not support early_stopping=True")
+            Y, weight = targets_and_weights(X, Y, sample_weight, dtype)
+            self._fit_network(X, Y, weight, dtype, first=first, one_epoch=incremental)
+        return self
+
+    def _fit_network(self, X, Y, weight, dtype, *, first, one_epoch):
         """Train, and set the fitted attributes.
 
         Parameters
@@ -110,9 +134,9 @@ class BaseBackprop(BaseEstimator):
         X : ndarray of shape (n_samples, n_features)
             Checked inputs.
         Y : ndarray of shape (n_samples, n_outputs)
-            Targets.
-        sample_weight : array-like of shape (n_samples,) or None
-            Weights of the samples.
+            Targets, of type `dtype`.
+        weight : ndarray of shape (n_samples,) or (0,)
+            Weights of the samples, or nothing.
         dtype : dtype
             Type of the network's numbers.
         first : bool
@@ -120,8 +144,6 @@ class BaseBackprop(BaseEstimator):
         one_epoch : bool
             Whether this is `partial_fit`: one epoch, with the optimizer's state of the last call.
         """
-        Y, weight = targets_and_weights(X, Y, sample_weight, dtype)
-        n_samples = X.shape[0]
         units, activations = self._layout(X.shape[1], Y.shape[1])
         check_can_learn(activations)
         random_state = check_random_state(self.random_state)
@@ -132,28 +154,81 @@ class BaseBackprop(BaseEstimator):
             coefs, intercepts = self.coefs_, self.intercepts_
             self._check_shapes(units)
             progress = self._progress.copy()
-        step_settings = self._step_settings(n_samples)
-        network = make_network(units, activations, dtype, step_settings.batch_size)
+        order, score = np.arange(X.shape[0]), None
+        if self.early_stopping and self.solver != "lbfgs":
+            order, score = self._hold_out(X, Y, weight, activations, random_state)
+        else:
+            progress.validation_scores = None
+        # The line search of lbfgs compares losses that differ by less than the precision of float32.
+        work_dtype = np.dtype(np.float64) if self.solver == "lbfgs" else dtype
+        data = Data(X, Y.astype(work_dtype, copy=False), weight.astype(work_dtype, copy=False), order)
+        step_settings = self._step_settings(order.size, Y.shape[1])
+        network = make_network(units, activations, work_dtype, step_settings.batch_size)
         optimizer = OptimizerState.empty(network, self.solver, self.learning_rate_init)
         if one_epoch and not first:
             optimizer = OptimizerState.restore(self._optimizer, network, self.solver) or optimizer
         params = network.pack(coefs, intercepts)
-        session = Session(network, params, optimizer, step_settings, n_samples, sparse=is_mostly_zero(X))
-        data = Data(X, Y, weight, np.arange(n_samples))
-        training.fit(session, data, self._loop_settings(), progress, random_state, one_epoch=one_epoch)
-        coefs, intercepts = network.unpack(params)
+        session = Session(network, params, optimizer, step_settings, order.size, sparse=is_mostly_zero(X))
+        settings = self._loop_settings()
+        if self.solver == "lbfgs":
+            coefs, intercepts = lbfgs.fit(session, data, settings, progress, self.max_fun)
+        else:
+            coefs, intercepts = training.fit(
+                session, data, settings, progress, random_state, one_epoch=one_epoch, score=score
+            )  # fmt: skip
         if not all(np.isfinite(values).all() for values in [*coefs, *intercepts]):
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may contain large values and need "
                 "to be preprocessed."
             )
+        coefs, intercepts = ([part.astype(dtype, copy=False) for part in parts] for parts in (coefs, intercepts))
         self._set_fitted(network, coefs, intercepts, optimizer, progress)
+
+    def _hold_out(self, X, Y, weight, activations, random_state):
+        """Split off the samples of early stopping, with scikit-learn's draws.
+
+        Returns
+        -------
+        order : ndarray of int64
+            The samples to train on.
+        score : callable
+            Returns the score of the others from `coefs` and `intercepts`.
+        """
+        from sklearn.model_selection import train_test_split  # which takes long to import
+
+        train, held_out = train_test_split(
+            np.arange(X.shape[0]), random_state=random_state, test_size=self.validation_fraction,
+            stratify=self._strata(Y),
+        )  # fmt: skip
+        if len(held_out) < 2:
+            raise ValueError(
+                "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
+            )
+        X, Y, weight = X[held_out], Y[held_out], weight[held_out] if weight.size else None
+
+        def score(coefs, intercepts):
+            outputs, _ = Predictor(coefs, intercepts, activations, X.shape[1]).outputs(X, self.n_jobs)
+            return self._score_outputs(outputs, Y, weight)
+
+        return train, score
 
     def _layout(self, n_features, n_outputs):
         """Return the units of all layers, and the activations of those after the inputs."""
         hidden = _hidden_units(self.hidden_layer_sizes)
         activations = [*self._hidden_activations(len(hidden)), self._output_activation(n_outputs)]
         return [n_features, *hidden, n_outputs], activations
+
+    def _output_activation(self, n_outputs):
+        """Return the activation of the output layer."""
+        name = self.loss
+        if self.output_activation == "auto":
+            return self._default_output_activation(n_outputs)
+        if name in CANONICAL_ACTIVATIONS:
+            raise ValueError(
+                f"output_activation={self.output_activation!r} is not supported with loss={name!r}, whose outputs are "
+                f"{' or '.join(CANONICAL_ACTIVATIONS[name])}. Use output_activation='auto'."
+            )
+        return get_activation(self.output_activation)
 
     def _draw_parameters(self, units, activations, random_state, dtype):
         # As in scikit-learn the output layer takes the factor of the last hidden one, or of the parameter `activation`
@@ -173,26 +248,32 @@ class BaseBackprop(BaseEstimator):
         self._set_fitted(network, coefs, intercepts, optimizer, training.Progress())
 
     def _set_fitted(self, network, coefs, intercepts, optimizer, progress):
+        stops_early = progress.validation_scores is not None
         self.coefs_, self.intercepts_ = coefs, intercepts
         self._optimizer = optimizer.store(network, self.solver)
         self._progress = progress
         self._activations = network.activations
-        self._loss = self.loss
+        self._loss = self._loss_of(network.units[-1])
         self.n_iter_ = progress.epochs
         self.t_ = progress.samples_seen
         self.n_layers_ = len(network.units)
         self.n_outputs_ = network.units[-1]
         self.out_activation_ = network.activations[-1].name
         self.loss_curve_ = list(progress.loss_curve)
-        self.best_loss_ = progress.best_loss
+        self.lr_curve_ = None if self.solver == "lbfgs" else list(progress.lr_curve)
+        self.best_loss_ = None if stops_early else progress.best_loss
+        self.validation_scores_ = list(progress.validation_scores) if stops_early else None
+        self.best_validation_score_ = progress.best_score if stops_early else None
+        self.__dict__.pop("loss_", None)
         if self.loss_curve_:
             self.loss_ = self.loss_curve_[-1]
 
-    def _step_settings(self, n_samples):
+    def _step_settings(self, n_samples, n_outputs):
         return StepSettings(
-            loss=self.loss, solver=self.solver, alpha=self.alpha, batch_size=self._clip_batch_size(n_samples),
-            momentum=self.momentum, nesterovs_momentum=self.nesterovs_momentum, beta_1=self.beta_1, beta_2=self.beta_2,
-            epsilon=self.epsilon, n_jobs=self.n_jobs,
+            loss=self._loss_of(n_outputs), solver=self.solver, alpha=self.alpha,
+            batch_size=self._clip_batch_size(n_samples), momentum=self.momentum,
+            nesterovs_momentum=self.nesterovs_momentum, beta_1=self.beta_1, beta_2=self.beta_2, epsilon=self.epsilon,
+            n_jobs=self.n_jobs,
         )  # fmt: skip
 
     def _loop_settings(self):
@@ -206,6 +287,8 @@ class BaseBackprop(BaseEstimator):
 
     def _clip_batch_size(self, n_samples):
         """Return the samples of a batch, at most those that there are; warn where the parameter is larger."""
+        if self.solver == "lbfgs":
+            return n_samples
         if self.batch_size == "auto":
             return min(200, n_samples)
         if self.batch_size > n_samples:
@@ -280,7 +363,7 @@ def targets_and_weights(X, Y, sample_weight, dtype):
     """Return targets and sample weights as the kernels take them; the weights are empty if there are none."""
     weight = np.empty(0, dtype)
     if sample_weight is not None:
-        weight = check_sample_weight(sample_weight, X, dtype=dtype, ensure_non_negative=True)
+        weight = check_sample_weight(sample_weight, X, dtype=dtype)
         if not weight.any():  # scikit-learn before 1.9 lets these pass
             raise ValueError("Sample weights must contain at least one non-zero number.")
     return np.ascontiguousarray(Y, dtype=dtype), weight
@@ -293,6 +376,10 @@ def _hidden_units(hidden_layer_sizes):
     if any(size <= 0 for size in sizes):
         raise ValueError(f"hidden_layer_sizes must be > 0, got {sizes}.")
     return [int(size) for size in sizes]
+
+
+def _ravel_column(y):
+    return column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
 
 
 class _WriteableMemory:

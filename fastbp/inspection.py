@@ -280,7 +280,7 @@ def gradient_terms(clf, X, y):
         is_output = k == n_layers - 1
         if not is_output:
             term.update(d_loss_d_activation=carried[k + 1].copy(), d_activation_d_node_input=activation.derivative(z))
-        elif clf._loss == "squared_error":
+        elif clf._loss.name == "squared_error":
             error = data.y - a
             ones = np.full_like(error, -1)
             term.update(
@@ -334,7 +334,7 @@ def gradient_flow(clf, X, y):
     for k, activation in enumerate(clf._activations):
         sizes.append(float(np.abs(step.values(k, "delta")).mean(dtype=np.float64)))
         norms.append(float(np.linalg.norm(step.coef_grads[k].astype(np.float64))))
-        if k == len(clf.coefs_) - 1 and clf._loss == "log_loss":
+        if k == len(clf.coefs_) - 1 and clf._loss.name == "log_loss":
             saturated.append(np.nan)
         else:
             slopes = np.abs(activation.derivative(step.values(k, "z")))

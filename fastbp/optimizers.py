@@ -10,9 +10,9 @@ from fastbp.codegen.jit import jit
 from fastbp.codegen.memory import lane_count, load_scalar
 from fastbp.codegen.vectors import fma, load, splat, sqrt, store, total
 
-SOLVERS = {"sgd": 0, "adam": 1}
-SGD, ADAM = range(2)
-NO_UPDATE = -1
+SGD, ADAM, NO_UPDATE = 0, 1, -1
+# The compiled code of "lbfgs" computes the gradient only: scipy has the update.
+SOLVERS = {"sgd": SGD, "adam": ADAM, "lbfgs": NO_UPDATE}
 
 
 def step_sizes(solver, rates, first_step, beta_1, beta_2):

@@ -30,12 +30,16 @@ class Progress:
 
     Attributes
     ----------
-    loss_curve : list of float
-        Mean loss of each epoch, over the batches as they were trained on.
+    loss_curve, lr_curve : list of float
+        Mean loss of each epoch, over the batches as they were trained on; the learning rate of its first batch.
     best_loss : float
-        Lowest of them.
+        Lowest of the losses.
+    validation_scores : list of float or None
+        Score of the held-out samples after each epoch; None without early stopping.
+    best_score : float
+        Highest of them.
     no_improvement : int
-        Epochs since the loss last fell by more than `tol`.
+        Epochs since the loss last fell, or the score last rose, by more than `tol`.
     samples_seen : int
         Samples in all calls.
     epochs : int
@@ -43,25 +47,45 @@ class Progress:
     """
 
     loss_curve: list = field(default_factory=list)
+    lr_curve: list = field(default_factory=list)
     best_loss: float = np.inf
+    validation_scores: list | None = None
+    best_score: float = -np.inf
     no_improvement: int = 0
     samples_seen: int = 0
     epochs: int = 0
 
     def copy(self):
         """Return an independent copy."""
-        return replace(self, loss_curve=list(self.loss_curve))
+        scores = None if self.validation_scores is None else list(self.validation_scores)
+        return replace(
+            self, loss_curve=list(self.loss_curve), lr_curve=list(self.lr_curve), validation_scores=scores
+        )  # fmt: skip
 
-    def add_epoch(self, loss, n_samples, tol):
+    def add_epoch(self, loss, rate, n_samples):
         """Take note of an epoch."""
         self.epochs += 1
         self.samples_seen += n_samples
         self.loss_curve.append(loss)
+        self.lr_curve.append(rate)
+
+    def watch_loss(self, tol):
+        """Compare the last loss with the best."""
+        loss = self.loss_curve[-1]
         self.no_improvement = self.no_improvement + 1 if loss > self.best_loss - tol else 0
         self.best_loss = min(self.best_loss, loss)
 
+    def watch_score(self, score, tol):
+        """Compare a score with the best; return whether it is a new best."""
+        self.validation_scores.append(score)
+        self.no_improvement = self.no_improvement + 1 if score < self.best_score + tol else 0
+        if not score > self.best_score:  # NaN is no improvement
+            return False
+        self.best_score = score
+        return True
 
-def fit(session, data, settings, progress, random_state, *, one_epoch=False):
+
+def fit(session, data, settings, progress, random_state, *, one_epoch=False, score=None):
     """Train until a stopping rule applies.
 
     Parameters
@@ -78,6 +102,13 @@ def fit(session, data, settings, progress, random_state, *, one_epoch=False):
         Shuffles as scikit-learn does.
     one_epoch : bool, default=False
         Whether to stop after one epoch without a warning, as `partial_fit` does.
+    score : callable, default=None
+        For early stopping: returns the score of held-out samples from `coefs` and `intercepts`.
+
+    Returns
+    -------
+    coefs, intercepts : list of ndarray
+        The parameters after the last epoch; with early stopping those of the best score.
 
     Warns
     -----
@@ -85,12 +116,27 @@ def fit(session, data, settings, progress, random_state, *, one_epoch=False):
         If `max_iter` epochs were not enough, for schedules that do not end by themselves.
     UserWarning
         On Ctrl-C, which keeps what the network has learned.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        On Ctrl-C before the first batch: there is nothing to keep.
     """
     progress.epochs = 0
+    best = None
+    if score is not None:
+        best = session.parameters()  # of a warm start, the best so far
+        if progress.validation_scores is None:
+            progress.validation_scores, progress.no_improvement = [], 0
+    steps_before = session.optimizer.steps
     try:
         for _ in range(1 if one_epoch else settings.max_iter):
             _run_epoch(session, data, settings, progress, random_state)
-            if _diverged(session, progress) or _stops(session.optimizer, settings, progress):
+            if score is None:
+                progress.watch_loss(settings.tol)
+            else:
+                best = _validate(session, settings, progress, score, best)
+            if _diverged(session, progress, score) or _stops(session.optimizer, settings, progress, score):
                 break
         else:
             if not one_epoch and settings.schedule not in FINITE_SCHEDULES:
@@ -100,7 +146,12 @@ def fit(session, data, settings, progress, random_state, *, one_epoch=False):
                     ConvergenceWarning,
                 )
     except KeyboardInterrupt:
+        if session.optimizer.steps == steps_before:
+            raise
         warn_user("Training interrupted by user.")
+        if not progress.validation_scores:
+            best = None
+    return session.parameters() if best is None else best
 
 
 def _run_epoch(session, data, settings, progress, random_state):
@@ -113,25 +164,39 @@ def _run_epoch(session, data, settings, progress, random_state):
         settings.schedule, optimizer.rate, optimizer.steps, n_batches, settings.max_iter * n_batches
     )  # fmt: skip
     loss = session.run(data, rates)
-    progress.add_epoch(loss, n_samples, settings.tol)
+    progress.add_epoch(loss, float(rates[0]), n_samples)
     if settings.verbose:
         print(f"Iteration {progress.epochs}, loss = {loss:.8f}")
 
 
-def _diverged(session, progress):
-    """Whether the parameters have become infinite, so that training cannot continue; the estimator says so."""
-    return not np.isfinite(progress.loss_curve[-1]) and not np.isfinite(session.params).all()
+def _validate(session, settings, progress, score, best):
+    """Take the score of the parameters; return them if it is the highest, else the best before."""
+    parameters = session.parameters()
+    value = score(*parameters)
+    if settings.verbose:
+        print(f"Validation score: {value:f}")
+    return parameters if progress.watch_score(value, settings.tol) else best
 
 
-def _stops(optimizer, settings, progress):
+def _diverged(session, progress, score):
+    """Whether the parameters have become infinite, so that training cannot continue; the estimator says so.
+
+    With early stopping it goes on, as in scikit-learn, and the parameters of the best score are kept.
+    """
+    return score is None and not np.isfinite(progress.loss_curve[-1]) and not np.isfinite(session.params).all()
+
+
+def _stops(optimizer, settings, progress, score):
     """Set the learning rate of the next epoch; return whether training stops instead."""
     schedule, init = settings.schedule, settings.learning_rate_init
     optimizer.rate = after_epoch(schedule, optimizer.rate, init, progress.samples_seen, settings.power_t)
     if progress.no_improvement <= settings.n_iter_no_change:
         return False
+    if score is None and schedule in FINITE_SCHEDULES:
+        return False  # the loss falls most where the rate does, at the end
     rate = after_plateau(schedule, optimizer.rate)
     if settings.verbose:
-        print(_plateau_message(settings, rate))
+        print(_plateau_message(settings, rate, score))
     if rate is None:
         return True
     optimizer.rate = rate
@@ -139,10 +204,10 @@ def _stops(optimizer, settings, progress):
     return False
 
 
-def _plateau_message(settings, rate):
+def _plateau_message(settings, rate, score):
+    watched = "Training loss" if score is None else "Validation score"
     message = (
-        f"Training loss did not improve more than tol={settings.tol:f} for {settings.n_iter_no_change} consecutive "
-        "epochs."
+        f"{watched} did not improve more than tol={settings.tol:f} for {settings.n_iter_no_change} consecutive epochs."
     )
     if rate is not None:
         return f"{message} Setting learning rate to {rate:f}"

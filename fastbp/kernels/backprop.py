@@ -27,6 +27,7 @@ from fastbp.kernels.matmul import matmul
 from fastbp.kernels.records import (
     coefficients_of,
     get_layer,
+    point_at_loss,
     point_at_net,
     point_at_samples,
     point_at_training,
@@ -35,7 +36,7 @@ from fastbp.kernels.records import (
 )
 from fastbp.kernels.sparse import MATMUL_SPARSE
 from fastbp.kernels.threads import barrier, join_team, share
-from fastbp.losses import SQUARED_ERROR, loss_of_row, losses_of_columns, set_residual
+from fastbp.losses import is_canonical, loss_of_row, losses_of_columns, set_derivative
 
 # --- the passes, over rows [first, last) of the workspace; row 0 is the sample at `position` of the order ---
 
@@ -89,8 +90,9 @@ def set_output_delta(net, loss, samples, position, first, last):
     n = layer.fan_out
     for i in range(first, last):
         y = offset(samples.y, load_scalar(samples.order, position + i) * n)
-        set_residual(n, y, offset(net.space, layer.a + i * layer.row), offset(net.space, layer.delta + i * layer.row))
-    if loss == SQUARED_ERROR:
+        a, delta = offset(net.space, layer.a + i * layer.row), offset(net.space, layer.delta + i * layer.row)
+        set_derivative(loss, n, y, a, delta)
+    if not is_canonical(loss):
         multiply_by_derivative(net, l, layer, first, (last - first) * layer.row)
     if samples.is_weighted:
         for i in range(first, last):
@@ -101,7 +103,7 @@ def set_output_delta(net, loss, samples, position, first, last):
 
 
 @jit
-def set_losses(net, loss, samples, position, first, last, row_loss, eps):
+def set_losses(net, loss, samples, position, first, last, row_loss):
     """Set the loss of each row; sample weights multiply it."""
     layer = get_layer(net, net.n_layers - 1)
     n, width = layer.fan_out, lane_count(net.space)
@@ -114,14 +116,14 @@ def set_losses(net, loss, samples, position, first, last, row_loss, eps):
                 store(square, i * width, load_first(samples.y, sample * n, n))
             to_columns(square, width, m, n, y)
             to_columns(offset(net.space, layer.a + begin * layer.row), layer.row, m, n, a)
-            store(square, 0, losses_of_columns(loss, layer.by_rows, n, y, a, eps))
+            store(square, 0, losses_of_columns(loss, layer.by_rows, n, y, a))
             for i in range(m):
                 store_scalar(row_loss, begin + i, load_scalar(square, i))
     else:
         for i in range(first, last):
             y = offset(samples.y, load_scalar(samples.order, position + i) * n)
             a = offset(net.space, layer.a + i * layer.row)
-            store_scalar(row_loss, i, loss_of_row(loss, layer.by_rows, n, y, a, eps))
+            store_scalar(row_loss, i, loss_of_row(loss, layer.by_rows, n, y, a))
     if samples.is_weighted:
         for i in range(first, last):
             weight = load_scalar(samples.weight, load_scalar(samples.order, position + i))
@@ -156,7 +158,7 @@ def batch_weight(samples, start, stop):
 
 
 @inlined
-def _pass_rows(net, loss, samples, position, first, last, m, fused, row_loss, eps):
+def _pass_rows(net, loss, samples, position, first, last, m, fused, row_loss):
     """Take rows [first, last) of a chunk of m samples through both passes: the first phase of a batch."""
     if fused:
         gather_and_multiply(net, samples, position, first, last, m)
@@ -165,7 +167,7 @@ def _pass_rows(net, loss, samples, position, first, last, m, fused, row_loss, ep
         prefetch_samples(samples, position + m + first, position + m + last)
     forward(net, first, last, fused)
     set_output_delta(net, loss, samples, position, first, last)
-    set_losses(net, loss, samples, position, first, last, row_loss, eps)
+    set_losses(net, loss, samples, position, first, last, row_loss)
     backward(net, first, last)
 
 
@@ -208,7 +210,7 @@ def train(data, arrays, training_arrays, task, losses, team_cells, wanted):
     training = point_at_training(training_arrays, arrays, task, team.rank, wanted)
     sizes, results = pointer(task.sizes, 0), pointer(losses, 0)
     fused = is_fused(net, samples, task.batch_size)
-    eps = np.float64(np.finfo(arrays.space.dtype).eps)
+    loss = point_at_loss(task, arrays)
 
     transpose_all(net, team)
     barrier(cells, team)
@@ -224,7 +226,7 @@ def train(data, arrays, training_arrays, task, losses, team_cells, wanted):
             m = min(task.chunk, stop - position)
             first, last = share(m, 1, team.rank, team.size)
             if first < last:
-                _pass_rows(net, task.loss, samples, position, first, last, m, fused, training.row_loss, eps)
+                _pass_rows(net, loss, samples, position, first, last, m, fused, training.row_loss)
             barrier(cells, team)
             if team.rank == 0:
                 for i in range(m):
@@ -235,7 +237,7 @@ def train(data, arrays, training_arrays, task, losses, team_cells, wanted):
             barrier(cells, team)
         if team.rank == 0:
             squares = _sum(training.squares, training_arrays.squares.size) if task.alpha != 0 else 0.0
-            store_scalar(results, batch, (total + 0.5 * task.alpha * squares) / divisor)
+            store_scalar(results, batch, (total * task.loss_scale + 0.5 * task.alpha * squares) / divisor)
     if team.rank == 0:
         training_arrays.done[0] = task.last_batch - task.first_batch
     restore_subnormals(mode)

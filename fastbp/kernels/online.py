@@ -5,8 +5,6 @@ hundred instructions, fewer than the general kernel needs to find its way, and e
 Formulas and arrays are those of `backprop`; the sums over units are made in several parts, which are ready sooner.
 """
 
-import numpy as np
-
 from fastbp.activations import activate
 from fastbp.codegen.jit import cached_jit, inlined
 from fastbp.codegen.memory import lane_count, load_scalar, offset, pointer, store_scalar
@@ -20,6 +18,7 @@ from fastbp.kernels.matmul import ONE, pack_transpose
 from fastbp.kernels.records import (
     coefficients_of,
     get_layer,
+    point_at_loss,
     point_at_net,
     point_at_samples,
     point_at_training,
@@ -114,7 +113,7 @@ def train_online(data, arrays, training_arrays, task, losses, team_cells, wanted
     samples = point_at_samples(data, arrays, 0, 1)
     training = point_at_training(training_arrays, arrays, task, 0, 1)
     sizes, results = pointer(task.sizes, 0), pointer(losses, 0)
-    eps = np.float64(np.finfo(arrays.space.dtype).eps)
+    loss = point_at_loss(task, arrays)
     n_params = arrays.params.size
     inputs, outputs = get_layer(net, 0), get_layer(net, net.n_layers - 1)
 
@@ -127,14 +126,15 @@ def train_online(data, arrays, training_arrays, task, losses, team_cells, wanted
             continue
         gather(net, inputs, samples, batch, 0, 1)
         _forward(net)
-        set_output_delta(net, task.loss, samples, batch, 0, 1)
+        set_output_delta(net, loss, samples, batch, 0, 1)
         y = offset(samples.y, load_scalar(samples.order, batch) * outputs.fan_out)
-        loss = loss_of_row(task.loss, outputs.by_rows, outputs.fan_out, y, offset(net.space, outputs.a), eps) * weight
+        value = loss_of_row(loss, outputs.by_rows, outputs.fan_out, y, offset(net.space, outputs.a)) * weight
+        value *= task.loss_scale
         _backward(net)
         _compute_gradients(net, training.grads)
         step = make_step(training, 1, load_scalar(sizes, batch - task.first_batch), weight, True, True)
-        loss += 0.5 * task.alpha * _update(net, training, step, training.grads, n_params)
+        value += 0.5 * task.alpha * _update(net, training, step, training.grads, n_params)
         _transpose_all(net)
-        store_scalar(results, batch, loss / weight)
+        store_scalar(results, batch, value / weight)
     training_arrays.done[0] = task.last_batch - task.first_batch
     restore_subnormals(mode)

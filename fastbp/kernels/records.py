@@ -12,6 +12,7 @@ from fastbp.codegen.jit import inlined
 from fastbp.codegen.memory import load_scalar, offset, pointer, record_loader
 from fastbp.kernels.network import Layer
 from fastbp.kernels.plan import count_prefetched_arrays
+from fastbp.losses import CompiledLoss
 
 # --- from Python to compiled code ---
 
@@ -54,7 +55,9 @@ class TrainingArrays(NamedTuple):
 class Task(NamedTuple):
     """What one call has to do: some batches, and how."""
 
-    loss: int
+    loss: int  # code of the loss
+    loss_parameters: np.ndarray  # of the network's type: one for each output, padded to whole vectors
+    loss_scale: float  # factor of the mean loss that is returned
     solver: int
     constants: np.ndarray  # float64, see optimizers.update
     sizes: np.ndarray  # (last_batch - first_batch,) float64: step size of each batch
@@ -161,6 +164,12 @@ def point_at_samples(data, arrays, rank, n_threads):
         data.weight.size > 0, pointer(data.order, 0), data.order.size,
         pointer(arrays.lines, rank * (arrays.lines.size // n_threads)),
     )  # fmt: skip
+
+
+@inlined
+def point_at_loss(task, arrays):
+    """Turn what a `Task` says of the loss into a `CompiledLoss`."""
+    return CompiledLoss(task.loss, pointer(task.loss_parameters, 0), np.float64(np.finfo(arrays.space.dtype).eps))
 
 
 _count_prefetched_arrays = inlined(count_prefetched_arrays)

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from fastbp.kernels.plan import (
 from fastbp.kernels.records import Task, TrainingArrays
 from fastbp.kernels.tuner import tuner_for
 from fastbp.kernels.workspace import allocate_net, read_layers
-from fastbp.losses import LOSSES
+from fastbp.losses import LOSSES, Loss
 from fastbp.optimizers import SOLVERS, step_sizes
 
 
@@ -26,7 +27,7 @@ from fastbp.optimizers import SOLVERS, step_sizes
 class StepSettings:
     """What a training step depends on; names and meanings are those of `BackpropClassifier`."""
 
-    loss: str
+    loss: Loss
     solver: str
     alpha: float
     batch_size: int
@@ -39,6 +40,8 @@ class StepSettings:
 
     def constants(self, dtype):
         """Return the constants of `optimizers.update`."""
+        if self.solver == "lbfgs":
+            return np.zeros(1)
         if self.solver == "sgd":
             return np.array([self.momentum, self.nesterovs_momentum, 0.0])
         # epsilon must not vanish in the network's type: weights that only pad a vector would become 0 / 0.
@@ -52,7 +55,8 @@ class OptimizerState:
     Attributes
     ----------
     first, second : ndarray
-        Velocity, or Adam's two moments; packed as the parameters are. `second` is empty for sgd.
+        Velocity, or Adam's two moments; packed as the parameters are. `second` is empty for sgd, both are for lbfgs,
+        whose state scipy has.
     rate : float
         The learning rate of the schedule.
     steps : int
@@ -67,8 +71,9 @@ class OptimizerState:
     @classmethod
     def empty(cls, network, solver, rate):
         """Return the state before the first step."""
+        n_first = 0 if solver == "lbfgs" else network.n_params
         n_second = network.n_params if solver == "adam" else 0
-        return cls(aligned_zeros(network.n_params, network.dtype), aligned_zeros(n_second, network.dtype), rate)
+        return cls(aligned_zeros(n_first, network.dtype), aligned_zeros(n_second, network.dtype), rate)
 
     def store(self, network, solver):
         """Return the state as a dict, in the layout of `coefs_`, which does not depend on the machine."""
@@ -80,8 +85,9 @@ class OptimizerState:
         """Return the state from what `store` returned; None where it belongs to another solver."""
         if stored["solver"] != solver:
             return None
-        first, *rest = [network.pack(*part) for part in stored["parts"]]
-        return cls(first, rest[0] if rest else aligned_zeros(0, network.dtype), stored["rate"], stored["steps"])
+        parts = [network.pack(*part) for part in stored["parts"]]
+        parts += [aligned_zeros(0, network.dtype)] * (2 - len(parts))
+        return cls(*parts, stored["rate"], stored["steps"])
 
 
 class Session:
@@ -114,6 +120,7 @@ class Session:
         self.settings = settings
         self.optimizer = optimizer
         self.params = params
+        self._network = network
         batch_size = settings.batch_size
         work = training_work(network.units) * min(batch_size, n_samples)
         one_by_one = batch_size == 1 < n_samples and not sparse and not keep and online.is_small(network)
@@ -127,7 +134,8 @@ class Session:
         self._arrays = allocate_net(
             network, params, self._chunk, n_threads, kernels, sparse=sparse, trains=True, keep_z=keep
         )
-        n_grads = network.n_params if self._chunk < batch_size or one_by_one else 0
+        keeps_grads = self._chunk < batch_size or one_by_one or settings.solver == "lbfgs"
+        n_grads = network.n_params if keeps_grads else 0
         self._training_arrays = TrainingArrays(
             first=optimizer.first,
             second=optimizer.second,
@@ -137,6 +145,8 @@ class Session:
             scratch=aligned_zeros(n_threads * scratch_size(network.lanes), network.dtype),
             done=np.zeros(1, np.int64),
         )
+        self._loss_parameters = aligned_zeros(len(settings.loss.parameters) + network.lanes, network.dtype)
+        self._loss_parameters[: len(settings.loss.parameters)] = settings.loss.parameters
         self._layers = read_layers(self._arrays.table)
         self._is_ready = False
         self._address = None
@@ -187,7 +197,9 @@ class Session:
         """Enter compiled code for batches [first, last)."""
         settings, optimizer, done = self.settings, self.optimizer, self._training_arrays.done
         task = Task(
-            loss=LOSSES[settings.loss],
+            loss=LOSSES[settings.loss.name],
+            loss_parameters=self._loss_parameters,
+            loss_scale=float(settings.loss.scale),
             solver=SOLVERS[settings.solver],
             constants=settings.constants(self.params.dtype),
             sizes=step_sizes(settings.solver, rates[first:last], optimizer.steps, settings.beta_1, settings.beta_2),
@@ -205,6 +217,29 @@ class Session:
             threads.run(self._train, backprop.train_on_threads, args, n_threads, self._address)
         finally:  # Ctrl-C is raised when compiled code returns: the batches that it has done count
             optimizer.steps += int(done[0])
+
+    def loss_and_gradient(self, data):
+        """Compute the mean loss of a batch of all samples with its L2 term, and the gradient; for the solver "lbfgs".
+
+        Returns
+        -------
+        loss : float
+        gradient : ndarray of shape (n_params,)
+            Packed as the parameters are; 0 where they are padded.
+        """
+        loss = self.run(data, np.zeros(1))
+        divisor = data.weight[data.order].sum(dtype=np.float64) if data.weight.size else data.order.size
+        return loss, (self._training_arrays.grads + self._penalty * self.params) / divisor
+
+    @cached_property
+    def _penalty(self):
+        """The factor of each parameter in the gradient of the L2 term: alpha for weights, 0 for biases."""
+        coefs, intercepts = self.parameters()
+        return self._network.pack([np.full_like(w, self.settings.alpha) for w in coefs], map(np.zeros_like, intercepts))
+
+    def parameters(self):
+        """Return coefs and intercepts, as new arrays."""
+        return self._network.unpack(self.params)
 
     def values(self, l, name, n_rows):
         """Return "z", "a" or "delta" of the layer l, of shape (n_rows, units), after a batch with `keep`."""

@@ -1,0 +1,89 @@
+"""The solver "lbfgs": scipy's driver over the compiled loss and gradient.
+
+References
+----------
+D. C. Liu and J. Nocedal, "On the limited memory BFGS method for large scale optimization", 1989.
+"""
+
+import scipy.optimize
+from sklearn.exceptions import ConvergenceWarning
+
+from fastbp.user_warnings import warn_user
+
+
+def fit(session, data, settings, progress, max_fun):
+    """Minimize the loss of all samples.
+
+    Parameters
+    ----------
+    session : Session
+        The network, in float64, with one batch of all samples; its parameters are changed in place.
+    data : Data
+        Samples.
+    settings : training.Settings
+        How many iterations, and the tolerance of the gradient.
+    progress : training.Progress
+        Changed in place.
+    max_fun : int
+        The most evaluations of the loss.
+
+    Returns
+    -------
+    coefs, intercepts : list of ndarray
+        The parameters at the end.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If `max_iter` iterations or `max_fun` evaluations were not enough, or no better point was found.
+    UserWarning
+        On Ctrl-C, which keeps the parameters of the last iteration.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        On Ctrl-C before the end of the first iteration: there is nothing to keep.
+    """
+    progress.epochs = 0
+    # The padding of the packed parameters stays zero: neither it nor its gradient contributes to a product.
+    last = {"loss": None, "params": session.params.copy()}
+
+    def loss_and_gradient(params):
+        session.params[:] = params
+        last["loss"], gradient = session.loss_and_gradient(data)
+        return last["loss"], gradient
+
+    def after_iteration(params):
+        last["params"] = params.copy()
+        progress.epochs += 1
+        progress.loss_curve.append(last["loss"])  # a line search ends with the point that it accepts
+        progress.best_loss = min(progress.best_loss, last["loss"])
+        if settings.verbose:
+            print(f"Iteration {progress.epochs}, loss = {last['loss']:.8f}")
+
+    try:
+        result = scipy.optimize.minimize(
+            loss_and_gradient, session.params.copy(), method="L-BFGS-B", jac=True, callback=after_iteration,
+            options={"maxfun": max_fun, "maxiter": settings.max_iter, "gtol": settings.tol},
+        )  # fmt: skip
+        session.params[:] = result.x
+        progress.epochs = min(result.nit, settings.max_iter)
+        if result.status != 0:
+            warn_user(_warning(result, progress.epochs, settings.max_iter), ConvergenceWarning)
+    except KeyboardInterrupt:
+        if progress.epochs == 0:
+            raise
+        session.params[:] = last["params"]
+        warn_user("Training interrupted by user.")
+    return session.parameters()
+
+
+def _warning(result, n_iter, max_iter):
+    """Return the text that scikit-learn has for a result that is not a minimum."""
+    text = f"lbfgs failed to converge after {n_iter} iteration(s) (status={result.status}):\n{result.message}\n"
+    if n_iter == max_iter:
+        text += f"\nIncrease the number of iterations to improve the convergence (max_iter={max_iter})."
+    return (
+        f"{text}\nYou might also want to scale the data as shown in:\n"
+        "    https://scikit-learn.org/stable/modules/preprocessing.html"
+    )
