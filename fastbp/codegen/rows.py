@@ -43,18 +43,46 @@ def row_kernel(typingctx, n, k, x, w, w_row, d, out):
     """
 
     def codegen(context, builder, signature, args):
-        n, *operands = args
-        vector = vector_type(context, x.dtype)
-
-        def emit(last):
-            inside = emit_first_lanes(builder, vector.count, builder.sub(n, INT64(last * vector.count)))
-            _emit_row(builder, last + 1, vector, 1, inside, *operands)
-
-        last = builder.sdiv(builder.sub(n, INT64(1)), INT64(vector.count))
-        emit_switch(builder, "row", last, ROW_VECTORS, emit)
+        _emit_row_kernel(context, builder, x.dtype, *args)
         return context.get_dummy_value()
 
     return kernel_signature(n, k, x, w, w_row, d, out), codegen
+
+
+@intrinsic
+def row_kernel_indexed(typingctx, n, k, x, indices, w, w_row, d, out):
+    """Compute out = d + sum over p of x[p] W[indices[p]]: what `row_kernel` does, with a list of the rows of W.
+
+    Parameters
+    ----------
+    n : int64
+        As in `row_kernel`.
+    k : int64
+        Length of the list, at least 0.
+    x, indices : pointer, pointer to int32
+        k numbers, and the rows of W that they belong to. Where they are the numbers of a row that are not zero, in
+        their order, the result has the bits of `row_kernel` for the whole row, but for the sign of a zero.
+    w, w_row, d, out
+        As in `row_kernel`.
+    """
+
+    def codegen(context, builder, signature, args):
+        n, k, x_, indices, *operands = args
+        _emit_row_kernel(context, builder, x.dtype, n, k, x_, *operands, indices=indices)
+        return context.get_dummy_value()
+
+    return kernel_signature(n, k, x, indices, w, w_row, d, out), codegen
+
+
+def _emit_row_kernel(context, builder, scalar, n, *operands, indices=None):
+    vector = vector_type(context, scalar)
+
+    def emit(last):
+        inside = emit_first_lanes(builder, vector.count, builder.sub(n, INT64(last * vector.count)))
+        _emit_row(builder, last + 1, vector, 1, inside, *operands, indices=indices)
+
+    last = builder.sdiv(builder.sub(n, INT64(1)), INT64(vector.count))
+    emit_switch(builder, "row", last, ROW_VECTORS, emit)
 
 
 @intrinsic
@@ -88,8 +116,11 @@ def short_row_kernel(typingctx, n, k, x, w, d, out):
     return kernel_signature(n, k, x, w, d, out), codegen
 
 
-def _emit_row(builder, vectors, vector, parts, inside, k, x, w, w_row, d, out):
-    """Compute out = d + x W in `parts` parts; with a mask `inside`, only its lanes of the last vector."""
+def _emit_row(builder, vectors, vector, parts, inside, k, x, w, w_row, d, out, indices=None):
+    """Compute out = d + x W in `parts` parts; with a mask `inside`, only its lanes of the last vector.
+
+    With `indices`, x belongs to these rows of W.
+    """
     align = alignment(vector.element)
 
     def load(base, j):
@@ -102,6 +133,8 @@ def _emit_row(builder, vectors, vector, parts, inside, k, x, w, w_row, d, out):
         for part in range(count):
             index = builder.add(p, INT64(part))
             value = emit_splat(builder, builder.load(emit_offset(builder, x, index), align=align), vector.count)
+            if indices is not None:
+                index = builder.sext(builder.load(emit_offset(builder, indices, index)), INT64)
             row = emit_offset(builder, w, builder.mul(index, w_row))
             sums[part] = [emit_fma(builder, value, load(row, j), total) for j, total in enumerate(sums[part])]
 

@@ -6,11 +6,11 @@ import numpy as np
 from numba import from_dtype, types
 
 from fastbp.codegen.jit import address_of
-from fastbp.kernels import matmul, sparse
+from fastbp.kernels import csr, matmul, sparse
 
 
 @cache
-def kernel_addresses(dtype, *, dense=True, prefetch_write=True, index_lists=False):
+def kernel_addresses(dtype, *, dense=True, prefetch_write=True, index_lists=False, csr_input=False):
     """Return the addresses of the kernels of matrix products, which are compiled or loaded now.
 
     If they were compiled into each of their callers, the register tiles would take a quarter of the time of a first
@@ -26,16 +26,18 @@ def kernel_addresses(dtype, *, dense=True, prefetch_write=True, index_lists=Fals
         Whether the product that prefetches memory to write to is needed.
     index_lists : bool, default=False
         Whether the kernels for inputs that are mostly zero are needed.
+    csr_input : bool, default=False
+        Whether the kernels for inputs in sparse rows are needed.
 
     Returns
     -------
     ndarray of int64
-        Addresses at the places `matmul.MULTIPLY` to `sparse.MULTIPLY_INDEXED_BLOCK`; 0 for what is not needed. Calls
+        Addresses at the places `matmul.MULTIPLY` to `csr.UPDATE_CSR`; 0 for what is not needed. Calls
         with the same arguments return the same array, which must not be changed.
     """
     values = types.CPointer(from_dtype(np.dtype(dtype)))
     masks, indices, lines = types.CPointer(types.uint16), types.CPointer(types.int32), types.CPointer(types.int64)
-    n = types.int64
+    floats, n, real = types.CPointer(types.float64), types.int64, types.float64
     operands = (values, n, n, values, n, values, n, values, n)
     prefetch = (n, n, n, lines, n, *operands)
     sparse_operands = (values, n, masks, n, n, values, n, values, values, n, indices)
@@ -49,6 +51,20 @@ def kernel_addresses(dtype, *, dense=True, prefetch_write=True, index_lists=Fals
         sparse.MULTIPLY_INDEXED_BLOCK: (
             index_lists, sparse.multiply_indexed_block,
             (n, n, values, n, values, n, values, n, values, n, indices, n),
+        ),
+        csr.MULTIPLY_CSR: (
+            csr_input, csr.multiply_csr, (lines, indices, lines, n, n, n, values, n, values, values, n),
+        ),
+        csr.COLLECT_CSR: (
+            csr_input, csr.collect_csr,
+            (lines, indices, floats, lines, n, n, n, n, n, floats, n, values, values, values),
+        ),
+        csr.UPDATE_CSR: (
+            csr_input, csr.update_csr,
+            (
+                lines, indices, floats, n, n, values, n, n, n, n, n, floats, real, real, real, n, values, values,
+                values, values, floats, values, values,
+            ),
         ),
     }  # fmt: skip
     addresses = np.zeros(len(table), dtype=np.int64)

@@ -21,6 +21,7 @@ from fastbp.codegen.memory import lane_count, load_scalar, offset, pointer, stac
 from fastbp.codegen.processor import flush_subnormals, restore_subnormals
 from fastbp.codegen.transpose import to_columns
 from fastbp.codegen.vectors import load_first, store
+from fastbp.kernels.csr import COLLECT_CSR, MULTIPLY_CSR
 from fastbp.kernels.gather import gather, gather_and_multiply, is_fused, prefetch_samples
 from fastbp.kernels.gradient import compute_gradients_and_update, make_step, transpose_all
 from fastbp.kernels.matmul import matmul
@@ -157,15 +158,40 @@ def batch_weight(samples, start, stop):
 # --- training ---
 
 
+@typed_inlined
+def _multiply_csr(net, samples, position, first, last):
+    """Compute the pre-activations of the first layer from inputs in sparse rows."""
+    layer = get_layer(net, 0)
+    args = (
+        net.csr, net.indices, samples.order, position, first, last, offset(net.params, layer.weights),
+        layer.padded_out, offset(net.params, layer.bias), offset(net.space, layer.z), layer.row,
+    )  # fmt: skip
+    call_at(load_scalar(net.kernels, MULTIPLY_CSR), args)
+
+
+@typed_inlined
+def _collect_csr(net, training, samples, position, m, team):
+    """Collect the entries of a chunk for this thread's features; the rows of their weights are then up to date."""
+    layer = get_layer(net, 0)
+    args = (
+        net.csr, net.indices, net.coefficients, samples.order, position, m, team.rank, team.size, training.solver,
+        training.constants, layer.padded_out, offset(net.params, layer.weights),
+        offset(training.first, layer.weights), offset(training.second, layer.weights),
+    )  # fmt: skip
+    call_at(load_scalar(net.kernels, COLLECT_CSR), args)
+
+
 @inlined
 def _pass_rows(net, loss, samples, position, first, last, m, fused, row_loss):
     """Take rows [first, last) of a chunk of m samples through both passes: the first phase of a batch."""
     if fused:
         gather_and_multiply(net, samples, position, first, last, m)
+    elif net.is_csr:
+        _multiply_csr(net, samples, position, first, last)
     else:
         gather(net, get_layer(net, 0), samples, position, first, last)
         prefetch_samples(samples, position + m + first, position + m + last)
-    forward(net, first, last, fused)
+    forward(net, first, last, fused or net.is_csr)
     set_output_delta(net, loss, samples, position, first, last)
     set_losses(net, loss, samples, position, first, last, row_loss)
     backward(net, first, last)
@@ -224,6 +250,9 @@ def train(data, arrays, training_arrays, task, losses, team_cells, wanted):
         total = 0.0
         for position in range(start, stop, task.chunk):
             m = min(task.chunk, stop - position)
+            if net.is_csr:
+                _collect_csr(net, training, samples, position, m, team)
+                barrier(cells, team)
             first, last = share(m, 1, team.rank, team.size)
             if first < last:
                 _pass_rows(net, loss, samples, position, first, last, m, fused, training.row_loss)

@@ -7,6 +7,8 @@ bits for any number of them.
 
 from typing import NamedTuple
 
+import numpy as np
+
 from fastbp.codegen.bitmask import MASK_BITS
 from fastbp.codegen.jit import call_at, inlined, jit, typed_inlined
 from fastbp.codegen.memory import (
@@ -21,6 +23,7 @@ from fastbp.codegen.memory import (
 from fastbp.codegen.target import CACHE_LINE
 from fastbp.codegen.tiles import NV
 from fastbp.codegen.vectors import first_lanes, load, select, store
+from fastbp.kernels.csr import UPDATE_CSR
 from fastbp.kernels.gather import append_lines
 from fastbp.kernels.matmul import (
     MULTIPLY,
@@ -174,7 +177,11 @@ def compute_gradients_and_update(net, training, samples, step, team):
         layer = get_layer(net, l)
         part = part_of(layer, lane_count(net.params), team.rank, team.size)
         squares = offset(training.squares, done)
-        _update_weights(net, training, samples.lines, step, layer, part, squares, l == 0 and net.is_sparse, team.size)
+        if l == 0 and net.is_csr:
+            _update_csr(net, training, step, layer, squares, team)
+        else:
+            is_sparse = l == 0 and net.is_sparse
+            _update_weights(net, training, samples.lines, step, layer, part, squares, is_sparse, team.size)
         _update_biases(net, training, step, layer, team)
         done += part.n_blocks
 
@@ -254,6 +261,20 @@ def _multiply_indexed(net, step, layer, block, grads, is_new_row):
         block.row, net.indices, capacity,
     )  # fmt: skip
     call_at(load_scalar(net.kernels, MULTIPLY_INDEXED_BLOCK), args)
+
+
+@typed_inlined
+def _update_csr(net, training, step, layer, squares, team):
+    """Do as `_update_weights` for the first layer, with inputs in sparse rows."""
+    weights = layer.weights
+    args = (
+        net.csr, net.indices, net.coefficients, team.rank, team.size, offset(net.space, layer.delta), layer.row,
+        np.int64(step.begins), np.int64(step.ends), np.int64(step.in_place), training.solver, training.constants,
+        step.size, training.alpha, step.divisor, layer.padded_out, offset(net.params, weights),
+        offset(training.first, weights), offset(training.second, weights), offset(training.grads, weights), squares,
+        net.space, offset(training.scratch, lane_count(net.params)),
+    )  # fmt: skip
+    call_at(load_scalar(net.kernels, UPDATE_CSR), args)
 
 
 @inlined

@@ -65,6 +65,7 @@ class _Parameters(NamedTuple):
     weights: int
     bias: int
     transpose: int
+    panel: int  # columns in a panel of the stored matrix; not in `Layer`
 
     def stored(self):
         if self.is_transposed:
@@ -90,6 +91,9 @@ class Network:
     transpose_narrow : bool, default=False
         Whether layers of few units may have transposed storage: in training, which keeps both the weights and their
         transposes.
+    csr_input : bool, default=False
+        Whether the inputs are sparse rows (see `fastbp.kernels.csr`): the weights of the first layer are stored row by
+        row, as one panel, and there is no workspace for inputs.
 
     Attributes
     ----------
@@ -103,12 +107,13 @@ class Network:
         Whether any layer has transposed storage.
     """
 
-    def __init__(self, units, activations, dtype, lanes, panel, transpose_narrow=False):
+    def __init__(self, units, activations, dtype, lanes, panel, transpose_narrow=False, csr_input=False):
         self.units = [int(n) for n in units]
         self.activations = list(activations)
         self.dtype = np.dtype(dtype)
         self.lanes = lanes
         self.panel = panel
+        self.csr_input = csr_input
         padded = [_round_up(n, lanes) for n in self.units]
         self.widest = max(padded)
         self.coefficients = np.array([act.coefficients for act in self.activations], dtype=np.float64)
@@ -125,7 +130,7 @@ class Network:
             self._layers.append(
                 _Parameters(
                     fan_in, fan_out, padded_in, padded_out, is_transposed, self.n_params, self.n_params + size,
-                    self.n_transposes if index else -1,
+                    self.n_transposes if index else -1, panel if index or not csr_input else padded_out,
                 )
             )  # fmt: skip
             self.n_params += size + padded_out
@@ -156,6 +161,8 @@ class Network:
             Length of the workspace. It begins with `widest` zeros.
         """
         strides = [self._stride(n) for n in self.units]
+        if self.csr_input:
+            strides[0] = 0
         end = _round_up(self.widest, 64)
 
         def reserve(row):
@@ -172,7 +179,7 @@ class Network:
                 z = reserve(row)
             delta = reserve(row)
             places = (source, input_row, z, a, delta, row)
-            table.append(Layer(*layer, *places, forward, backward, int(activation.by_rows)))
+            table.append(Layer(*layer[:-1], *places, forward, backward, int(activation.by_rows)))
             source = a
         return np.array(table, dtype=np.int64), end
 
@@ -221,15 +228,15 @@ class Network:
     def _panels(self, params, layer):
         """Yield the columns of each panel of a layer, and a view of them in the parameter vector."""
         n_rows, n_columns, padded_rows, padded_columns = layer.stored()
-        for left in range(0, n_columns, self.panel):
-            width = min(self.panel, padded_columns - left)
+        for left in range(0, n_columns, layer.panel):
+            width = min(layer.panel, padded_columns - left)
             begin = layer.weights + left * padded_rows
             panel = params[begin : begin + padded_rows * width].reshape(padded_rows, width)
             columns = slice(left, min(left + width, n_columns))
             yield columns, panel[:n_rows, : columns.stop - left]
 
 
-def make_network(units, activations, dtype, batch_size=None):
+def make_network(units, activations, dtype, batch_size=None, csr_input=False):
     """Lay out a network for the vector registers of this machine.
 
     Parameters
@@ -239,13 +246,15 @@ def make_network(units, activations, dtype, batch_size=None):
     batch_size : int, default=None
         Samples of a batch in training; None for prediction. Batches of several samples allow transposed storage. With
         single samples it does not pay: the transposes, renewed after each step, are needed early in the next.
+    csr_input : bool, default=False
+        As in `Network`.
 
     Returns
     -------
     Network
     """
     width = lanes(np.dtype(dtype).itemsize)
-    return Network(units, activations, dtype, width, width * NV, batch_size is not None and batch_size > 1)
+    return Network(units, activations, dtype, width, width * NV, batch_size is not None and batch_size > 1, csr_input)
 
 
 def aligned_zeros(n, dtype):

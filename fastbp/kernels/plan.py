@@ -46,9 +46,9 @@ BLOCK_LINES = BLOCK_ROWS * NV * VECTOR_BITS // (8 * CACHE_LINE)
 BLOCK_TILES = -(-BLOCK_ROWS // MR)
 
 
-def scratch_size(lanes):
-    """Return the numbers of workspace that a thread needs for the gradient of a block."""
-    return (1 + BLOCK_ROWS * NV) * lanes
+def scratch_size(lanes, row=0):
+    """Return the numbers of workspace that a thread needs for the gradient of a block, or of a row."""
+    return lanes + max(BLOCK_ROWS * NV * lanes, row)
 
 
 # --- prefetch ---

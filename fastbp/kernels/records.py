@@ -38,6 +38,7 @@ class NetArrays(NamedTuple):
     masks: np.ndarray  # uint16: bit masks of the non-zero inputs, or empty
     indices: np.ndarray  # int32, a part for each thread: lists of the non-zeros
     lines: np.ndarray  # int64, a part for each thread: addresses of cache lines to prefetch
+    csr: np.ndarray  # int64: the table of `csr.Csr`, or empty
 
 
 class TrainingArrays(NamedTuple):
@@ -85,6 +86,8 @@ class Net(NamedTuple):
     masks: Any
     mask_rows: int  # rows that the masks hold
     indices: Any  # this thread's part
+    is_csr: bool  # whether the inputs are sparse rows
+    csr: Any
 
 
 class Samples(NamedTuple):
@@ -153,6 +156,7 @@ def point_at_net(arrays, n_rows, rank, n_threads):
         arrays.table.shape[0], pointer(arrays.table, 0), pointer(arrays.coefficients, 0), pointer(arrays.params, 0),
         pointer(arrays.transposes, 0), pointer(arrays.space, 0), pointer(arrays.kernels, 0), arrays.masks.size > 0,
         pointer(arrays.masks, 0), n_rows, pointer(arrays.indices, rank * (arrays.indices.size // n_threads)),
+        arrays.csr.size > 0, pointer(arrays.csr, 0),
     )  # fmt: skip
 
 

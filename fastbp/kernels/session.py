@@ -8,6 +8,7 @@ import numpy as np
 
 from fastbp.kernels import backprop, online, threads
 from fastbp.kernels.addresses import kernel_addresses
+from fastbp.kernels.csr import Csr, catch_up_all
 from fastbp.kernels.network import aligned_zeros
 from fastbp.kernels.plan import (
     BLOCK_ROWS,
@@ -109,6 +110,8 @@ class Session:
         Whether to leave out zero inputs; see `plan.is_mostly_zero`.
     keep : bool, default=False
         Whether z, activations and deltas of a whole batch are kept, for `values`.
+    csr : CsrMatrix, default=None
+        The inputs, where they are sparse rows; those of `Data` then have no columns.
 
     Attributes
     ----------
@@ -116,33 +119,40 @@ class Session:
         The most threads that it uses.
     """
 
-    def __init__(self, network, params, optimizer, settings, n_samples, *, sparse=False, keep=False):
+    def __init__(self, network, params, optimizer, settings, n_samples, *, sparse=False, keep=False, csr=None):
         self.settings = settings
         self.optimizer = optimizer
         self.params = params
         self._network = network
         batch_size = settings.batch_size
-        work = training_work(network.units) * min(batch_size, n_samples)
-        one_by_one = batch_size == 1 < n_samples and not sparse and not keep and online.is_small(network)
+        n_inputs = network.units[0] if csr is None else csr.indices.size / len(csr.indptr)
+        work = training_work([n_inputs, *network.units[1:]]) * min(batch_size, n_samples)
+        one_by_one = (
+            batch_size == 1 < n_samples and not sparse and not keep and csr is None and online.is_small(network)
+        )
         self.n_threads = n_threads = 1 if one_by_one else threads.thread_count(settings.n_jobs, work)
         self._chunk = batch_size if keep else min(batch_size, workspace_rows(network))
         self._train = online.train_online if one_by_one else backprop.train
         prefetch = count_prefetched_arrays(params, optimizer.first, optimizer.second, n_threads) > 0
         kernels = kernel_addresses(
-            network.dtype, dense=not one_by_one, prefetch_write=prefetch, index_lists=sparse
+            network.dtype, dense=not one_by_one, prefetch_write=prefetch, index_lists=sparse,
+            csr_input=csr is not None,
         )  # fmt: skip
+        self._csr = None if csr is None else Csr(csr, settings, self._chunk, n_threads)
         self._arrays = allocate_net(
-            network, params, self._chunk, n_threads, kernels, sparse=sparse, trains=True, keep_z=keep
-        )
+            network, params, self._chunk, n_threads, kernels, sparse=sparse, trains=True, keep_z=keep,
+            csr=self._csr,
+        )  # fmt: skip
         keeps_grads = self._chunk < batch_size or one_by_one or settings.solver == "lbfgs"
         n_grads = network.n_params if keeps_grads else 0
+        n_scratch = scratch_size(network.lanes, 0 if csr is None else network.widest)
         self._training_arrays = TrainingArrays(
             first=optimizer.first,
             second=optimizer.second,
             grads=aligned_zeros(n_grads, network.dtype),
             row_loss=np.zeros(self._chunk),
             squares=np.zeros(network.count_blocks(BLOCK_ROWS)),
-            scratch=aligned_zeros(n_threads * scratch_size(network.lanes), network.dtype),
+            scratch=aligned_zeros(n_threads * n_scratch, network.dtype),
             done=np.zeros(1, np.int64),
         )
         self._loss_parameters = aligned_zeros(len(settings.loss.parameters) + network.lanes, network.dtype)
@@ -168,10 +178,11 @@ class Session:
             Mean loss of the samples, each batch before its own update.
         """
         first, last = self._layers[0], self._layers[-1]
-        if data.x.shape[1] != first.fan_in or data.y.shape[1] != last.fan_out:
+        n_inputs = first.fan_in if self._csr is None else 0
+        if data.x.shape[1] != n_inputs or data.y.shape[1] != last.fan_out:
             raise ValueError(
                 f"Samples of {data.x.shape[1]} inputs and {data.y.shape[1]} targets do not fit a network from "
-                f"{first.fan_in} to {last.fan_out} units."
+                f"{n_inputs} to {last.fan_out} units."
             )
         batch_size = self.settings.batch_size
         n = data.order.size
@@ -184,6 +195,10 @@ class Session:
         done = 0
         while done < n_batches:
             n_threads, count = self._tuner.choose()
+            if self._csr is not None:
+                if self._csr.steps_left() == 0:
+                    self._catch_up()
+                count = min(count, self._csr.steps_left())
             stop = min(n_batches, done + count)
             begin = time.perf_counter()
             self._call(data, rates, done, stop, losses, n_threads)
@@ -239,7 +254,20 @@ class Session:
 
     def parameters(self):
         """Return coefs and intercepts, as new arrays."""
+        self._catch_up()
         return self._network.unpack(self.params)
+
+    def _catch_up(self):
+        """Bring the weights of absent features up to date."""
+        if self._csr is None or not self._csr.has_waiting_rows():
+            return
+        settings, first = self.settings, self._layers[0]
+        catch_up_all(
+            self._csr.table, np.zeros(1, np.int32), np.zeros(1), SOLVERS[settings.solver],
+            settings.constants(self.params.dtype), first.padded_out, self.params, self.optimizer.first,
+            self.optimizer.second,
+        )  # fmt: skip
+        self._csr.restart()
 
     def values(self, l, name, n_rows):
         """Return "z", "a" or "delta" of the layer l, of shape (n_rows, units), after a batch with `keep`."""

@@ -7,7 +7,7 @@ from fastbp.kernels.plan import index_capacity, mask_size, prefetch_capacity
 from fastbp.kernels.records import NetArrays
 
 
-def allocate_net(network, params, n_rows, n_threads, kernels, *, sparse=False, trains=False, keep_z=False):
+def allocate_net(network, params, n_rows, n_threads, kernels, *, sparse=False, trains=False, keep_z=False, csr=None):
     """Allocate the arrays of a network.
 
     Parameters
@@ -28,13 +28,15 @@ def allocate_net(network, params, n_rows, n_threads, kernels, *, sparse=False, t
         Whether there is a backward pass, which needs the transposes.
     keep_z : bool, default=False
         Whether the pre-activations of all layers are kept.
+    csr : Csr, default=None
+        The inputs, where they are sparse rows.
 
     Returns
     -------
     NetArrays
     """
     table, size = network.workspace(n_rows, keep_z=keep_z)
-    n_inputs = network.units[0]
+    n_inputs = network.units[0] if csr is None else 0
     return NetArrays(
         table=table,
         coefficients=network.coefficients,
@@ -45,6 +47,7 @@ def allocate_net(network, params, n_rows, n_threads, kernels, *, sparse=False, t
         masks=np.zeros(mask_size(n_inputs, n_rows) if sparse else 0, np.uint16),
         indices=np.zeros(n_threads * index_capacity(n_inputs, n_rows) if sparse else 0, np.int32),
         lines=np.zeros(n_threads * prefetch_capacity(n_inputs), np.int64),
+        csr=np.zeros(0, np.int64) if csr is None else csr.table,
     )
 
 

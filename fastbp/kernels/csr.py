@@ -1,0 +1,540 @@
+"""The first layer for inputs in compressed sparse rows (CSR): its product, its weight gradient and its update.
+
+The weights of the first layer are stored row by row, one row for each feature. The product of a sample adds the rows of
+its features. For the gradient each thread has some features: it collects the entries of the batch that belong to them,
+feature by feature, so that the gradient of a row is again a sum of rows, of the deltas. Both sums have the order of the
+dense kernels, and so their bits.
+
+The update is that of dense training, exactly:
+
+- With L2 regularization, or Adam's decay rates far from the usual, every weight changes in every step: all rows are
+  updated, in one pass.
+- Else the rows of absent features are *lazy*: they are caught up when a batch needs them, and before anyone reads them.
+
+A lazy row that has missed j steps has no gradient in them. Plain momentum moves it by a geometric sum. For Adam, with
+rho = sqrt(beta_2) and s_i the sizes of the missed steps, it moves by ::
+
+    -sum_i s_i beta_1^i m / (sqrt(v) rho^i + epsilon)
+        = -m / d  sum_k x^k B_k,   d = sqrt(v) + epsilon,  x = sqrt(v) / d,
+    B_k = sum_i s_i beta_1^i (1 - rho^i)^k,
+
+as 1 / (d - sqrt(v) (1 - rho^i)) is a geometric series in x (1 - rho^i). As x is at most 1 it converges for all v and
+epsilon alike. The B_k do not depend on the row, only on the step since when it waits; they follow from those of one
+step later, with (1 - rho^(i+1)) = (1 - rho) + rho (1 - rho^i), by sums of positive numbers.
+"""
+
+from math import comb
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastbp.codegen.jit import cached_jit, called_by_address, inlined, jit
+from fastbp.codegen.memory import (
+    lane_count,
+    load_scalar,
+    offset,
+    pointer,
+    pointer_at,
+    prefetch,
+    record_loader,
+    store_scalar,
+)
+from fastbp.codegen.processor import flush_subnormals, restore_subnormals
+from fastbp.codegen.rows import ROW_VECTORS, row_kernel_indexed
+from fastbp.codegen.vectors import fma, load, sqrt, store
+from fastbp.kernels.plan import BLOCK_ROWS
+from fastbp.optimizers import ADAM, update
+
+# Places in the table of `kernel_addresses`, after those of `sparse`.
+MULTIPLY_CSR, COLLECT_CSR, UPDATE_CSR = range(6, 9)
+
+# Steps after which all rows are caught up, which bounds the tables.
+MAX_LAZY_STEPS = 4096
+# Terms B_0 to B_7 of the series. The first that is left out, relative to B_0, must be below these.
+N_TERMS = 8
+MAX_RELATIVE_ERROR = {np.dtype(np.float32): 3e-8, np.dtype(np.float64): 1e-13}
+# Steps that a term of the series looks back, at most: beta_1 to this power is below this.
+NEGLIGIBLE = 1e-22
+
+
+class CsrMatrix(NamedTuple):
+    """Inputs in compressed sparse rows; the features of each row are in ascending order, each once."""
+
+    indptr: np.ndarray  # (n_samples + 1,) int64
+    indices: np.ndarray  # (n_entries,) int32: features
+    values: np.ndarray  # (n_entries,), of the network's type
+    n_features: int
+
+
+class _Table(NamedTuple):
+    """What the kernels know of the input and its workspace; all are int64, and those of arrays are addresses."""
+
+    indptr: int  # int64
+    indices: int  # int32
+    values: int  # of the network's type
+    bounds: int  # int64: features of each thread, for each size of a team
+    max_threads: int
+    counts: int  # int32 (n_features,): entries of the batch, or 0
+    begins: int  # int32 (n_features,): where they begin among those of the thread
+    capacity: int  # most entries of a batch
+    touched: int  # int32 (capacity + 1) for each thread: the number of features in the batch, and these
+    rows: int  # int32 (capacity,) for each thread: the rows of the entries, feature by feature
+    entries: int  # (capacity,) for each thread: their values
+    is_lazy: int
+    last: int  # int32 (n_features,): the step that a row has reached
+    clock: int  # int64 (1,): steps done
+    log: int  # float64 (MAX_LAZY_STEPS,): size of each step
+    moments: int  # float64 (MAX_LAZY_STEPS + 1, N_TERMS): B_k of a row that waits since this step
+    memory: int  # steps that a B_k looks back
+    decays: int  # float64 (MAX_LAZY_STEPS + 1, 2): of the optimizer's state after so many steps, see `_decays`
+    powers: int  # float64 (N_TERMS, N_TERMS): factors of `_look_back`
+
+
+class _Csr(NamedTuple):
+    """A `_Table` as pointers, with one thread's part."""
+
+    indptr: Any
+    indices: Any
+    values: Any
+    counts: Any
+    begins: Any
+    touched: Any
+    rows: Any
+    entries: Any
+    is_lazy: bool
+    last: Any
+    clock: Any
+    log: Any
+    moments: Any
+    memory: int
+    decays: Any
+    powers: Any
+
+
+class Csr:
+    """The input of one training in compressed sparse rows, and its workspace.
+
+    Parameters
+    ----------
+    matrix : CsrMatrix
+        The input.
+    settings : session.StepSettings
+        Of the training.
+    chunk : int
+        Rows that go through the network together.
+    n_threads : int
+        The most threads.
+
+    Attributes
+    ----------
+    table : ndarray of int64
+        For the kernels.
+    is_lazy : bool
+        Whether rows of absent features wait.
+    """
+
+    def __init__(self, matrix, settings, chunk, n_threads):
+        dtype = matrix.values.dtype
+        sizes = np.diff(matrix.indptr)
+        capacity = int(np.partition(sizes, -chunk)[-chunk:].sum()) if chunk < len(sizes) else int(sizes.sum())
+        self.is_lazy = chunk == settings.batch_size and _can_be_lazy(settings, dtype)
+        n_batches = -(-len(sizes) // settings.batch_size)
+        n_lazy = matrix.n_features if self.is_lazy else 0
+        n_steps = MAX_LAZY_STEPS + 1 if self.is_lazy else 0
+        memory, powers = _series(settings)
+        arrays = {
+            "bounds": _bounds(matrix, n_batches, n_threads, self.is_lazy),
+            "counts": np.zeros(matrix.n_features, np.int32),
+            "begins": np.zeros(matrix.n_features, np.int32),
+            "touched": np.zeros(n_threads * (capacity + 1), np.int32),
+            "rows": np.zeros(n_threads * capacity, np.int32),
+            "entries": np.zeros(n_threads * capacity, dtype),
+            "last": np.zeros(n_lazy, np.int32),
+            "clock": np.zeros(1, np.int64),
+            "log": np.zeros(n_steps),
+            "moments": np.zeros((n_steps, N_TERMS)),
+            "decays": _decays(settings, n_steps),
+            "powers": powers,
+        }
+        self._keep = arrays, matrix  # the table has their addresses only
+        self._clock, self._last = arrays["clock"], arrays["last"]
+        addresses = {name: array.ctypes.data for name, array in arrays.items()}
+        self.table = np.array(
+            _Table(
+                indptr=matrix.indptr.ctypes.data, indices=matrix.indices.ctypes.data, values=matrix.values.ctypes.data,
+                max_threads=n_threads, capacity=capacity, is_lazy=self.is_lazy, memory=memory, **addresses,
+            ),
+            dtype=np.int64,
+        )  # fmt: skip
+
+    def steps_left(self):
+        """Return how many steps may follow before all rows must be caught up."""
+        return MAX_LAZY_STEPS - int(self._clock[0]) if self.is_lazy else np.iinfo(np.int64).max
+
+    def has_waiting_rows(self):
+        """Whether any row may wait."""
+        return self.is_lazy and self._clock[0] > 0
+
+    def restart(self):
+        """Begin to count steps anew; all rows are caught up."""
+        self._clock[0] = 0
+        self._last[:] = 0
+
+
+def _can_be_lazy(settings, dtype):
+    """Whether the movement of rows without a gradient has a closed form of full precision."""
+    if settings.alpha != 0 or settings.solver not in ("sgd", "adam"):
+        return False
+    if settings.solver == "sgd" or settings.beta_1 == 0:
+        return True
+    rest = 1 - np.sqrt(settings.beta_2) ** np.arange(1, MAX_LAZY_STEPS)
+    weights = settings.beta_1 ** np.arange(1, MAX_LAZY_STEPS)
+    return (weights * rest**N_TERMS).sum() <= MAX_RELATIVE_ERROR[dtype] * weights.sum()
+
+
+def _series(settings):
+    """Return how many steps a term of the series looks back, and the factors of `_look_back`."""
+    if settings.solver != "adam" or settings.beta_1 == 0:
+        return 0, np.zeros((N_TERMS, N_TERMS))
+    rho = np.sqrt(settings.beta_2)
+    powers = [
+        [comb(k, j) * (1 - rho) ** (k - j) * rho**j * settings.beta_1 if j <= k else 0.0 for j in range(N_TERMS)]
+        for k in range(N_TERMS)
+    ]
+    return int(np.ceil(np.log(NEGLIGIBLE) / np.log(settings.beta_1))), np.array(powers)
+
+
+def _decays(settings, n):
+    """Return what is left of the optimizer's state after 0 to n - 1 steps without a gradient.
+
+    For Adam beta_1^j and beta_2^j; for sgd momentum^j, and the distance that the velocity covers in these steps.
+    """
+    j = np.arange(n)
+    if settings.solver == "adam":
+        return np.stack([settings.beta_1**j, settings.beta_2**j], axis=1)
+    velocity = float(settings.momentum) ** j
+    distance = np.cumsum(velocity) - 1
+    return np.stack([velocity, distance * settings.momentum if settings.nesterovs_momentum else distance], axis=1)
+
+
+def _bounds(matrix, n_batches, n_threads, is_lazy):
+    """Cut the features into parts of about equal work, for teams of 1 to n_threads; results do not depend on it."""
+    counts = np.bincount(matrix.indices, minlength=matrix.n_features).astype(np.float64)
+    # The update of a row takes about as long as four entries.
+    work = np.cumsum(counts + 4 * (np.minimum(counts, n_batches) if is_lazy else n_batches))
+    bounds = np.zeros((n_threads + 1, n_threads + 1), np.int64)
+    for size in range(1, n_threads + 1):
+        cuts = np.searchsorted(work, work[-1] * np.arange(1, size) / size)
+        # Sums of squares are taken over blocks of rows.
+        bounds[size, 1:size] = cuts // BLOCK_ROWS * BLOCK_ROWS
+        bounds[size, size:] = matrix.n_features
+    return bounds
+
+
+# --- inside compiled code; `ints`, `floats` and `like` are any pointers to int32, float64 and the network's type ---
+
+_load_table = record_loader(_Table)
+
+
+@inlined
+def _part(table, rank, ints, floats, like):
+    """Turn a `_Table` into pointers, with one thread's part."""
+    t = _load_table(table, 0)
+    return _Csr(
+        pointer_at(table, t.indptr), pointer_at(ints, t.indices), pointer_at(like, t.values),
+        pointer_at(ints, t.counts), pointer_at(ints, t.begins),
+        offset(pointer_at(ints, t.touched), rank * (t.capacity + 1)),
+        offset(pointer_at(ints, t.rows), rank * t.capacity), offset(pointer_at(like, t.entries), rank * t.capacity),
+        t.is_lazy != 0, pointer_at(ints, t.last), pointer_at(table, t.clock), pointer_at(floats, t.log),
+        pointer_at(floats, t.moments), t.memory, pointer_at(floats, t.decays), pointer_at(floats, t.powers),
+    )  # fmt: skip
+
+
+@inlined
+def _features_of(table, rank, size):
+    """Return the bounds of one thread's features."""
+    t = _load_table(table, 0)
+    bounds, place = pointer_at(table, t.bounds), size * (t.max_threads + 1) + rank
+    return load_scalar(bounds, place), load_scalar(bounds, place + 1)
+
+
+@called_by_address
+def multiply_csr(table, ints, order, position, first, last, weights, row, bias, z, z_row):
+    """Compute rows [first, last) of Z = X W + b: one row of W for each entry of X.
+
+    Parameters
+    ----------
+    table : pointer to int64
+        From `Csr`.
+    ints : pointer to int32
+        Any.
+    order, position : pointer to int64, int64
+        Row i is the sample order[position + i].
+    weights, row : pointer, int64
+        One row of `row` numbers for each feature, padded to whole vectors.
+    bias : pointer
+        `row` numbers.
+    z, z_row : pointer, int64
+        The result, and its row stride.
+    """
+    t = _load_table(table, 0)
+    indptr, indices, values = pointer_at(table, t.indptr), pointer_at(ints, t.indices), pointer_at(z, t.values)
+    for i in range(first, last):
+        sample = load_scalar(order, position + i)
+        begin, end = load_scalar(indptr, sample), load_scalar(indptr, sample + 1)
+        _sum_rows(
+            row, end - begin, offset(values, begin), offset(indices, begin), weights, row, bias, offset(z, i * z_row)
+        )  # fmt: skip
+
+
+@inlined
+def _sum_rows(n, count, factors, indices, matrix, stride, start, out):
+    """Set out = start + sum of factors[e] matrix[indices[e]], rows of n numbers."""
+    step = ROW_VECTORS * lane_count(out)
+    for j in range(0, n, step):
+        row_kernel_indexed(
+            min(step, n - j), count, factors, indices, offset(matrix, j), stride, offset(start, j), offset(out, j)
+        )  # fmt: skip
+
+
+@jit
+def _first_entry(indices, begin, end, feature):
+    """Return the first entry of a row, in [begin, end], whose feature is not below `feature`."""
+    while begin < end:
+        middle = (begin + end) // 2
+        if load_scalar(indices, middle) < feature:
+            begin = middle + 1
+        else:
+            end = middle
+    return begin
+
+
+@jit
+def _collect(csr, order, position, m, low, high):
+    """Sort the entries of m samples that belong to features [low, high) by feature; return how many features."""
+    n_touched = 0
+    for i in range(m):
+        sample = load_scalar(order, position + i)
+        begin, end = load_scalar(csr.indptr, sample), load_scalar(csr.indptr, sample + 1)
+        for e in range(_first_entry(csr.indices, begin, end, low), end):
+            feature = np.int64(load_scalar(csr.indices, e))
+            if feature >= high:
+                break
+            count = load_scalar(csr.counts, feature)
+            if count == 0:
+                store_scalar(csr.touched, 1 + n_touched, feature)
+                n_touched += 1
+            store_scalar(csr.counts, feature, count + 1)
+    start = 0
+    for k in range(n_touched):
+        feature = np.int64(load_scalar(csr.touched, 1 + k))
+        store_scalar(csr.begins, feature, start)
+        start += load_scalar(csr.counts, feature)
+        store_scalar(csr.counts, feature, 0)
+    for i in range(m):
+        sample = load_scalar(order, position + i)
+        begin, end = load_scalar(csr.indptr, sample), load_scalar(csr.indptr, sample + 1)
+        for e in range(_first_entry(csr.indices, begin, end, low), end):
+            feature = np.int64(load_scalar(csr.indices, e))
+            if feature >= high:
+                break
+            count = load_scalar(csr.counts, feature)
+            place = np.int64(load_scalar(csr.begins, feature)) + count
+            store_scalar(csr.rows, place, i)
+            store_scalar(csr.entries, place, load_scalar(csr.values, e))
+            store_scalar(csr.counts, feature, count + 1)
+    store_scalar(csr.touched, 0, n_touched)
+    return n_touched
+
+
+@jit
+def _catch_up(csr, solver, constants, feature, now, row, weights, first, second):
+    """Take a row through the steps that it has missed up to the step `now`, all without a gradient."""
+    since = np.int64(load_scalar(csr.last, feature))
+    if since >= now:
+        return
+    w, m, v = offset(weights, feature * row), offset(first, feature * row), offset(second, feature * row)
+    width, missed = lane_count(weights), now - since
+    decay_1, decay_2 = load_scalar(csr.decays, 2 * missed), load_scalar(csr.decays, 2 * missed + 1)
+    if solver == ADAM:
+        b = offset(csr.moments, since * N_TERMS)
+        epsilon = load_scalar(constants, 2)
+        for j in range(0, row, width):
+            moment, square = load(m, j), load(v, j)
+            root = sqrt(square)
+            inverse = 1.0 / (root + epsilon)
+            x = root * inverse
+            total = fma(x, load_scalar(b, 7), load_scalar(b, 6))
+            for k in range(5, -1, -1):
+                total = fma(x, total, load_scalar(b, k))
+            store(w, j, load(w, j) - moment * inverse * total)
+            store(m, j, moment * decay_1)
+            store(v, j, square * decay_2)
+    else:
+        for j in range(0, row, width):
+            velocity = load(m, j)
+            store(w, j, fma(velocity, decay_2, load(w, j)))
+            store(m, j, velocity * decay_1)
+
+
+@jit
+def _look_back(csr, size):
+    """Write a step of this size into the log, and renew the B_k of the rows that wait."""
+    now = load_scalar(csr.clock, 0)
+    store_scalar(csr.log, now, size)
+    now += 1
+    store_scalar(csr.clock, 0, now)
+    if csr.memory == 0:
+        return
+    for k in range(N_TERMS):
+        store_scalar(csr.moments, now * N_TERMS + k, 0.0)
+    for step in range(now - 1, max(-1, now - 1 - csr.memory), -1):
+        later, here = offset(csr.moments, (step + 1) * N_TERMS), offset(csr.moments, step * N_TERMS)
+        size = load_scalar(csr.log, step)
+        for k in range(N_TERMS):
+            factors = offset(csr.powers, k * N_TERMS)
+            total = load_scalar(factors, 0) * size
+            for j in range(k + 1):
+                total += load_scalar(factors, j) * load_scalar(later, j)
+            store_scalar(here, k, total)
+
+
+@called_by_address
+def collect_csr(
+    table, ints, floats, order, position, m, rank, size, solver, constants, row, weights, first, second
+):  # fmt: skip
+    """Collect the entries of m samples for this thread's features, and catch up the rows of these features.
+
+    Parameters
+    ----------
+    table, ints, floats : pointer to int64, int32, float64
+        From `Csr`; any; any.
+    order, position, m : pointer to int64, int64, int64
+        Row i is the sample order[position + i].
+    rank, size : int64
+        The thread's, and its team's.
+    solver, constants
+        See `optimizers.update`.
+    row : int64
+        Numbers in a row of the weights, whole vectors.
+    weights, first, second : pointer
+        The weights, and the optimizer's state.
+    """
+    csr = _part(table, rank, ints, floats, weights)
+    low, high = _features_of(table, rank, size)
+    n_touched = _collect(csr, order, position, m, low, high)
+    if not csr.is_lazy:
+        return
+    now = load_scalar(csr.clock, 0)
+    for k in range(n_touched):
+        feature = np.int64(load_scalar(csr.touched, 1 + k))
+        _catch_up(csr, solver, constants, feature, now, row, weights, first, second)
+        store_scalar(csr.last, feature, now + 1)  # it takes part in the next step
+
+
+@called_by_address
+def update_csr(
+    table, ints, floats, rank, team_size, deltas, delta_row, begins, ends, in_place, solver, constants, size, alpha,
+    divisor, row, weights, first, second, grads, squares, zeros, scratch,
+):  # fmt: skip
+    """Sum the gradient of this thread's rows over a chunk, and update them.
+
+    Parameters
+    ----------
+    table, ints, floats, rank
+        As in `collect_csr`, which was called for this chunk.
+    team_size : int64
+        Threads in the team.
+    deltas, delta_row : pointer, int64
+        dC/dz of the first layer, and its row stride.
+    begins, ends, in_place : int64
+        See `gradient.Step`.
+    solver, constants, size, alpha, divisor
+        See `optimizers.update`.
+    row : int64
+        Numbers in a row of the weights, whole vectors.
+    weights, first, second, grads : pointer
+        The weights, the optimizer's state, and the sums of the gradient, which are not used if `in_place`.
+    squares : pointer to float64
+        Becomes the sums of squared weights of blocks of rows; not where rows wait.
+    zeros, scratch : pointer
+        `row` zeros; workspace for `row` numbers.
+    """
+    csr = _part(table, rank, ints, floats, weights)
+    low, high = _features_of(table, rank, team_size)
+    n_touched = np.int64(load_scalar(csr.touched, 0))
+    if csr.is_lazy:
+        for k in range(n_touched):
+            feature = np.int64(load_scalar(csr.touched, 1 + k))
+            place = feature * row
+            _sum_gradient(csr, feature, deltas, delta_row, row, zeros, scratch)
+            update(
+                solver, constants, size, alpha, divisor, row, offset(weights, place), scratch, offset(first, place),
+                offset(second, place),
+            )  # fmt: skip
+        if rank == 0:
+            _look_back(csr, size)
+        return
+    if not in_place:
+        if begins:
+            for i in range(low * row, high * row, lane_count(grads)):
+                store(grads, i, load(zeros, 0))
+        for k in range(n_touched):
+            feature = np.int64(load_scalar(csr.touched, 1 + k))
+            gradient = offset(grads, feature * row)
+            _sum_gradient(csr, feature, deltas, delta_row, row, gradient, gradient)
+        if not ends:
+            return
+    for begin in range(low, high, BLOCK_ROWS):
+        total = 0.0
+        for feature in range(begin, min(begin + BLOCK_ROWS, high)):
+            place = feature * row
+            gradient = zeros
+            if not in_place:
+                gradient = offset(grads, place)
+            elif load_scalar(csr.counts, feature) > 0:
+                _sum_gradient(csr, feature, deltas, delta_row, row, zeros, scratch)
+                gradient = scratch
+            total += update(
+                solver, constants, size, alpha, divisor, row, offset(weights, place), gradient, offset(first, place),
+                offset(second, place),
+            )  # fmt: skip
+        store_scalar(squares, begin // BLOCK_ROWS, total)
+
+
+@inlined
+def _sum_gradient(csr, feature, deltas, delta_row, row, start, out):
+    """Add the gradient of a row to `start`; the batch's entries of its feature are used up."""
+    begin = np.int64(load_scalar(csr.begins, feature))
+    count = np.int64(load_scalar(csr.counts, feature))
+    _sum_rows(row, count, offset(csr.entries, begin), offset(csr.rows, begin), deltas, delta_row, start, out)
+    store_scalar(csr.counts, feature, 0)
+
+
+@cached_jit
+def catch_up_all(table, ints, floats, solver, constants, row, params, first, second):
+    """Catch up all rows of the weights, which begin the parameters, with their optimizer state.
+
+    Parameters
+    ----------
+    table : ndarray of int64
+        From `Csr`.
+    ints, floats : ndarray of int32, float64
+        Any, not empty.
+    solver, constants
+        See `optimizers.update`; `constants` is an array.
+    row : int64
+        Numbers in a row of the weights.
+    params, first, second : ndarray
+        Packed parameters, and the optimizer's state.
+    """
+    mode = flush_subnormals()
+    weights = pointer(params, 0)
+    csr = _part(pointer(table, 0), 0, pointer(ints, 0), pointer(floats, 0), weights)
+    now = load_scalar(csr.clock, 0)
+    low, high = _features_of(pointer(table, 0), 0, 1)
+    for feature in range(low, high):
+        _catch_up(
+            csr, solver, pointer(constants, 0), feature, now, row, weights, pointer(first, 0), pointer(second, 0)
+        )  # fmt: skip
+    restore_subnormals(mode)
