@@ -201,7 +201,7 @@ def seconds_of(run, epochs):
 
 
 def pytest_generate_tests(metafunc):
-    """Run the test for each workload and number of threads. Without pytest's decorators, `main` does not need pytest."""
+    """Run the test for each workload and number of threads; a decorator would need pytest for `main` too."""
     metafunc.parametrize("name", WORKLOADS)
     metafunc.parametrize("threads", common.thread_counts())
 
