@@ -1,6 +1,6 @@
 """Training speed against plain NumPy and scikit-learn's MLPClassifier: whole fits, and single epochs.
 
-**Whole fits.** ``python benchmarks/bench_training.py`` (3 minutes) prints a Markdown table of the speed that a
+**Whole fits.** ``python benchmarks/bench_training.py`` (4 to 12 minutes) prints a Markdown table of the speed that a
 scikit-learn user sees. It times a complete `fit`, checks of the input included, of `BackpropClassifier` and
 `MLPClassifier` with the same parameters, the same `random_state` and the same float64 arrays. Everything else is left
 at its default: `n_jobs=None` in fastbp, and as many BLAS threads as NumPy chooses for `MLPClassifier`. Before a pair is
@@ -32,7 +32,6 @@ if __name__ == "__main__":
 import common
 import joblib
 import numpy as np
-import pytest
 from sklearn import datasets
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
@@ -201,8 +200,12 @@ def seconds_of(run, epochs):
     return common.timed(lambda: run(epochs))
 
 
-@pytest.mark.parametrize("threads", common.thread_counts())
-@pytest.mark.parametrize("name", WORKLOADS)
+def pytest_generate_tests(metafunc):
+    """Run the test for each workload and number of threads; a decorator would need pytest for `main` too."""
+    metafunc.parametrize("name", WORKLOADS)
+    metafunc.parametrize("threads", common.thread_counts())
+
+
 def test_epoch(benchmark, name, threads):
     check_same_training(name)
     workload = common.WORKLOADS[name]

@@ -49,6 +49,8 @@ SETS: dict[str, dict[str, list[str]]] = {
         for colour in ("white", "red")
     },
 }
+# Data sets that cannot be downloaded: README.md lists their sources and formats. Without their files nothing is wrong.
+NOT_FETCHED = ("isolet", "phoneme", "pima", "proben1", "sonar_angle", "steering_rc", "two_spirals")
 
 
 class BadFile(Exception):
@@ -147,41 +149,64 @@ def fetch(path: str, urls: Sequence[str], dest: Path, sums: dict[str, set[str]])
     return False
 
 
-def check(names: Sequence[str], dest: Path, sums: dict[str, set[str]], *, need_all: bool) -> bool:
-    """Verify the files in `dest`; return whether all that exist are ok and, with `need_all`, whether all exist."""
-    good, found = True, 0
+def check(names: Sequence[str], dest: Path, sums: dict[str, set[str]]) -> tuple[list[Path], list[Path], list[Path]]:
+    """Verify the files in `dest`, and print the result for each that exists.
+
+    Returns
+    -------
+    right, wrong, missing
+        The paths of the files with and without an accepted checksum, and of those that do not exist.
+    """
+    right: list[Path] = []
+    wrong: list[Path] = []
+    missing: list[Path] = []
     for path in (path for name in names for path in SETS[name]):
         files = present(dest, path)
         if not files:
-            print(f"{dest / path}: missing")
-            good &= not need_all
+            missing.append(dest / path)
         for file in files:
-            found += 1
             try:
                 verify(file.read_bytes(), path, sums)
+                right.append(file)
                 print(f"{file}: ok")
             except BadFile as error:
-                good = False
+                wrong.append(file)
                 print(f"{file}: {error}")
-    return good and found > 0
+    return right, wrong, missing
+
+
+def report(right: Sequence[Path], wrong: Sequence[Path], missing: Sequence[Path], *, need_all: bool) -> int:
+    """Print the result of `check` in words; return the exit code."""
+    print(f"files: {len(right)} right, {len(wrong)} wrong, {len(missing)} not there")
+    if wrong:
+        print(f"error: wrong: {', '.join(map(str, wrong))}; remove them and run fetch.py again", file=sys.stderr)
+    if missing and need_all:
+        print(f"error: not there: {', '.join(map(str, missing))}", file=sys.stderr)
+    return 1 if wrong or (missing and need_all) else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="The exit code is 0 if all is right, 1 if a file could not be downloaded, is wrong, or was asked for by "
+        f"the name of its data set and is not there. There is no download for {', '.join(NOT_FETCHED)}: see README.md.",
+    )
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"data sets: {', '.join(SETS)}; default: all of them (about 46 MB)"
     )
     parser.add_argument(
         "--dest", metavar="DIR", type=Path, help="target; default: $FASTBP_DATA, else the folder of this script"
     )
-    parser.add_argument("--check", action="store_true", help="only verify the files that exist; no network")
+    parser.add_argument("--check", action="store_true", help="download nothing, only verify the files that exist")
     parser.add_argument(
         "--mirror",
         metavar="URL",
         help="download only from this URL, which has the structure of DIR: URL/sonar/sonar.csv and so on",
     )
     options = parser.parse_args(argv)
+    if lacking := [name for name in options.names if name in NOT_FETCHED]:
+        parser.error(f"there is no download for {', '.join(lacking)}; {HERE / 'README.md'} lists sources and formats")
     if unknown := [name for name in options.names if name not in SETS]:
         parser.error(f"no set named {', '.join(unknown)}; there are {', '.join(SETS)}")
     dest = (options.dest or Path(os.environ.get("FASTBP_DATA") or HERE)).expanduser()
@@ -190,9 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         sums = read_sums()
         if options.check:
-            good = check(names, dest, sums, need_all=bool(options.names))
-            print("all files that exist are ok" if good else f"error: see above what is wrong in {dest}")
-            return 0 if good else 1
+            return report(*check(names, dest, sums), need_all=bool(options.names))
         for path, urls in ((path, urls) for name in names for path, urls in SETS[name].items()):
             if options.mirror:
                 urls = [f"{options.mirror.rstrip('/')}/{path}"]

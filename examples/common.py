@@ -4,7 +4,7 @@ import argparse
 import sys
 import warnings
 
-from sklearn.datasets import load_digits
+from sklearn.datasets import get_data_home, load_digits
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 
@@ -22,8 +22,13 @@ def load_or_skip(load, *args, **kwargs):
     """Return load(*args, **kwargs); if the data set is missing, exit with a message that says so."""
     try:
         return load(*args, **kwargs)
-    except OSError as error:  # a missing file, or no network
+    except FileNotFoundError as error:  # its message says what to do
         sys.exit(f"skipped: {error}")
+    except OSError as error:  # of a download by scikit-learn
+        sys.exit(
+            f"skipped: the data could not be downloaded ({error}). Run this script once with a network: scikit-learn "
+            f"keeps the data in {get_data_home()}. If you have them in another folder, set SCIKIT_LEARN_DATA to it."
+        )
 
 
 def parse_arguments(description, *, plot=False):

@@ -1,4 +1,4 @@
-"""``python -m fastbp``: a demonstration, compilation ahead of time, and information on the installation."""
+"""The command line ``fastbp``: a demonstration, compilation ahead of time, and information on the installation."""
 
 import argparse
 import time
@@ -14,6 +14,7 @@ from sklearn.utils import shuffle
 from fastbp import BackpropClassifier, show_versions, warmup
 from fastbp.activations import get_activation
 from fastbp.initializers import initial_parameters
+from fastbp.kernels import backprop
 from fastbp.plain import PlainNetwork
 
 
@@ -100,15 +101,27 @@ def _fit_plain(X, y, epochs, hidden, batch_size):
     return network
 
 
+def info():
+    """Print what a bug report should contain and, if no compiled code can be kept on disk, how to change that."""
+    show_versions()
+    if backprop.train.stats.cache_path is None:
+        print(
+            "\nNo cache folder can be written to. fastbp compiles in memory, anew in each process.\n"
+            "Set the environment variable NUMBA_CACHE_DIR to a folder that can be written to."
+        )
+
+
 def main(arguments=None):
-    """Run the command line.
+    """Run the command line: the console script ``fastbp``, or ``python -m fastbp``.
 
     Parameters
     ----------
     arguments : list of str, default=None
         Arguments of the command line; None takes those of the process.
     """
-    parser = argparse.ArgumentParser(prog="python -m fastbp", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="fastbp", description="Fast multilayer perceptrons for scikit-learn users: demo, compilation, versions."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("demo", help="train on handwritten digits, beside scikit-learn and plain NumPy")
     command.add_argument("--epochs", type=int, default=40, help="epochs of training (default: 40)")
@@ -116,7 +129,7 @@ def main(arguments=None):
     command = commands.add_parser("warmup", help="compile the kernels now, or load them from the cache on disk")
     command.set_defaults(run=lambda options: print(f"Total: {warmup(report=print):.1f} s"))
     command = commands.add_parser("info", help="print versions, the machine as fastbp sees it, and the cache folder")
-    command.set_defaults(run=lambda options: show_versions())
+    command.set_defaults(run=lambda options: info())
     options = parser.parse_args(arguments)
     options.run(options)
 

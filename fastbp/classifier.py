@@ -22,8 +22,10 @@ from fastbp.losses import Loss
 class BackpropClassifier(ClassifierMixin, BaseBackprop):
     """Multilayer perceptron classifier, trained by backpropagation in compiled code.
 
-    The parameters and attributes that `sklearn.neural_network.MLPClassifier` has too have the same names, defaults and
-    meanings. In float64 the same `random_state` gives the same model, up to rounding.
+    Parameters and attributes have the names, defaults and meanings that they have in
+    `sklearn.neural_network.MLPClassifier`. Of its parameters, `early_stopping`, `validation_fraction` and `max_fun` are
+    missing, and so are its solver "lbfgs" and sparse input. `loss`, `output_activation`, `dtype` and `n_jobs` are
+    additions. In float64 the same `random_state` gives the same model, up to rounding.
 
     Parameters
     ----------
@@ -122,15 +124,18 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
 
     output_activation : "auto", str or activation object, default="auto"
         Activation function of the output layer. "auto" is softmax (multiclass) or logistic (binary, multilabel) for
-        "log_loss", and logistic for "squared_error". Other activations only for "squared_error".
+        "log_loss", and logistic for "squared_error". Anything but "auto" requires `loss="squared_error"`.
 
     dtype : {"auto", "float32", "float64"}, default="auto"
-        Data type of the weights and of all computation. "auto": that of X for float32 and float64 input, float32 for
-        all other input. float32 is about twice as fast as float64.
+        Data type of the weights and of all computation. "auto" is float64 for float64 input (and longer floats), and
+        float32 for all other input: float32, float16, integers, booleans, object arrays and pandas' nullable types.
+        `MLPClassifier` takes float64 for all of these but float32. float32 is about twice as fast as float64.
 
     n_jobs : int or None, default=None
-        Maximum number of threads. None means all cores that this process may use, -1 too; 1 starts no thread. The
-        results are the same, bit for bit, for any number of threads.
+        Maximum number of threads. None and -1 mean all cores that this process may use, -2 all but one, and so on. In
+        most of scikit-learn None means 1; pass 1 here for a single thread, under joblib's threading back end for
+        example. The processes of joblib's default back end, loky, take no more than their share of the cores even with
+        None. The results are exactly the same for any number of threads.
 
     Attributes
     ----------

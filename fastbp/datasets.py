@@ -31,17 +31,25 @@ _FourArrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 _IDX_DTYPES = dict(zip(b"\x08\x09\x0b\x0c\x0d\x0e", ("u1", "i1", ">i2", ">i4", ">f4", ">f8"), strict=True))
 _MNIST_VARIANTS = ("mnist", "fashion_mnist")
 _MNIST_FILES = [f"{p}-{k}-ubyte" for p in ("train", "t10k") for k in ("images-idx3", "labels-idx1")]
-_WAYS_OUT = (
-    "Pass data_home or set FASTBP_DATA to the folder that contains the data; "
-    "or, in a source checkout, see datasets/README.md and run `python datasets/fetch.py`"
-)
 
 
 def _damaged(path: Path, found: str, expected: str, line: int | None = None) -> ValueError:
     where = f"{path}, line {line}" if line else f"{path}"
     return ValueError(
         f"{where}: found {found}, expected {expected}. Replace the file with a new copy; "
-        "datasets/README.md lists the sources, and `python datasets/fetch.py --check` verifies checksums."
+        "datasets/README.md in a checkout of fastbp lists the sources and formats."
+    )
+
+
+def _missing(name: str, what: str, folder: str) -> FileNotFoundError:
+    """Return the error for a data set that is not there; `folder` is its own, within the folder of all data sets."""
+    if name in _FETCHED:
+        way = f"in a checkout of fastbp, `python datasets/fetch.py {folder}` downloads it"
+    else:
+        way = "datasets/fetch.py cannot download it, but datasets/README.md in a checkout of fastbp names the source"
+    return FileNotFoundError(
+        f"{name}: {what}. If you have the data, set the environment variable FASTBP_DATA, or pass data_home, to the "
+        f"folder that contains the folder {folder}. Otherwise, {way}."
     )
 
 
@@ -134,10 +142,10 @@ def load_mnist(data_home: _Path | None = None, *, variant: str = "mnist") -> _Fo
         if len(paths) == len(_MNIST_FILES):
             return *_images_and_labels(*paths[:2]), *_images_and_labels(*paths[2:])
         lacking.append(f"{folder} lacks {', '.join(name for name, path in found.items() if not path)}")
-    raise FileNotFoundError(
-        f"{variant}: {'; '.join(lacking)} (each with or without .gz, also with '.idx' for '-idx'). "
-        f"{_WAYS_OUT} {variant}; or, for MNIST where there is a network, call fastbp.datasets.fetch_mnist()."
-    )
+    error = _missing(variant, f"{'; '.join(lacking)} (each with or without .gz, also with '.idx' for '-idx')", variant)
+    if variant == "mnist":
+        error = FileNotFoundError(f"{error} fastbp.datasets.fetch_mnist() downloads the same images from OpenML.")
+    raise error
 
 
 def _spelling(folder: Path, name: str) -> Path | None:
@@ -306,6 +314,11 @@ _SOURCES: dict[str, tuple[Any, ...]] = {
     for k in (1, 2, 3)
 }
 TABULAR_NAMES: tuple[str, ...] = tuple(_SOURCES)
+# Those that datasets/fetch.py downloads.
+_FETCHED = {
+    *_MNIST_VARIANTS, "banknote", "optdigits", "pendigits", "robot_wall", "satimage", "sonar", "wine_quality",
+    "wine_quality_red",
+}  # fmt: skip
 
 
 def load_tabular(name: str, data_home: _Path | None = None) -> Bunch:
@@ -334,7 +347,7 @@ def load_tabular(name: str, data_home: _Path | None = None) -> Bunch:
     Raises
     ------
     FileNotFoundError
-        If a file is missing.
+        If a file is missing; the message says whether ``datasets/fetch.py`` of a source checkout can download it.
     ValueError
         If `name` is unknown or a file is malformed; the message has the path of the file and, if possible, the line
         number.
@@ -347,7 +360,7 @@ def load_tabular(name: str, data_home: _Path | None = None) -> Bunch:
     folder, *names = files.split()
     paths = [_folder(data_home) / folder / file for file in names]
     if missing := [str(path) for path in paths if not path.is_file()]:
-        raise FileNotFoundError(f"{name}: there is no {' and no '.join(missing)}. {_WAYS_OUT}.")
+        raise _missing(name, f"there is no {' and no '.join(missing)}", folder.split("/")[0])
     by_file = [read(path, *arguments) for path in paths]  # a file contains one part, or rows of every part
     shares = zip(*by_file, strict=True) if len(by_file[0]) > 1 else by_file
     parts = [tuple(map(np.concatenate, zip(*share, strict=True))) for share in shares]

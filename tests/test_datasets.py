@@ -9,6 +9,7 @@ import hashlib
 import http.server
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -187,7 +188,7 @@ def test_load_mnist_says_what_is_missing(tmp_path):
     message = str(caught.value)
     assert f"{tmp_path / 'mnist'} lacks {MNIST_FILES[3]};" in message
     assert f"{tmp_path} lacks {', '.join(MNIST_FILES)} (" in message
-    for way_out in ("data_home", "FASTBP_DATA", "python datasets/fetch.py` mnist", "fetch_mnist()"):
+    for way_out in ("data_home", "FASTBP_DATA", "`python datasets/fetch.py mnist`", "fetch_mnist()"):
         assert way_out in message
 
 
@@ -497,7 +498,11 @@ def test_load_tabular_missing(tmp_path, name):
     message = str(caught.value)
     assert message.startswith(f"{name}: there is no {tmp_path}")
     assert "FASTBP_DATA" in message
-    assert "python datasets/fetch.py" in message
+    # Each is either downloaded by the command in the message, or the message says where to get it.
+    (folder,) = {Path(path).relative_to(tmp_path).parts[0] for path in re.findall(r"there is no (\S+?)[ .]", message)}
+    command = f"`python datasets/fetch.py {folder}` downloads it"
+    assert (command in message) != ("cannot download it, but datasets/README.md" in message)
+    assert (command in message) == (name in datasets._FETCHED)
 
 
 def test_load_tabular_missing_half(tmp_path):
@@ -806,22 +811,37 @@ def test_fetch_unknown_name(fetch, capsys):
     assert "no set named kmnist; there are mnist, sonar" in capsys.readouterr().err
 
 
+def test_fetch_what_has_no_download(fetch, capsys):
+    for arguments in (["steering_rc"], ["sonar_angle", "mnist", "--check"]):
+        with pytest.raises(SystemExit) as caught:
+            fetch.main(arguments)
+        assert caught.value.code == 2
+        message = capsys.readouterr().err
+        assert f"there is no download for {arguments[0]};" in message
+        assert "README.md" in message
+
+
 def test_check(tmp_path, fetch, capsys):
     check = ["--check", "--dest", str(tmp_path / "dest")]
-    assert fetch.main(check) == 1  # nothing there
+    assert fetch.main(check) == 0  # nothing there, and nothing wrong
+    assert capsys.readouterr().out == "files: 0 right, 0 wrong, 2 not there\n"
     write(tmp_path / "dest/sonar/sonar.csv", "1;2")
     assert fetch.main(check) == 0
     assert fetch.main(["sonar", *check]) == 0
+    capsys.readouterr()
     assert fetch.main(["sonar", "mnist", *check]) == 1  # named, but missing
+    captured = capsys.readouterr()
+    assert captured.out.endswith("files: 1 right, 0 wrong, 1 not there\n")
+    assert captured.err == f"error: not there: {tmp_path / 'dest/mnist/a-idx3-ubyte.gz'}\n"
     write(tmp_path / "dest/mnist/a-idx3-ubyte.gz", PACKED)
     assert fetch.main(["sonar", "mnist", *check]) == 0
     capsys.readouterr()
     broken = write(tmp_path / "dest/mnist/a-idx3-ubyte", GOOD[:-1])
     assert fetch.main(check) == 1
-    out = capsys.readouterr().out
-    assert f"{broken}: 35 bytes with sha256" in out
-    assert f"{broken}.gz: ok" in out
-    assert f"error: see above what is wrong in {tmp_path / 'dest'}" in out
+    captured = capsys.readouterr()
+    assert f"{broken}: 35 bytes with sha256" in captured.out
+    assert f"{broken}.gz: ok" in captured.out
+    assert captured.err.startswith(f"error: wrong: {broken};")
 
 
 def test_fetch_as_a_script_needs_only_the_standard_library(tmp_path):
@@ -863,6 +883,14 @@ def test_sums_and_sets_agree():
     mnist = {f"{variant}/{name}.gz" for variant in ("mnist", "fashion_mnist") for name in MNIST_FILES}
     assert set(paths) - mnist <= read
     assert mnist <= set(paths)
+    # The readers' messages say truly what can be fetched; each name belongs to one side.
+    fetched = {name for name in datasets._FETCHED if name in datasets._SOURCES}
+    for name, source in datasets._SOURCES.items():
+        folder, *files = source[0].split()
+        assert (name in fetched) == ({f"{folder}/{file}" for file in files} <= set(paths))
+        assert (name in fetched) != (name in module.NOT_FETCHED or folder.split("/")[0] in module.NOT_FETCHED)
+    assert datasets._FETCHED - fetched == {"mnist", "fashion_mnist"}
+    assert set(module.SETS).isdisjoint(module.NOT_FETCHED)
 
 
 # ---------------------------------------------------------------------------------------- real data

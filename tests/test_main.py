@@ -1,6 +1,12 @@
-"""The command line ``python -m fastbp``."""
+"""The command line ``fastbp``, which is ``python -m fastbp`` too."""
 
 import re
+import runpy
+import sys
+import tomllib
+import types
+from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +43,33 @@ def test_warmup_prints_the_total(capsys, monkeypatch):
 def test_info_shows_versions(capsys):
     command_line.main(["info"])
     assert fastbp.__version__ in capsys.readouterr().out
+
+
+def test_info_says_what_to_do_without_a_cache_folder(capsys, monkeypatch):
+    stats = types.SimpleNamespace(cache_path=None)
+    monkeypatch.setattr(command_line.backprop, "train", types.SimpleNamespace(stats=stats))
+    command_line.main(["info"])
+    assert "compiles in memory" in (printed := capsys.readouterr().out) and "NUMBA_CACHE_DIR" in printed
+    stats.cache_path = "/a/folder"
+    command_line.main(["info"])
+    assert "NUMBA_CACHE_DIR" not in capsys.readouterr().out
+
+
+def test_the_console_script_is_main():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert EntryPoint("fastbp", project["scripts"]["fastbp"], "console_scripts").load() is command_line.main
+
+
+def test_help_is_plain_text(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["__main__.py", "--help"])
+    monkeypatch.delitem(sys.modules, "fastbp.__main__")
+    with pytest.raises(SystemExit) as error:
+        runpy.run_module("fastbp", run_name="__main__")  # as python -m does
+    assert error.value.code == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("usage: fastbp ")
+    assert "`" not in printed
+    assert {"demo", "warmup", "info"} <= set(printed.split())
 
 
 def test_a_command_is_required(capsys):
