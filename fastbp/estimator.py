@@ -5,6 +5,7 @@ from numbers import Integral, Real
 from weakref import WeakKeyDictionary
 
 import numpy as np
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
@@ -13,6 +14,7 @@ from fastbp import lbfgs, training
 from fastbp.activations import ACTIVATIONS, Activation, check_can_learn, get_activation
 from fastbp.compat import Interval, Options, StrOptions, check_sample_weight
 from fastbp.initializers import initial_parameters
+from fastbp.kernels.csr import split_inputs
 from fastbp.kernels.network import make_network
 from fastbp.kernels.plan import is_mostly_zero
 from fastbp.kernels.records import Data
@@ -86,7 +88,7 @@ class BaseBackprop(BaseEstimator):
 
         Returns
         -------
-        X : ndarray of shape (n_samples, n_features), C-ordered
+        X : ndarray of shape (n_samples, n_features), C-ordered, or scipy CSR matrix
             Its type can differ from the network's: the kernels convert each sample when they gather it.
         y : ndarray, if it was given
         dtype : dtype
@@ -99,13 +101,20 @@ class BaseBackprop(BaseEstimator):
         dtype = np.dtype(np.float32 if self.dtype == "auto" else self.dtype) if reset else self.coefs_[0].dtype
         has_targets = not isinstance(y, str)
         options = {"multi_output": True, "y_numeric": self._numeric_targets} if has_targets else {}
-        checked = validate_data(self, X, y, reset=reset, dtype=_SOURCES[dtype], order="C", **options)
+        checked = validate_data(
+            self, X, y, reset=reset, dtype=_SOURCES[dtype], order="C", accept_sparse="csr", **options
+        )  # fmt: skip
         X, *y = checked if has_targets else (checked,)
         if reset and self.dtype == "auto" and X.dtype == np.float64:
             dtype = X.dtype
-        if X.dtype.itemsize > dtype.itemsize and max(X.max(), -X.min()) > np.finfo(dtype).max:
+        values = X.data if issparse(X) else X
+        if (
+            values.dtype.itemsize > dtype.itemsize
+            and values.size
+            and max(values.max(), -values.min()) > np.finfo(dtype).max
+        ):
             raise ValueError(f"Input X contains infinity or a value too large for {dtype!r}.")
-        return _writeable(X), *map(_ravel_column, y), dtype
+        return X if issparse(X) else _writeable(X), *map(_ravel_column, y), dtype
 
     def _check_solver(self):
         if self.solver == "lbfgs":
@@ -131,7 +140,7 @@ class BaseBackprop(BaseEstimator):
 
         Parameters
         ----------
-        X : ndarray of shape (n_samples, n_features)
+        X : ndarray of shape (n_samples, n_features), or scipy CSR matrix
             Checked inputs.
         Y : ndarray of shape (n_samples, n_outputs)
             Targets, of type `dtype`.
@@ -161,14 +170,17 @@ class BaseBackprop(BaseEstimator):
             progress.validation_scores = None
         # The line search of lbfgs compares losses that differ by less than the precision of float32.
         work_dtype = np.dtype(np.float64) if self.solver == "lbfgs" else dtype
-        data = Data(X, Y.astype(work_dtype, copy=False), weight.astype(work_dtype, copy=False), order)
+        x, csr = split_inputs(X, work_dtype)
+        data = Data(x, Y.astype(work_dtype, copy=False), weight.astype(work_dtype, copy=False), order)
         step_settings = self._step_settings(order.size, Y.shape[1])
-        network = make_network(units, activations, work_dtype, step_settings.batch_size)
+        network = make_network(units, activations, work_dtype, step_settings.batch_size, csr is not None)
         optimizer = OptimizerState.empty(network, self.solver, self.learning_rate_init)
         if one_epoch and not first:
             optimizer = OptimizerState.restore(self._optimizer, network, self.solver) or optimizer
         params = network.pack(coefs, intercepts)
-        session = Session(network, params, optimizer, step_settings, order.size, sparse=is_mostly_zero(X))
+        session = Session(
+            network, params, optimizer, step_settings, order.size, sparse=csr is None and is_mostly_zero(X), csr=csr
+        )
         settings = self._loop_settings()
         if self.solver == "lbfgs":
             coefs, intercepts = lbfgs.fit(session, data, settings, progress, self.max_fun)
@@ -345,6 +357,11 @@ class BaseBackprop(BaseEstimator):
                 return outputs
         X, _ = self._check_X(X, reset=False)
         return predictor.outputs(X, self.n_jobs)[0]
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
 
     @contextmanager
     def _all_or_nothing(self):

@@ -11,13 +11,16 @@ A. Lopez Davila, "Neural Networks: The Backpropagation Algorithm": sec. 5.
 """
 
 from numbers import Integral
+from typing import NamedTuple
 
 import numpy as np
+from scipy.sparse import csr_array
 from sklearn.utils import Bunch, check_scalar
 from sklearn.utils.validation import check_is_fitted
 
 from fastbp.activations import Identity
 from fastbp.estimator import BaseBackprop
+from fastbp.kernels.csr import CsrMatrix, split_inputs
 from fastbp.kernels.network import make_network
 from fastbp.kernels.records import Data
 from fastbp.kernels.session import OptimizerState, Session, StepSettings
@@ -29,6 +32,20 @@ __all__ = ["flatten", "gradient_flow", "gradient_terms", "loss_and_gradient", "l
 SATURATED = 0.05
 
 
+class _Samples(NamedTuple):
+    """Checked samples."""
+
+    data: Data
+    csr: CsrMatrix | None  # the inputs, where they are sparse
+
+    def inputs(self):
+        """Return the inputs as a new array of the network's type."""
+        if self.csr is None:
+            return np.array(self.data.x, self.data.y.dtype)
+        indptr, indices, values, n_features = self.csr
+        return csr_array((values, indices, indptr), shape=(len(self.data.y), n_features)).toarray()
+
+
 class _Step:
     """One step of plain gradient descent with all samples.
 
@@ -38,8 +55,8 @@ class _Step:
         Whose loss and activations are used.
     coefs, intercepts : list of ndarray
         Its parameters, or others of the same shapes.
-    data : Data
-        From `_data`.
+    samples : _Samples
+        From `_check_samples`.
     alpha : float
         Factor of the L2 term.
     keep : bool, default=False
@@ -53,16 +70,17 @@ class _Step:
         The gradient.
     """
 
-    def __init__(self, clf, coefs, intercepts, data, *, alpha, keep=False):
-        n = len(data.x)
+    def __init__(self, clf, coefs, intercepts, samples, *, alpha, keep=False):
+        data, csr = samples
+        n = len(data.y)
         units = [clf.n_features_in_, *map(len, intercepts)]
-        network = make_network(units, clf._activations, coefs[0].dtype, n)
+        network = make_network(units, clf._activations, coefs[0].dtype, n, csr is not None)
         settings = StepSettings(
             loss=clf._loss, solver="sgd", alpha=alpha, batch_size=n, momentum=0.0, nesterovs_momentum=False,
             n_jobs=clf.n_jobs,
         )  # fmt: skip
         optimizer = OptimizerState.empty(network, "sgd", 1.0)
-        session = Session(network, network.pack(coefs, intercepts), optimizer, settings, n, keep=keep)
+        session = Session(network, network.pack(coefs, intercepts), optimizer, settings, n, keep=keep, csr=csr)
         self.loss = session.run(data, rates=np.ones(1))
         # The velocity after one step is -g; 0 - (-g) instead of its negative, so that no zero gets a sign.
         self.coef_grads, self.intercept_grads = network.unpack(0 - optimizer.first)
@@ -111,14 +129,15 @@ def _is_a(clf, name):
     return any(cls.__name__ == name for cls in type(clf).__mro__)
 
 
-def _data(clf, X, y, sample_weight=None):
-    """Check an estimator, whose `coefs_` the user may have edited, and the data; return the data for the kernels."""
+def _check_samples(clf, X, y, sample_weight=None):
+    """Check an estimator, whose `coefs_` the user may have edited, and the data; return the samples for the kernels."""
     check_network(clf)
     units = check_shapes(clf.coefs_, clf.intercepts_, clf.n_features_in_, clf._activations)
     X, Y, weight = clf._encode(X, y, sample_weight)
     if units[-1] != Y.shape[1]:
         raise ValueError(f"coefs_[-1] has {units[-1]} units for {Y.shape[1]} outputs.")
-    return Data(X, Y, weight, np.arange(len(X)))
+    x, csr = split_inputs(X, Y.dtype)
+    return _Samples(Data(x, Y, weight, np.arange(len(Y))), csr)
 
 
 def _backward_product(clf, layer, delta):
@@ -145,8 +164,8 @@ def mean_loss(clf, X, y):
     float
         The mean over the samples.
     """
-    data = _data(clf, X, y)
-    return _Step(clf, clf.coefs_, clf.intercepts_, data, alpha=0.0).loss
+    samples = _check_samples(clf, X, y)
+    return _Step(clf, clf.coefs_, clf.intercepts_, samples, alpha=0.0).loss
 
 
 def loss_and_gradient(clf, X, y, sample_weight=None):
@@ -187,8 +206,8 @@ def loss_and_gradient(clf, X, y, sample_weight=None):
     >>> gradient.shape  # 3 * 2 + 2 + 2 * 1 + 1
     (11,)
     """
-    data = _data(clf, X, y, sample_weight)
-    step = _Step(clf, clf.coefs_, clf.intercepts_, data, alpha=clf.alpha)
+    samples = _check_samples(clf, X, y, sample_weight)
+    step = _Step(clf, clf.coefs_, clf.intercepts_, samples, alpha=clf.alpha)
     return step.loss, flatten(step.coef_grads, step.intercept_grads)
 
 
@@ -267,10 +286,10 @@ def gradient_terms(clf, X, y):
     >>> np.allclose(outputs.d_node_input_d_weight.T @ factors, outputs.gradient)
     True
     """
-    data = _data(clf, X, y)
+    samples = _check_samples(clf, X, y)
     activations, n_layers = clf._activations, len(clf.coefs_)
-    step = _Step(clf, clf.coefs_, clf.intercepts_, data, alpha=clf.alpha, keep=True)
-    inputs = [np.array(data.x, clf.coefs_[0].dtype), *(step.values(k, "a") for k in range(n_layers))]
+    step = _Step(clf, clf.coefs_, clf.intercepts_, samples, alpha=clf.alpha, keep=True)
+    inputs = [samples.inputs(), *(step.values(k, "a") for k in range(n_layers))]
     deltas = [step.values(k, "delta") for k in range(n_layers)]
     carried = [_backward_product(clf, k, delta) for k, delta in enumerate(deltas)]
     terms = []
@@ -281,7 +300,7 @@ def gradient_terms(clf, X, y):
         if not is_output:
             term.update(d_loss_d_activation=carried[k + 1].copy(), d_activation_d_node_input=activation.derivative(z))
         elif clf._loss.name == "squared_error":
-            error = data.y - a
+            error = samples.data.y - a
             ones = np.full_like(error, -1)
             term.update(
                 error=error, d_loss_d_error=error.copy(), d_error_d_activation=ones, d_loss_d_activation=error * ones,
@@ -328,8 +347,8 @@ def gradient_flow(clf, X, y):
     The activations and deltas of all layers are in memory at the same time; pass a subset of the samples if they are
     many.
     """
-    data = _data(clf, X, y)
-    step = _Step(clf, clf.coefs_, clf.intercepts_, data, alpha=clf.alpha, keep=True)
+    samples = _check_samples(clf, X, y)
+    step = _Step(clf, clf.coefs_, clf.intercepts_, samples, alpha=clf.alpha, keep=True)
     sizes, norms, saturated = [], [], []
     for k, activation in enumerate(clf._activations):
         sizes.append(float(np.abs(step.values(k, "delta")).mean(dtype=np.float64)))
@@ -377,17 +396,17 @@ def loss_slice(clf, X, y, layer, i, j, values):
     ValueError
         If an index is out of range.
     """
-    data = _data(clf, X, y)
+    samples = _check_samples(clf, X, y)
     coefs, intercepts = ([part.copy() for part in parts] for parts in (clf.coefs_, clf.intercepts_))
     array, place = find_weight(coefs, intercepts, layer, i, j)
     values = np.asarray(values, dtype=np.float64).ravel()
     weight = float(array[place])
-    now = _Step(clf, coefs, intercepts, data, alpha=clf.alpha)
+    now = _Step(clf, coefs, intercepts, samples, alpha=clf.alpha)
     grads, _ = find_weight(now.coef_grads, now.intercept_grads, layer, i, j)
     losses = np.empty(len(values))
     for k, value in enumerate(values):
         array[place] = value
-        losses[k] = _Step(clf, coefs, intercepts, data, alpha=clf.alpha).loss
+        losses[k] = _Step(clf, coefs, intercepts, samples, alpha=clf.alpha).loss
     return Bunch(weights=values, losses=losses, weight=weight, loss=now.loss, derivative=float(grads[place]))
 
 
@@ -424,7 +443,7 @@ def loss_plane(clf, X, y, directions, first, second, *, n_steps=0, rate=0.1):
     ValueError
         If the directions do not have the shapes of the parameters.
     """
-    data = _data(clf, X, y)
+    samples = _check_samples(clf, X, y)
     origin = [*clf.coefs_, *clf.intercepts_]
     n = len(clf.coefs_)
     changes = [[np.asarray(part) for part in (*coefs, *intercepts)] for coefs, intercepts in directions]
@@ -434,7 +453,7 @@ def loss_plane(clf, X, y, directions, first, second, *, n_steps=0, rate=0.1):
 
     def at(u, v):
         params = [(w + u * p + v * q).astype(w.dtype) for w, p, q in zip(origin, *changes, strict=True)]
-        return _Step(clf, params[:n], params[n:], data, alpha=clf.alpha)
+        return _Step(clf, params[:n], params[n:], samples, alpha=clf.alpha)
 
     first, second = (np.asarray(coordinates, np.float64).ravel() for coordinates in (first, second))
     losses = np.array([[at(u, v).loss for u in first] for v in second])

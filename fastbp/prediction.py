@@ -4,6 +4,7 @@ import numpy as np
 
 from fastbp.kernels import prediction, threads
 from fastbp.kernels.addresses import kernel_addresses
+from fastbp.kernels.csr import csr_matrix_of
 from fastbp.kernels.network import make_network
 from fastbp.kernels.plan import forward_work, is_mostly_zero
 from fastbp.kernels.workspace import allocate_net
@@ -66,8 +67,8 @@ class Predictor:
 
         Parameters
         ----------
-        x : ndarray of shape (n_samples, n_features)
-            float32, float64 or uint8, C-ordered, at least one row.
+        x : ndarray of shape (n_samples, n_features), or scipy CSR matrix
+            float32, float64 or uint8, C-ordered, at least one row; a sparse one is finite.
         n_jobs : int or None
             See `threads.thread_count`.
 
@@ -80,6 +81,9 @@ class Predictor:
         """
         n = x.shape[0]
         out = np.empty((n, self.network.units[-1]), self.dtype)
+        if not isinstance(x, np.ndarray):
+            self._predict_csr(csr_matrix_of(x, self.dtype), out, n_jobs)
+            return out, True
         if n <= FEW_ROWS and self._can_skip_packing:
             x = x.astype(self.dtype, copy=False)
             space = np.empty((2, self._widest), self.dtype)
@@ -103,6 +107,22 @@ class Predictor:
         address = self._addresses.get(x.dtype)
         threads.run(prediction.predict, prediction.predict_on_threads, args, n_threads, address)
         return not bad.any()
+
+    def _predict_csr(self, csr, out, n_jobs):
+        """Set `out`. The weights of the first layer, which can be large, are used in place."""
+        units = self.network.units
+        network = make_network([0, *units[1:]], self.network.activations, self.dtype)
+        n = len(out)
+        block = min(n, BLOCK_ROWS)
+        work = forward_work([csr.indices.size / n, *units[1:]]) * n
+        n_threads = min(threads.thread_count(n_jobs, work), -(-n // block))
+        params = network.pack([self._coefs[0][:0], *self._coefs[1:]], self._intercepts)
+        kernels = kernel_addresses(self.dtype, prefetch_write=False)
+        arrays = allocate_net(network, params, block * n_threads, n_threads, kernels)
+        weights = np.ascontiguousarray(self._coefs[0], self.dtype)
+        args = (csr, weights, arrays, out, block)
+        address = threads.address_for(prediction.predict_csr, args) if n_threads > 1 else None
+        threads.run(prediction.predict_csr, prediction.predict_csr_on_threads, args, n_threads, address)
 
 
 def check_shapes(coefs, intercepts, n_features, activations):

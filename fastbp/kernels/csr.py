@@ -35,7 +35,6 @@ from fastbp.codegen.memory import (
     offset,
     pointer,
     pointer_at,
-    prefetch,
     record_loader,
     store_scalar,
 )
@@ -64,6 +63,57 @@ class CsrMatrix(NamedTuple):
     indices: np.ndarray  # (n_entries,) int32: features
     values: np.ndarray  # (n_entries,), of the network's type
     n_features: int
+
+
+def csr_matrix_of(X, dtype):
+    """Return a scipy matrix as the kernels read it.
+
+    Parameters
+    ----------
+    X : scipy.sparse CSR matrix or array
+        Not changed. It may have unsorted and duplicate entries, whose sum counts, and explicit zeros.
+    dtype : {float32, float64}
+        Type of the values.
+
+    Returns
+    -------
+    CsrMatrix
+        Without copies of what has the right type and order.
+
+    Raises
+    ------
+    ValueError
+        If the index arrays do not describe a matrix, or it has too many features.
+    """
+    n_samples, n_features = X.shape
+    if n_features > np.iinfo(np.int32).max:
+        raise ValueError(f"X has {n_features} features; the largest number for sparse input is 2**31 - 1.")
+    indptr, indices = X.indptr, X.indices
+    n_entries = int(indptr[-1]) if len(indptr) else 0
+    if (
+        len(indptr) != n_samples + 1 or indptr[0] != 0 or (np.diff(indptr) < 0).any()
+        or n_entries > min(len(indices), len(X.data))
+        or (n_entries and (indices[:n_entries].min() < 0 or indices[:n_entries].max() >= n_features))
+    ):  # fmt: skip
+        raise ValueError("The index arrays of the sparse X are inconsistent; see its method check_format.")
+    ascending = np.diff(indices[:n_entries]) > 0
+    starts = indptr[1:-1]
+    ascending[starts[(starts > 0) & (starts < n_entries)] - 1] = True  # where a row begins
+    if not ascending.all():
+        X = type(X)((X.data.astype(dtype), indices.copy(), indptr.copy()), shape=X.shape)
+        X.has_canonical_format = X.has_sorted_indices = False
+        X.sum_duplicates()
+    return CsrMatrix(
+        np.ascontiguousarray(X.indptr, np.int64), np.ascontiguousarray(X.indices, np.int32),
+        np.ascontiguousarray(X.data, dtype), n_features,
+    )  # fmt: skip
+
+
+def split_inputs(X, dtype):
+    """Return inputs as a `Data` has them, and the `CsrMatrix` of sparse ones, or None."""
+    if isinstance(X, np.ndarray):
+        return X, None
+    return np.empty((X.shape[0], 0), dtype), csr_matrix_of(X, dtype)
 
 
 class _Table(NamedTuple):
@@ -282,13 +332,13 @@ def multiply_csr(table, ints, order, position, first, last, weights, row, bias, 
     for i in range(first, last):
         sample = load_scalar(order, position + i)
         begin, end = load_scalar(indptr, sample), load_scalar(indptr, sample + 1)
-        _sum_rows(
+        sum_rows(
             row, end - begin, offset(values, begin), offset(indices, begin), weights, row, bias, offset(z, i * z_row)
         )  # fmt: skip
 
 
 @inlined
-def _sum_rows(n, count, factors, indices, matrix, stride, start, out):
+def sum_rows(n, count, factors, indices, matrix, stride, start, out):
     """Set out = start + sum of factors[e] matrix[indices[e]], rows of n numbers."""
     step = ROW_VECTORS * lane_count(out)
     for j in range(0, n, step):
@@ -507,7 +557,7 @@ def _sum_gradient(csr, feature, deltas, delta_row, row, start, out):
     """Add the gradient of a row to `start`; the batch's entries of its feature are used up."""
     begin = np.int64(load_scalar(csr.begins, feature))
     count = np.int64(load_scalar(csr.counts, feature))
-    _sum_rows(row, count, offset(csr.entries, begin), offset(csr.rows, begin), deltas, delta_row, start, out)
+    sum_rows(row, count, offset(csr.entries, begin), offset(csr.rows, begin), deltas, delta_row, start, out)
     store_scalar(csr.counts, feature, 0)
 
 

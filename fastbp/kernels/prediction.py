@@ -19,6 +19,7 @@ from fastbp.codegen.processor import flush_subnormals, restore_subnormals
 from fastbp.codegen.rows import ROW_VECTORS, row_kernel
 from fastbp.codegen.vectors import fma, load, splat, total
 from fastbp.kernels.backprop import forward
+from fastbp.kernels.csr import sum_rows
 from fastbp.kernels.gather import gather, gather_and_multiply, gather_row, is_fused
 from fastbp.kernels.matmul import ONE
 from fastbp.kernels.records import Samples, get_layer, point_at_net
@@ -32,6 +33,15 @@ def _all_finite(row, n):
     for j in range(0, n, lane_count(row)):
         sums = fma(load(row, j), 0.0, sums)  # zero times infinity, or NaN, is NaN
     return total(sums) == 0
+
+
+@inlined
+def _copy_outputs(net, layer, first, m, out):
+    """Copy the activations of m rows of the last layer to `out`, without their padding."""
+    for i in range(m):
+        a = offset(net.space, layer.a + (first + i) * layer.row)
+        for j in range(layer.fan_out):
+            store_scalar(out, i * layer.fan_out + j, load_scalar(a, j))
 
 
 @cached_jit
@@ -83,9 +93,7 @@ def predict(x, order, arrays, out, bad, block, team_cells, wanted):
         for i in range(m):
             if not _all_finite(offset(net.space, inputs.input + (first + i) * inputs.input_row), inputs.fan_in):
                 n_bad += 1
-            a = offset(net.space, outputs.a + (first + i) * outputs.row)
-            for j in range(outputs.fan_out):
-                store_scalar(results, (begin + i) * outputs.fan_out + j, load_scalar(a, j))
+        _copy_outputs(net, outputs, first, m, offset(results, begin * outputs.fan_out))
         begin = next_ticket(cells) * block
     bad[team.rank] = n_bad
     restore_subnormals(mode)
@@ -96,6 +104,53 @@ def predict_on_threads(address, x, order, arrays, out, bad, block, team_cells, w
     """Call `predict`, whose machine code is at `address`, on each thread."""
     for _ in prange(wanted):
         call_at(address, (x, order, arrays, out, bad, block, team_cells, wanted))
+
+
+@cached_jit
+def predict_csr(matrix, weights, arrays, out, block, team_cells, wanted):
+    """Do what `predict` does, for inputs in sparse rows.
+
+    Parameters
+    ----------
+    matrix : CsrMatrix
+        Inputs.
+    weights : ndarray of shape (n_features, n_units)
+        Of the first layer, C-ordered.
+    arrays : NetArrays
+        The network without these weights, as one without inputs, and workspace of `block` rows for each thread.
+    out, block, team_cells, wanted
+        As in `predict`.
+    """
+    cells = pointer(team_cells, 0)
+    team = join_team(cells, wanted)
+    if team.rank < 0:
+        return
+    mode = flush_subnormals()
+    net = point_at_net(arrays, block * wanted, team.rank, wanted)
+    inputs, outputs = get_layer(net, 0), get_layer(net, net.n_layers - 1)
+    indptr, indices, values = pointer(matrix.indptr, 0), pointer(matrix.indices, 0), pointer(matrix.values, 0)
+    n, w, bias, results = weights.shape[1], pointer(weights, 0), offset(net.params, inputs.bias), pointer(out, 0)
+    first = team.rank * block
+    begin = next_ticket(cells) * block
+    while begin < out.shape[0]:
+        m = min(block, out.shape[0] - begin)
+        for i in range(m):
+            entry = load_scalar(indptr, begin + i)
+            sum_rows(
+                n, load_scalar(indptr, begin + i + 1) - entry, offset(values, entry), offset(indices, entry), w, n,
+                bias, offset(net.space, inputs.z + (first + i) * inputs.row),
+            )  # fmt: skip
+        forward(net, first, first + m, True)
+        _copy_outputs(net, outputs, first, m, offset(results, begin * outputs.fan_out))
+        begin = next_ticket(cells) * block
+    restore_subnormals(mode)
+
+
+@cached_jit(parallel=True)
+def predict_csr_on_threads(address, matrix, weights, arrays, out, block, team_cells, wanted):
+    """Call `predict_csr`, whose machine code is at `address`, on each thread."""
+    for _ in prange(wanted):
+        call_at(address, (matrix, weights, arrays, out, block, team_cells, wanted))
 
 
 class UnpackedLayer(NamedTuple):
