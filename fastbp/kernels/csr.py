@@ -30,16 +30,19 @@ import numpy as np
 
 from fastbp.codegen.jit import cached_jit, called_by_address, inlined, jit
 from fastbp.codegen.memory import (
+    itemsize,
     lane_count,
     load_scalar,
     offset,
     pointer,
     pointer_at,
+    prefetch_for_write,
     record_loader,
     store_scalar,
 )
 from fastbp.codegen.processor import flush_subnormals, restore_subnormals
 from fastbp.codegen.rows import ROW_VECTORS, row_kernel_indexed
+from fastbp.codegen.target import CACHE_LINE
 from fastbp.codegen.vectors import fma, load, sqrt, store
 from fastbp.kernels.plan import BLOCK_ROWS
 from fastbp.optimizers import ADAM, update
@@ -54,6 +57,8 @@ N_TERMS = 8
 MAX_RELATIVE_ERROR = {np.dtype(np.float32): 3e-8, np.dtype(np.float64): 1e-13}
 # Steps that a term of the series looks back, at most: beta_1 to this power is below this.
 NEGLIGIBLE = 1e-22
+# Rows between the one that is updated and the one that is prefetched: they come from memory, in no order.
+PREFETCH_ROWS = 8
 
 
 class CsrMatrix(NamedTuple):
@@ -427,6 +432,16 @@ def _catch_up(csr, solver, constants, feature, now, row, weights, first, second)
             store(m, j, velocity * decay_1)
 
 
+@inlined
+def _prefetch_row(csr, k, row, weights, first, second):
+    """Prefetch the row of the k-th feature of the batch, and its optimizer state."""
+    begin = np.int64(load_scalar(csr.touched, 1 + k)) * row
+    for i in range(begin, begin + row, CACHE_LINE // itemsize(weights)):
+        prefetch_for_write(weights, i)
+        prefetch_for_write(first, i)
+        prefetch_for_write(second, i)
+
+
 @jit
 def _look_back(csr, size):
     """Write a step of this size into the log, and renew the B_k of the rows that wait."""
@@ -477,6 +492,7 @@ def collect_csr(
         return
     now = load_scalar(csr.clock, 0)
     for k in range(n_touched):
+        _prefetch_row(csr, min(k + PREFETCH_ROWS, n_touched - 1), row, weights, first, second)
         feature = np.int64(load_scalar(csr.touched, 1 + k))
         _catch_up(csr, solver, constants, feature, now, row, weights, first, second)
         store_scalar(csr.last, feature, now + 1)  # it takes part in the next step
@@ -515,6 +531,7 @@ def update_csr(
     n_touched = np.int64(load_scalar(csr.touched, 0))
     if csr.is_lazy:
         for k in range(n_touched):
+            _prefetch_row(csr, min(k + PREFETCH_ROWS, n_touched - 1), row, weights, first, second)
             feature = np.int64(load_scalar(csr.touched, 1 + k))
             place = feature * row
             _sum_gradient(csr, feature, deltas, delta_row, row, zeros, scratch)
