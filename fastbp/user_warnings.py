@@ -6,6 +6,7 @@ import sys
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
 
 # What lies between the user's line and ours: scikit-learn's meta-estimators, Numba's dispatchers, and what starts
 # threads and processes.
@@ -44,7 +45,8 @@ def warn_user(message, category=UserWarning):
     category : type, default=UserWarning
         A subclass of Warning.
     """
-    stacklevel, outermost_of_ours, frame = 1, 1, sys._getframe()
+    frame: FrameType | None = sys._getframe()
+    stacklevel = outermost_of_ours = 1
     while frame is not None and _is_between(frame):
         if frame.f_code.co_filename.startswith(_OURS):
             outermost_of_ours = stacklevel

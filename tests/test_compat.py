@@ -254,17 +254,15 @@ def private_names(tree):
 
 
 def own_attributes(tree):
-    """The private attributes that the classes of a module have."""
+    """The attributes that the classes of a module have."""
     for scope in ast.walk(tree):
         if isinstance(scope, ast.ClassDef):
             for node in ast.walk(scope):
-                if isinstance(node, ast.FunctionDef):
-                    yield node.name
-                elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                    yield node.id
-                elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-                    if isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"):
-                        yield node.attr
+                match node:
+                    case ast.FunctionDef(name) | ast.Name(name, ast.Store()):
+                        yield name
+                    case ast.Attribute(ast.Name("self" | "cls"), name, ast.Store()):
+                        yield name
 
 
 OWN_ATTRIBUTES = {name for tree in TREES.values() for name in own_attributes(tree)}

@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import multiprocessing
 import os
 import re
 import shutil
