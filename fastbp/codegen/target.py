@@ -87,10 +87,11 @@ def vector_unit(name, features):
     if not X86:
         return 128, True  # NEON, and what else has no wider one that is known here
     # For LLVM "-avx,+fma" has AVX, as FMA implies it, and such a list is what Numba makes of NUMBA_ENABLE_AVX=0. Who
-    # switches a feature off wants none that needs it: these come last. LLVM may still use them in loops of its own.
-    switches = {feature[1:]: feature[0] for feature in features.split(",") if feature}
-    in_order = sorted((sign + feature for feature, sign in switches.items()), key=lambda switch: switch[0] == "-")
-    assembly = _assembly(_PROBE, name, ",".join(in_order))
+    # switches a feature off wants none that needs it: so it is switched off once more at the end. What is left, Numba's
+    # code may use. In loops that LLVM vectorises by itself it may use more.
+    last = {feature[1:]: feature[0] for feature in features.split(",") if feature}
+    off = [f"-{feature}" for feature, sign in last.items() if sign == "-"]
+    assembly = _assembly(_PROBE, name, ",".join([features, *off]))
     return 512 if "zmm" in assembly else 256 if "ymm" in assembly else 128, "vfmadd" in assembly
 
 
