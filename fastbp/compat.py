@@ -3,13 +3,13 @@
 A new release of theirs may change these without notice; `tests/test_compat.py` exercises each. All other modules
 import them from here. Numba's documented interfaces for extensions (`numba.extending`, and what its manual calls the
 low-level interface: `numba.core.cgutils`, `numba.core.datamodel`, `numba.core.imputils`, `numba.core.typing.templates`)
-are not private.
+are not private. `numba.core.event` is between the two: only the text of the module itself describes it.
 
 ==============================================  ===============
 name                                            seen in
 ==============================================  ===============
 numba.core.caching: FunctionCache, _Cache       0.62 to 0.68
-numba.core.caching: _source_stamp of its index  0.62 to 0.68
+FunctionCache._cache_file._source_stamp         0.62 to 0.68
 numba.core.codegen: get_host_cpu_features       0.62 to 0.68
 numba.core.config: CPU_NAME, CPU_FEATURES       0.62 to 0.68
 call_conv of Numba's target context             0.62 to 0.68
@@ -18,6 +18,7 @@ numba.np.ufunc.parallel: _launch_threads        0.62 to 0.68
 Dispatcher._cache                               0.62 to 0.68
 get_pointer_to_function of a compiled library   0.62 to 0.68
 sklearn.base: _fit_context                      1.7 to 1.9
+BaseEstimator._parameter_constraints            1.7 to 1.9
 sklearn.utils._param_validation                 1.7 to 1.9
 sklearn.utils.multiclass:
 _check_partial_fit_first_call                   1.7 to 1.9
@@ -52,7 +53,9 @@ def _private_names_of(package, seen_in):
         ) from error
 
 
-with _private_names_of("numba", "0.62 to 0.68"):
+_NUMBA_SEEN = "0.62 to 0.68"
+
+with _private_names_of("numba", _NUMBA_SEEN):
     from numba.core import config as _numba_config
     from numba.core.caching import FunctionCache, _Cache
     from numba.core.codegen import get_host_cpu_features as _get_host_cpu_features
@@ -105,12 +108,16 @@ def cpu_features():
 def open_disk_cache(function, source_stamp):
     """Return Numba's disk cache for a function, valid as long as `source_stamp` stays the same."""
     backend = FunctionCache(function)
+    with _private_names_of("numba", _NUMBA_SEEN):
+        backend._cache_file._source_stamp  # noqa: B018  a new name would be set beside the one that Numba reads
     backend._cache_file._source_stamp = source_stamp
     return backend
 
 
 def set_disk_cache(dispatcher, disk_cache):
     """Have a dispatcher load its machine code from a cache, and save it there."""
+    with _private_names_of("numba", _NUMBA_SEEN):
+        dispatcher._cache  # noqa: B018
     dispatcher._cache = disk_cache
 
 

@@ -1,6 +1,7 @@
 import errno
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from numba import njit, typeof
 from numba.core import event
 from numba.core.errors import TypingError
+from numba.extending import intrinsic
 
 import fastbp
 from fastbp import compat
@@ -50,6 +52,7 @@ def cache(tmp_path, monkeypatch):
     """The folder of the disk cache; no warning has been given yet."""
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(jit._ForgivingCache, "_warned", False)
+    monkeypatch.setattr(jit._ForgivingCache, "all_kept", True)
     return tmp_path / "cache"
 
 
@@ -99,6 +102,7 @@ def test_damaged_cache_is_replaced(cache, small, suffix, damage):
     third = cached_jit(small.twice)
     assert third(6.0) == 12
     assert hits_and_misses(third) == (1, 0)
+    assert jit.all_code_is_kept()
 
 
 def test_nowhere_to_write(cache, small, tmp_path, monkeypatch):
@@ -114,7 +118,7 @@ def test_nowhere_to_write(cache, small, tmp_path, monkeypatch):
             compiled = cached_jit(function)
             assert compiled(4.0) == 4 * factor and compiled(4) == 4 * factor
             assert compiled.stats.cache_path is None
-    assert len(caught) == 1
+    assert len(caught) == 1 and not jit.all_code_is_kept()
 
 
 def test_full_disk(cache, small, monkeypatch):
@@ -128,6 +132,7 @@ def test_full_disk(cache, small, monkeypatch):
     compiled = cached_jit(small.twice)
     with pytest.warns(RuntimeWarning, match=r"could not be written \(OSError\(.*No space left") as caught:
         assert compiled(4.0) == 8 and compiled(4) == 8
+    assert not jit.all_code_is_kept()
     assert (len(caught), len(saves)) == (1, 1)  # once it failed, it is not tried again
 
 
@@ -139,15 +144,11 @@ def test_code_of_other_sources_is_stale(cache, small, monkeypatch):
     assert hits_and_misses(other) == (0, 1)
 
 
-def test_source_stamp_covers_all_files(tmp_path):
+def test_source_stamp_covers_all_files(tmp_path, monkeypatch):
     package = tmp_path / "copy"
     copy_package(package)
-    stamp = load_module(package / "codegen" / "jit.py", "copy_of_jit")._source_stamp
-
-    def new_stamp():
-        stamp.cache_clear()
-        return stamp()
-
+    monkeypatch.setattr(jit, "files", {"fastbp": package}.get)
+    new_stamp = jit._source_stamp.__wrapped__
     stamps = {new_stamp()}
     assert stamps == {new_stamp()}
     sources = sorted(package.rglob("*.py"))
@@ -156,6 +157,40 @@ def test_source_stamp_covers_all_files(tmp_path):
         path.write_bytes(path.read_bytes() + b"\n# another version\n")
         stamps.add(new_stamp())
     assert len(stamps) == len(sources) + 1
+
+
+def test_source_stamp_of_a_package_in_an_archive(tmp_path):
+    copy_package(tmp_path / "source" / "fastbp")
+    archive = shutil.make_archive(str(tmp_path / "package"), "zip", tmp_path / "source")
+    script = "import json; from fastbp.codegen import jit; print(json.dumps([jit.__file__, jit._source_stamp()]))"
+    ((file, stamp),) = finish(start(script, tmp_path, PYTHONPATH=archive))
+    assert file.startswith(archive)
+    assert stamp == jit._source_stamp()
+
+
+def test_without_sources_nothing_is_kept(cache, small, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(jit, "files", {"fastbp": tmp_path / "empty"}.get)
+    monkeypatch.setattr(jit, "_source_stamp", jit._source_stamp.__wrapped__)
+    with pytest.warns(RuntimeWarning, match=r"without its sources.* compiles in memory"):
+        assert cached_jit(small.twice)(4.0) == 8
+    assert not jit.all_code_is_kept() and not snapshot(tmp_path)
+
+
+def test_no_folder_is_made_where_there_is_no_home(cache, small, tmp_path, monkeypatch):
+    """A folder that NUMBA_CACHE_DIR names is the user's; one that Numba falls back to is not."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+    (tmp_path / "__pycache__").touch()
+    cache.touch()
+    with pytest.warns(RuntimeWarning, match="there is no home folder"):
+        assert cached_jit(small.twice)(4.0) == 8
+    assert not os.path.lexists("~")
+    monkeypatch.setattr(numba.config, "CACHE_DIR", os.path.join("~", "chosen"))
+    assert cached_jit(small.twice)(4.0) == 8
+    assert snapshot(tmp_path / "~" / "chosen")
 
 
 def test_compiled_code_divides_as_numpy_does(cache, small, tmp_path):
@@ -199,7 +234,78 @@ def test_long_compiling_is_explained_once(cache, slow, caplog):
     first(4)
     (record,) = caplog.records
     assert (record.name, record.levelname) == ("fastbp", "WARNING")
+    assert "kept on disk, from where" in record.getMessage()
     assert "python -m fastbp warmup" in record.getMessage()
+
+
+def test_the_notice_tells_where_code_is_not_kept(cache, slow, caplog, monkeypatch):
+    def open_disk_cache(*_):
+        raise RuntimeError("no folder here")
+
+    monkeypatch.setattr(jit, "open_disk_cache", open_disk_cache)
+    with pytest.warns(RuntimeWarning, match="no folder here"):
+        cached_jit(slow.twice)(4.0)
+    (record,) = caplog.records
+    assert "cannot be kept on disk" in record.getMessage() and "NUMBA_CACHE_DIR" in record.getMessage()
+    assert "warmup" not in record.getMessage()
+
+
+def test_a_notice_that_cannot_be_given_stops_nothing(cache, slow):
+    class Broken(logging.Handler):
+        asked = False
+
+        def emit(self, record):
+            Broken.asked = True
+            raise RuntimeError
+
+    handler = Broken()
+    jit.logger.addHandler(handler)
+    try:
+        assert cached_jit(slow.twice)(4.0) == 8
+    finally:
+        jit.logger.removeHandler(handler)
+    assert Broken.asked
+
+
+def test_the_notice_comes_once_after_a_warmup(cache, slow, caplog):
+    with jit.no_compilation_notice():
+        cached_jit(slow.twice)(4.0)
+    assert not caplog.records
+    cached_jit(slow.twice)(4)
+    cached_jit(slow.thrice)(4.0)
+    assert len(caplog.records) == 1
+
+
+WORKERS = """
+import json
+from joblib import Parallel, delayed
+from fastbp.codegen import jit
+jit.PATIENCE = 0.0
+
+def compile_here(name):
+    import small
+    from fastbp.codegen import jit
+    jit.PATIENCE = 0.0
+    function = getattr(small, name)
+    return [function(4.0), sum(function.stats.cache_misses.values())]
+
+if __name__ == "__main__":
+    names = ["twice", "thrice"]
+    print(json.dumps(Parallel(n_jobs=2)(delayed(compile_here)(name) for name in names) + [compile_here(HERE)]))
+"""
+
+
+def test_workers_are_silent(tmp_path):
+    """Each would say the same, and none knows of `setLevel` in the process that started it."""
+    (tmp_path / "small.py").write_text(
+        "from fastbp.codegen.jit import cached_jit\n" + SOURCE.replace("def", "@cached_jit\ndef")
+        + "\n\n@cached_jit\ndef fourfold(x):\n    return 4 * x\n"
+    )  # fmt: skip
+    process = start(WORKERS.replace("HERE", "'fourfold'"), tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache"))
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert json.loads(out) == [[8.0, 1], [12.0, 1], [16.0, 1]]  # all have compiled something
+    assert err.count("fastbp is compiling its kernels") == 1, err  # the one that the user has started
 
 
 def test_nothing_is_said_where_nothing_is_compiled(cache, slow, caplog):
@@ -230,9 +336,43 @@ def test_a_failed_compilation_says_nothing_of_later_ones(cache, slow, caplog, mo
     assert not caplog.records
 
 
-def test_the_notice_leaves_no_listener(cache, slow):
-    cached_jit(slow.twice)(4.0)
-    assert not any(isinstance(listener, jit._CompilationNotice) for listener in event._registered["numba:compile"])
+@intrinsic
+def interrupt(typingctx):
+    raise KeyboardInterrupt
+
+
+def interrupted():
+    interrupt()
+
+
+class Counter(event.Listener):
+    starts = ends = 0
+
+    def on_start(self, _):
+        self.starts += 1
+
+    def on_end(self, _):
+        self.ends += 1
+
+
+@pytest.mark.parametrize("ending", ["compiled", "failed", "interrupted"])
+def test_the_notice_leaves_no_listener(cache, slow, ending):
+    counter = Counter()
+    event.register("numba:compile", counter)  # another one of the user, which hears of all
+    try:
+        if ending == "compiled":
+            cached_jit(slow.twice)(4.0)
+        elif ending == "failed":
+            with pytest.raises(TypingError):
+                cached_jit(slow.twice)(None)
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                cached_jit(interrupted)()
+        assert event._registered["numba:compile"] == [counter]
+    finally:
+        event.unregister("numba:compile", counter)
+    assert counter.starts == counter.ends > 0
+    assert jit._CompilationNotice.spent > 0
 
 
 def start(script, folder, **changes):

@@ -1,5 +1,6 @@
 """Warnings point at the user's line."""
 
+import importlib
 import inspect
 import os
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -17,7 +19,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import fastbp
-from fastbp import BackpropClassifier
+from fastbp import BackpropClassifier, user_warnings
+from fastbp.user_warnings import warn_user
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(60, 3)), np.arange(60) % 2
@@ -65,6 +68,72 @@ def test_schedules_that_end_by_themselves_do_not_warn(schedule):
         warnings.simplefilter("error")
         clf = BackpropClassifier(3, max_iter=2, learning_rate=schedule).fit(X, Y)
     assert clf.n_iter_ == 2
+
+
+WORKERS = """
+import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
+from threading import Thread
+import joblib
+from fastbp.user_warnings import warn_user
+from work import warn
+
+def start(worker):
+    worker.start()
+    worker.join()
+
+if __name__ == "__main__":
+    for function, of in ((warn, "of the user"), (warn_user, "of fastbp")):
+        start(Thread(target=function, args=[f"thread {of}"]))
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(function, f"thread pool {of}").result()
+        joblib.Parallel(n_jobs=2)([joblib.delayed(function)(f"joblib {of}")])
+        start(multiprocessing.get_context("spawn").Process(target=function, args=[f"process {of}"]))
+"""
+
+
+def test_warnings_of_workers(tmp_path):
+    """Where no line is the user's, as none calls `Thread(target=clf.fit)`, a warning points at fastbp."""
+    (tmp_path / "script.py").write_text(WORKERS)
+    (tmp_path / "work.py").write_text(
+        "from fastbp.user_warnings import warn_user\n\ndef warn(message):\n    warn_user(message)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(fastbp.__file__).parents[1]), "PYTHONWARNINGS": "always"}
+    command = [sys.executable, "script.py"]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    found = re.findall(r"^(.*):\d+: UserWarning: (.*) of (.*)$", done.stderr, re.MULTILINE)
+    places = {(way, of): Path(place).name for place, way, of in found}
+    ways = ("thread", "thread pool", "joblib", "process")
+    expected = {(way, "the user"): "work.py" for way in ways} | {(way, "fastbp"): "user_warnings.py" for way in ways}
+    assert places == expected, done.stderr
+
+
+def runs_in(file):
+    """A function whose source is in a file of this name, and that warns in its third line."""
+    scope = {"warn_user": warn_user}
+    exec(compile("\ndef run():\n    warn_user('here')\n", file, "exec"), scope)
+    return scope["run"]
+
+
+def test_what_runs_a_module_is_not_the_users():
+    # `python -m fastbp` begins there. A thread has no line of this test below it.
+    thread = Thread(target=runs_in("<frozen runpy>"))
+    with pytest.warns(UserWarning, match="here") as caught:
+        thread.start()
+        thread.join()
+    assert [warning.filename for warning in caught] == [user_warnings.__file__]
+
+
+@pytest.mark.parametrize("name", ["fastbp", "sklearn", "joblib", "concurrent"])
+@pytest.mark.parametrize("ending", ["_scripts", "-work", ".old"])
+def test_a_folder_beside_a_package_is_the_users(name, ending):
+    """Its name begins like that of the package."""
+    folder = Path(importlib.import_module(name).__spec__.submodule_search_locations[0])
+    file = str(folder.with_name(name + ending) / "script.py")
+    with pytest.warns(UserWarning, match="here") as caught:
+        runs_in(file)()
+    assert [(warning.filename, warning.lineno) for warning in caught] == [(file, 3)]
 
 
 SCRIPT = """

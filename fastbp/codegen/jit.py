@@ -10,11 +10,12 @@
 
 import hashlib
 import logging
+import multiprocessing
 import os
 import time
 from contextlib import contextmanager, suppress
 from functools import cache, partial
-from pathlib import Path
+from importlib.resources import files
 
 from numba import config, njit, types
 from numba.core import event
@@ -110,7 +111,7 @@ PATIENCE = 3.0
 
 
 class _CompilationNotice(event.Listener):
-    """Says once, after some seconds of compiling, what is going on. Numba calls it whenever it compiles a function."""
+    """Says once, after some seconds of compiling, what is going on. Numba calls it while it compiles one function."""
 
     said = False
     spent = 0.0
@@ -118,7 +119,7 @@ class _CompilationNotice(event.Listener):
     def __init__(self):
         self._begin = time.perf_counter()
         self._depth = 0
-        self._is_open = True
+        event.register("numba:compile", self)
 
     def on_start(self, _):
         self._depth += 1
@@ -126,26 +127,33 @@ class _CompilationNotice(event.Listener):
 
     def on_end(self, _):
         self._depth -= 1
+        if self._depth == 0:  # the function itself, compiled or failed
+            # Numba is going through the listeners. This one came last, so that none is passed over.
+            event.unregister("numba:compile", self)
         self._look()
-        if self._depth == 0:  # the function itself, compiled or failed; other code that Numba compiles is not ours
-            self.close()
+        if self._depth == 0:
+            _CompilationNotice.spent += time.perf_counter() - self._begin
 
     def _look(self):
-        if not self._is_open:
+        if _CompilationNotice.said or _CompilationNotice.spent + time.perf_counter() - self._begin <= PATIENCE:
             return
-        if not _CompilationNotice.said and _CompilationNotice.spent + time.perf_counter() - self._begin > PATIENCE:
-            _CompilationNotice.said = True
+        _CompilationNotice.said = True
+        # Workers do not know how logging was set up in the process that started them, and all would say the same.
+        if multiprocessing.parent_process() is not None:
+            return
+        fate = (
+            "The machine code is kept on disk, from where later processes load it. `python -m fastbp warmup` compiles "
+            "everything ahead of time"
+            if all_code_is_kept()
+            else "The machine code cannot be kept on disk, so that each process compiles anew; set NUMBA_CACHE_DIR to "
+            "a folder of yours that can be written to"
+        )
+        with suppress(Exception):  # of a handler: trouble with a message never stops the work
             logger.warning(
-                "fastbp is compiling its kernels, which can take half a minute. The machine code is kept on disk, "
-                "from where later processes load it. `python -m fastbp warmup` compiles everything ahead of time; "
-                "logging.getLogger('fastbp').setLevel('ERROR') hides this message."
+                "fastbp is compiling its kernels, which can take half a minute. %s; "
+                "logging.getLogger('fastbp').setLevel('ERROR') hides this message.",
+                fate,
             )
-
-    def close(self):
-        """Add the seconds of this function to those of the process."""
-        if self._is_open:
-            self._is_open = False
-            _CompilationNotice.spent += time.perf_counter() - self._begin
 
 
 @contextmanager
@@ -162,18 +170,28 @@ def no_compilation_notice():
 # --- the disk cache ---
 
 
+def _sources(folder):
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        if entry.is_dir():
+            yield from _sources(entry)
+        elif entry.name.endswith(".py"):
+            yield entry
+
+
 @cache
 def _source_stamp():
-    """Hash all sources of the package: machine code of another version is stale.
+    """Hash all sources of the package, in a folder or an archive: machine code of another version is stale.
 
     Numba's own stamp covers only the file of the cached function, not the files
     of the functions that were compiled into it.
     """
-    package = Path(__file__).parents[1]
+    sources = list(_sources(files("fastbp")))
+    if not sources:
+        raise RuntimeError("fastbp is installed without its sources, by which old machine code is told from new")
     digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        digest.update(path.name.encode())
-        digest.update(path.read_bytes())
+    for source in sources:
+        digest.update(source.name.encode())
+        digest.update(source.read_bytes())
     return digest.hexdigest()
 
 
@@ -185,8 +203,8 @@ class _ForgivingCache(DiskCache):
     the first call, so that an import stays fast and cannot fail.
     """
 
+    all_kept = True  # of what was compiled in this process
     _warned = False
-    _notice: _CompilationNotice | None = None  # of the function that is being compiled, in whichever cache
 
     def __init__(self, function):
         self._function = function
@@ -197,8 +215,10 @@ class _ForgivingCache(DiskCache):
         if self._on_disk is None:
             was_there = os.path.lexists("~")
             backend = open_disk_cache(self._function, _source_stamp())
-            # Where the system knows no home folder, Numba makes a folder named "~" in the current one.
-            if backend.cache_path.startswith("~") and not config.CACHE_DIR:
+            # Where the system knows no home folder, Numba makes a folder named "~" in the current one. One that
+            # NUMBA_CACHE_DIR names is the user's own doing.
+            chosen = config.CACHE_DIR and backend.cache_path.startswith(config.CACHE_DIR)
+            if backend.cache_path.startswith("~") and not chosen:
                 if not was_there:
                     with suppress(OSError):
                         os.removedirs(backend.cache_path)  # as far as they are empty
@@ -214,23 +234,15 @@ class _ForgivingCache(DiskCache):
             try:
                 loaded = self._backend().load_overload(sig, target_context)
             except Exception as error:  # a damaged file can raise anything when unpickled
-                self._enabled = self._on_disk is not None
-                self._warn(f"could not be read ({error})" if self._enabled else f"has no folder ({error})")
-        self._end_notice()  # of a compilation that failed
+                if self._on_disk is None:
+                    self._give_up(f"has no folder ({error})")
+                else:
+                    self._warn(f"could not be read ({error})")
         if loaded is None:
-            _ForgivingCache._notice = _CompilationNotice()
-            event.register("numba:compile", _ForgivingCache._notice)
+            _CompilationNotice()
         return loaded
 
-    @staticmethod
-    def _end_notice():
-        notice, _ForgivingCache._notice = _ForgivingCache._notice, None
-        if notice is not None:
-            event.unregister("numba:compile", notice)
-            notice.close()
-
     def save_overload(self, sig, data):
-        self._end_notice()
         if not self._enabled:
             return
         try:
@@ -242,8 +254,11 @@ class _ForgivingCache(DiskCache):
                 self._backend().flush()
                 self._backend().save_overload(sig, data)
         except Exception as error:
-            self._enabled = False
-            self._warn(f"could not be written ({error!r})")
+            self._give_up(f"could not be written ({error!r})")
+
+    def _give_up(self, what):
+        self._enabled = _ForgivingCache.all_kept = False
+        self._warn(what)
 
     @classmethod
     def _warn(cls, what):
@@ -270,3 +285,8 @@ class _ForgivingCache(DiskCache):
 
     def flush(self):
         self._backend().flush()
+
+
+def all_code_is_kept():
+    """Whether all that was compiled in this process can be loaded from the disk by the next one."""
+    return _ForgivingCache.all_kept
