@@ -38,7 +38,7 @@ from fastbp.kernels.plan import (
 from fastbp.kernels.records import Data, NetArrays, Task, TrainingArrays
 from fastbp.kernels.session import OptimizerState, Session
 from fastbp.losses import LOSSES
-from fastbp.optimizers import NO_UPDATE, SOLVERS, step_sizes
+from fastbp.optimizers import SOLVERS, step_sizes
 from fastbp.prediction import Predictor
 
 DTYPES = [np.float32, np.float64]
@@ -200,14 +200,15 @@ class Trainer:
         network, dtype = problem.network, problem.dtype
         solver, constants = OPTIMIZERS[optimizer] if optimizer else ("sgd", (0.0, 0.0, 0.0))
         order = np.arange(len(problem.X)) if order is None else order
-        self.problem, self.network, self.optimizer, self.rate = problem, network, optimizer, rate
+        self.problem, self.network, self.optimizer = problem, network, optimizer
+        self.rate = rate if optimizer else 1.0
         self.solver, self.n_threads, self.kernel = solver, n_threads, kernel
         self.batch_size = len(order) if batch_size is None else batch_size
         self.chunk = self.batch_size if chunk is None else chunk
         self.n_batches = -(-len(order) // self.batch_size)
         self.guards = guards = guards()
         self.data = Data(*map(guards.array, (problem.X, problem.Y, problem.weight, order)))
-        keeps_grads = optimizer is None or self.chunk < self.batch_size or kernel is train_online
+        keeps_grads = self.chunk < self.batch_size or kernel is train_online
         self.net = guarded_net(problem, self.chunk, n_threads, sparse, guards, trains=True)
         self.state = TrainingArrays(
             first=guards.zeros(network.n_params, dtype),
@@ -222,11 +223,12 @@ class Trainer:
         self.losses = guards.zeros(self.n_batches, np.float64)
 
     def run(self, first=0, last=None):
-        """Train on a range of batches, all if not given."""
+        """Train on a range of batches, all if not given; without an optimizer the parameters stay what they are."""
         last = self.n_batches if last is None else last
+        params = self.net.params.copy()
         task = Task(
             loss=LOSSES[self.problem.loss],
-            solver=SOLVERS[self.solver] if self.optimizer else NO_UPDATE,
+            solver=SOLVERS[self.solver],
             constants=self.constants,
             sizes=step_sizes(self.solver, np.full(last - first, self.rate), first, 0.9, 0.999),
             alpha=self.problem.alpha,
@@ -238,15 +240,14 @@ class Trainer:
         args = (self.data, self.net, self.state, task, self.losses)
         threads.run(self.kernel, backprop.train_on_threads, args, self.n_threads)
         self.guards.check()
+        if self.optimizer is None:
+            self.net.params[:] = params
         return self
 
     def gradients(self):
-        """The mean gradient, from the sums that training without updates leaves."""
-        problem = self.problem
-        divisor = problem.weight.sum(dtype=np.float64) if problem.weight.size else len(self.data.order)
-        sums, intercept_sums = self.network.unpack(self.state.grads)
-        coef_grads = [(s + problem.alpha * W) / divisor for s, W in zip(sums, problem.coefs, strict=True)]
-        return [*coef_grads, *(s / divisor for s in intercept_sums)]
+        """The mean gradient of the last batch without an optimizer: the velocity of a step of size 1, negated."""
+        coef_grads, intercept_grads = self.network.unpack(-self.state.first)
+        return [*coef_grads, *intercept_grads]
 
     def parameters(self):
         coefs, intercepts = self.network.unpack(self.net.params)
@@ -254,8 +255,7 @@ class Trainer:
 
     def bits(self):
         """All that training leaves, to be compared bit by bit."""
-        parts = [self.net.params, self.state.first, self.state.second, self.losses]
-        return [part.tobytes() for part in parts + ([] if self.optimizer else [self.state.grads])]
+        return [part.tobytes() for part in (self.net.params, self.state.first, self.state.second, self.losses)]
 
 
 def assert_close(got, expected, tolerance):
@@ -602,7 +602,7 @@ def assert_same_training(trainer, other):
     for a, b in zip(trainer.parameters(), other.parameters(), strict=True):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(trainer.losses, other.losses)
-    for name in ("first", "second", "grads"):
+    for name in ("first", "second"):
         np.testing.assert_array_equal(getattr(trainer.state, name), getattr(other.state, name))
 
 
@@ -625,10 +625,12 @@ def test_same_training_without_the_inputs_that_are_zero(optimizer, dtype):
 def test_a_gradient_does_not_depend_on_what_was_in_the_workspace():
     problem = make([20, 40, 9, 3], [Logistic(), Relu()], n=30)
     order = np.array([*range(20), *range(20, 27)])
-    trainer = Trainer(problem, batch_size=20, order=order).run()
+    trainer = Trainer(problem, batch_size=20, order=order).run(0, 1)
+    trainer.state.first[:] = 0
     # The second batch is shorter, and finds the numbers of the first.
+    trainer.run(1, 2)
     alone = Trainer(problem, order=np.arange(20, 27)).run()
-    assert trainer.state.grads.tobytes() == alone.state.grads.tobytes()
+    assert trainer.state.first.tobytes() == alone.state.first.tobytes()
     assert trainer.losses[1] == alone.losses[0]
 
 

@@ -16,7 +16,7 @@ from fastbp.codegen.emit import (
 )
 from fastbp.codegen.tiles import NV, kernel_signature
 
-# Vectors of a row that `row_kernel` computes at once: enough chains of additions to keep the multipliers busy.
+# Vectors of a row that `row_kernel` computes at once: enough chains of additions to keep the FMA units busy.
 ROW_VECTORS = 8
 # Parts of the sums in `short_row_kernel`, a power of two: enough to hide the time that one addition takes.
 ROW_PARTS = 4
@@ -64,7 +64,7 @@ def short_row_kernel(typingctx, n, k, x, w, d, out):
     Parameters
     ----------
     n : int64
-        Columns, whole vectors of them, at most NV.
+        Columns, a multiple of the lanes: 1 to NV vectors.
     k : int64
         Length of the reduction.
     x : pointer

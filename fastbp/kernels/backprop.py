@@ -230,7 +230,7 @@ def train(data, arrays, training_arrays, task, losses, team_cells, wanted):
                 for i in range(m):
                     total += load_scalar(training.row_loss, i)
             size = load_scalar(sizes, batch - task.first_batch)
-            step = make_step(training, m, size, divisor, position == start, position + m == stop)
+            step = make_step(m, size, divisor, position == start, position + m == stop)
             compute_gradients_and_update(net, training, samples, step, team)
             barrier(cells, team)
         if team.rank == 0:

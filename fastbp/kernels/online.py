@@ -132,7 +132,7 @@ def train_online(data, arrays, training_arrays, task, losses, team_cells, wanted
         loss = loss_of_row(task.loss, outputs.by_rows, outputs.fan_out, y, offset(net.space, outputs.a), eps) * weight
         _backward(net)
         _compute_gradients(net, training.grads)
-        step = make_step(training, 1, load_scalar(sizes, batch - task.first_batch), weight, True, True)
+        step = make_step(1, load_scalar(sizes, batch - task.first_batch), weight, True, True)
         loss += 0.5 * task.alpha * _update(net, training, step, training.grads, n_params)
         _transpose_all(net)
         store_scalar(results, batch, loss / weight)
