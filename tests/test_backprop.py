@@ -1,18 +1,13 @@
-import ctypes
-import mmap
-import os
-import subprocess
 import sys
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise, product
-from pathlib import Path
 
 import numpy as np
 import pytest
 import reference
+from guards import Fences, Guards, run_alone
 from numba import njit
 
-import fastbp
 from fastbp import BackpropClassifier
 from fastbp.activations import ACTIVATIONS, Activation, Gaussian, Identity, Logistic, Relu, Softmax, Tanh, Threshold
 from fastbp.codegen.bitmask import MASK_BITS
@@ -30,13 +25,11 @@ from fastbp.kernels.plan import (
     BLOCK_TILES,
     LARGE,
     MEDIUM,
-    index_capacity,
-    mask_size,
-    prefetch_capacity,
     scratch_size,
 )
 from fastbp.kernels.records import Data, NetArrays, Task, TrainingArrays
 from fastbp.kernels.session import OptimizerState, Session
+from fastbp.kernels.workspace import allocate_net
 from fastbp.losses import LOSSES
 from fastbp.optimizers import SOLVERS, step_sizes
 from fastbp.prediction import Predictor
@@ -59,49 +52,6 @@ OPTIMIZERS = {
     "nesterov": ("sgd", (0.9, 1.0, 0.0)),
     "adam": ("adam", (0.9, 0.999, 1e-8)),
 }
-# Around all arrays; what they hold is never it.
-CANARY = 12345
-GUARD = 64
-
-
-class Guards:
-    """Arrays that lie between canaries."""
-
-    def __init__(self):
-        self.wholes = []
-
-    def array(self, values, dtype=None):
-        values = np.asarray(values, dtype)
-        whole = np.full(values.size + 2 * GUARD, np.array(CANARY).astype(values.dtype))
-        whole[GUARD:-GUARD] = values.ravel()
-        self.wholes.append(whole)
-        return whole[GUARD:-GUARD].reshape(values.shape)
-
-    def zeros(self, n, dtype):
-        return self.array(np.zeros(n, dtype))
-
-    def check(self):
-        for whole in self.wholes:
-            canary = np.array(CANARY).astype(whole.dtype)
-            assert (whole[:GUARD] == canary).all() and (whole[-GUARD:] == canary).all()
-
-
-class Fences(Guards):
-    """Arrays that end where the memory ends: a read or write after them ends the process."""
-
-    PROTECT_NONE = 0
-
-    def array(self, values, dtype=None):
-        values = np.asarray(values, dtype)
-        length = -(-values.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        memory = mmap.mmap(-1, length + mmap.PAGESIZE)
-        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        protect = ctypes.CDLL(None, use_errno=True).mprotect
-        fence = ctypes.c_void_p(address + length), ctypes.c_size_t(mmap.PAGESIZE)
-        assert protect(*fence, self.PROTECT_NONE) == 0
-        array = np.frombuffer(memory, values.dtype, values.size, length - values.nbytes).reshape(values.shape)
-        array[...] = values
-        return array
 
 
 @dataclass
@@ -173,20 +123,10 @@ def make(
 
 
 def guarded_net(problem, n_rows, n_threads, sparse, guards, *, trains=False):
-    """The arrays of a network, as `workspace.allocate_net` makes them, but between canaries."""
-    network, n_inputs = problem.network, problem.X.shape[1]
-    table, size = network.workspace(n_rows)
-    return NetArrays(
-        table=guards.array(table),
-        coefficients=guards.array(network.coefficients),
-        params=guards.array(_packed(problem)),
-        transposes=guards.zeros(network.n_transposes if trains else 0, problem.dtype),
-        space=guards.zeros(size, problem.dtype),
-        kernels=guards.array(kernel_addresses(problem.dtype, index_lists=sparse)),
-        masks=guards.zeros(mask_size(n_inputs, n_rows) if sparse else 0, np.uint16),
-        indices=guards.zeros(n_threads * index_capacity(n_inputs, n_rows) if sparse else 0, np.int32),
-        lines=guards.zeros(n_threads * prefetch_capacity(n_inputs), np.int64),
-    )
+    """The arrays of a network, between canaries."""
+    kernels = kernel_addresses(problem.dtype, index_lists=sparse)
+    arrays = allocate_net(problem.network, _packed(problem), n_rows, n_threads, kernels, sparse=sparse, trains=trains)
+    return NetArrays(*map(guards.array, arrays))
 
 
 class Trainer:
@@ -662,18 +602,8 @@ def _check_threads():
     print("the same bits")
 
 
-def _run_here(code, folder, **changes):
-    """Run a function of this file in a process of its own, which has four threads."""
-    paths = [str(Path(fastbp.__file__).parents[1]), str(Path(__file__).parent)]
-    env = {**os.environ, "NUMBA_NUM_THREADS": "4", "PYTHONPATH": os.pathsep.join(paths), **changes}
-    command = [sys.executable, "-c", f"import test_backprop; test_backprop.{code}"]
-    done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, (done.returncode, done.stderr)
-    return done.stdout
-
-
 def test_same_bits_with_any_number_of_threads(tmp_path):
-    assert _run_here("_check_threads()", tmp_path) == "the same bits\n"
+    assert run_alone("test_backprop._check_threads()", tmp_path) == "the same bits\n"
 
 
 # --- prediction ---
@@ -814,14 +744,14 @@ def _check_fences(dtypes, predicts):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect")
 def test_nothing_after_an_array_is_read(tmp_path):
-    assert _run_here("_check_fences(test_backprop.DTYPES, True)", tmp_path) == "inside\n"
+    assert run_alone("test_backprop._check_fences(test_backprop.DTYPES, True)", tmp_path) == "inside\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect")
 def test_nothing_after_an_array_is_read_on_the_least_of_machines(tmp_path):
     """Newer instructions forgive reading numbers that are masked out."""
-    code = "_check_fences([test_backprop.np.float32], False)"
-    assert _run_here(code, tmp_path, NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="") == "inside\n"
+    code = "test_backprop._check_fences([test_backprop.np.float32], False)"
+    assert run_alone(code, tmp_path, NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="") == "inside\n"
 
 
 # --- the processor's mode, and what must be seen ---

@@ -91,7 +91,7 @@ MODULES = sorted(set(TREES) - APART - {"codegen", "kernels"})
 
 def test_every_module_has_a_floor():
     assert len(MODULES) > 40
-    assert set(MODULES) == set().union(*FLOORS)
+    assert set(MODULES) == set().union(*FLOORS) and not ours("codegen") | ours("kernels")
     # What the search for imports must find, or the tests below find nothing.
     assert {"kernels.gradient", "kernels.threads", "codegen.memory", "losses"} <= ours("kernels.backprop")
     assert "numba" in imports("kernels.backprop") and "sklearn.base" in imports("estimator")
