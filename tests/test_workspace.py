@@ -17,8 +17,8 @@ from fastbp.kernels.tuner import ThreadTuner
 
 # Units, samples, and rows of a batch and of a chunk. No input is zero: index lists are then as long as they can be.
 CASES = [
-    # So many parameters that they are prefetched: the lists of cache lines.
-    ([300, 640, 16], 70, 70, 70),
+    # So many parameters that whole blocks are prefetched: the lists of cache lines.
+    ([BLOCK_ROWS, 9000, 16], 70, 70, 70),
     # Chunks, with a row in a group of masks of its own: the masks, and the lists over the rows.
     ([5 * BLOCK_ROWS, 48, 16], 45, 2 * (MASK_BITS + 1), MASK_BITS + 1),
     # More inputs than rows, one of them in a group of its own: the list over the inputs. Transposed storage.
@@ -52,7 +52,7 @@ def _train(case, dtype, n_threads, sparse, keep, fenced):
     network = make_network(units, activations, dtype, batch_size)
     assert network.has_transposed == (units[-1] == 1)
     params = network.pack(*initial_parameters(units, [6.0] * len(activations), np.random.RandomState(0), dtype))
-    assert (3 * params.nbytes >= LARGE) == (units[0] == 300)
+    assert (3 * params.nbytes >= LARGE) == (units[1] == 9000)
     params, first, second = map(_unaligned, (params, np.zeros_like(params), np.zeros_like(params)))
     settings = StepSettings("squared_error", "adam", alpha=0.1, batch_size=batch_size, n_jobs=n_threads)
     session.workspace_rows = lambda network: chunk
