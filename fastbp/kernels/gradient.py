@@ -70,7 +70,7 @@ class Block(NamedTuple):
     p: int  # its first row
     j: int  # its first column
     rows: int
-    row: int  # numbers in each row, with padding
+    row: int  # row stride: the numbers in each row, with padding
     begin: int  # offset in the parameter vector
 
 

@@ -31,10 +31,9 @@ from fastbp.compat import numba_threads_are_started, start_numba_threads
 
 # --- in compiled code: a team, its barriers, and shares of the work ---
 
-# Cells of the team's array, 128 bytes apart, so that no two share a cache line:
-# - how many threads have arrived; and of how many the team is, 0 before it begins;
-# - how many wait at the next barrier; and how many barriers they have passed;
-# - the next ticket; whether threads stay on their processors (`_is_pinned`); and where the processors begin.
+# Cells of the team's array, 128 bytes apart, so that no two share a cache line. They hold the number of threads that
+# have arrived; the size of the team, 0 before it begins; the threads that wait at a barrier, and the barriers passed;
+# the next ticket; and whether threads stay on their processors (`_is_pinned`).
 _SPACING = 16
 _ARRIVED, _SIZE, _WAITING, _BARRIERS, _TICKET, _PINNED, _CPUS = (_SPACING * i for i in range(7))
 # From _CPUS on each thread has: its processor, the set of those that it may use, and the set of those that it moves to.
