@@ -24,7 +24,7 @@ from fastbp.codegen.memory import lane_count, offset, pointer
 from fastbp.codegen.tiles import NV
 from fastbp.initializers import initial_parameters
 from fastbp.kernels.addresses import kernel_addresses
-from fastbp.kernels.matmul import MULTIPLY, NONE, ONE, matmul, pack_transpose
+from fastbp.kernels.matmul import MULTIPLY, ONE, REPEATED, matmul, pack_transpose
 from fastbp.kernels.network import Layer, aligned_zeros, make_network
 from fastbp.kernels.plan import BLOCK_ROWS, training_work
 from fastbp.kernels.records import Data
@@ -80,7 +80,7 @@ def _gradient(kernels, layer, below, m, weights, space, rank, size):
             panel = pointer(weights, layer[AT.weights] + j * layer[AT.padded_in])
             args = (
                 min(BLOCK_ROWS, last - p), nv, m, offset(source, p), ONE, layer[AT.input_row],
-                pointer(space, layer[AT.delta] + j), layer[AT.row], pointer(space, 0), NONE,
+                pointer(space, layer[AT.delta] + j), layer[AT.row], pointer(space, 0), REPEATED,
                 offset(panel, p * nv * width), nv * width,
             )  # fmt: skip
             call_at(kernels[MULTIPLY], args)

@@ -13,6 +13,7 @@ from sklearn.utils import shuffle
 
 from fastbp import BackpropClassifier, show_versions, warmup
 from fastbp.activations import get_activation
+from fastbp.codegen.jit import all_code_is_kept
 from fastbp.initializers import initial_parameters
 from fastbp.kernels import backprop
 from fastbp.plain import PlainNetwork
@@ -101,6 +102,13 @@ def _fit_plain(X, y, epochs, hidden, batch_size):
     return network
 
 
+def compile_ahead():
+    """Compile the kernels; end with an error where the machine code could not be kept."""
+    print(f"Total: {warmup(report=print):.1f} s")
+    if not all_code_is_kept():
+        raise SystemExit("Nothing could be kept on disk: see the warning above.")
+
+
 def info():
     """Print what a bug report should contain and, if no compiled code can be kept on disk, how to change that."""
     show_versions()
@@ -127,7 +135,7 @@ def main(arguments=None):
     command.add_argument("--epochs", type=int, default=40, help="epochs of training (default: 40)")
     command.set_defaults(run=lambda options: demo(epochs=options.epochs))
     command = commands.add_parser("warmup", help="compile the kernels now, or load them from the cache on disk")
-    command.set_defaults(run=lambda options: print(f"Total: {warmup(report=print):.1f} s"))
+    command.set_defaults(run=lambda options: compile_ahead())
     command = commands.add_parser("info", help="print versions, the machine as fastbp sees it, and the cache folder")
     command.set_defaults(run=lambda options: info())
     options = parser.parse_args(arguments)

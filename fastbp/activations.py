@@ -785,7 +785,7 @@ def check_can_learn(activations):
     """
     if any(isinstance(activation, Threshold) and activation.surrogate is None for activation in activations):
         raise ValueError(
-            "A threshold has no derivative, so that its layer cannot learn by backpropagation. Ways out: "
+            "A threshold has no derivative, so that its layer cannot learn by backpropagation. Use "
             'Threshold(surrogate="logistic") from fastbp.activations, which learns with the derivative of a smooth '
             "function, or a smooth activation such as 'logistic'. To predict with weights set by hand, call "
             "`initialize` instead of `fit`."

@@ -7,8 +7,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from scipy.sparse import issparse
 from sklearn.base import BaseEstimator
+from sklearn.exceptions import DataConversionWarning
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from fastbp import lbfgs, training
 from fastbp.activations import ACTIVATIONS, Activation, check_can_learn, get_activation
@@ -396,7 +397,15 @@ def _hidden_units(hidden_layer_sizes):
 
 
 def _ravel_column(y):
-    return column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
+    if y.ndim != 2 or y.shape[1] != 1:
+        return y
+    # In the words of scikit-learn's `column_or_1d`, whose own warning would point at this line.
+    warn_user(
+        "A column-vector y was passed when a 1d array was expected. Please change the shape of y to (n_samples, ), "
+        "for example using ravel().",
+        DataConversionWarning,
+    )
+    return y.ravel()
 
 
 class _WriteableMemory:

@@ -42,10 +42,10 @@ def step_sizes(solver, rates, first_step, beta_1, beta_2):
 
 
 @jit
-def update(solver, settings, size, penalty, divisor, n, params, grads, first, second):
+def update(solver, constants, size, alpha, divisor, n, params, grads, first, second):
     """Update a block of parameters: one step of an optimizer.
 
-    The gradient is g = (grads + penalty * params) / divisor: the sum over a batch, the L2
+    The gradient is g = (grads + alpha * params) / divisor: the sum over a batch, the L2
     term, and the average (Lopez Davila, sec. 5).
 
     - sgd: v = momentum v - size g, params += v; Nesterov: params += momentum v - size g with the new v
@@ -56,12 +56,12 @@ def update(solver, settings, size, penalty, divisor, n, params, grads, first, se
     Parameters
     ----------
     solver : int64
-        A value of `SOLVERS`; or `NO_UPDATE`, which changes nothing.
-    settings : pointer to float64
+        A value of `SOLVERS`; `NO_UPDATE` changes nothing.
+    constants : pointer to float64
         For sgd: momentum, 1 for Nesterov or 0. For adam: beta_1, beta_2, epsilon.
     size : float64
         The step size, from `step_sizes`.
-    penalty, divisor : float64
+    alpha, divisor : float64
         As in the equation above.
     n : int64
         Number of parameters, a multiple of the lanes.
@@ -78,24 +78,24 @@ def update(solver, settings, size, penalty, divisor, n, params, grads, first, se
     scale = 1.0 / divisor
     squares = splat(params, 0.0)
     if solver == ADAM:
-        beta_1, beta_2, epsilon = load_scalar(settings, 0), load_scalar(settings, 1), load_scalar(settings, 2)
+        beta_1, beta_2, epsilon = load_scalar(constants, 0), load_scalar(constants, 1), load_scalar(constants, 2)
         rest_1, rest_2 = 1.0 - beta_1, 1.0 - beta_2
         for i in range(0, n, step):
             w = load(params, i)
             squares = fma(w, w, squares)
-            g = fma(w, penalty, load(grads, i)) * scale
+            g = fma(w, alpha, load(grads, i)) * scale
             m = fma(load(first, i), beta_1, g * rest_1)
             v = fma(load(second, i), beta_2, g * g * rest_2)
             store(first, i, m)
             store(second, i, v)
             store(params, i, w - m * size / (sqrt(v) + epsilon))
     elif solver == SGD:
-        momentum = load_scalar(settings, 0)
-        nesterov = load_scalar(settings, 1) != 0
+        momentum = load_scalar(constants, 0)
+        nesterov = load_scalar(constants, 1) != 0
         for i in range(0, n, step):
             w = load(params, i)
             squares = fma(w, w, squares)
-            g = fma(w, penalty, load(grads, i)) * (scale * size)
+            g = fma(w, alpha, load(grads, i)) * (scale * size)
             v = fma(load(first, i), momentum, -g)
             store(first, i, v)
             store(params, i, w + (fma(v, momentum, -g) if nesterov else v))

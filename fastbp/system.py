@@ -81,7 +81,7 @@ def show_versions():
         "cores": joblib.cpu_count(),
         "vector bits": VECTOR_BITS,
         "fused multiply-add": HAS_FMA,
-        "compiled code": train.stats.cache_path,
+        "compiled code": train.stats.cache_path or "in memory only",
     }
     for title, entries in (("Versions", versions), ("Machine", machine)):
         print(f"{title}:")

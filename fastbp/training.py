@@ -77,6 +77,7 @@ class Progress:
 
     def watch_score(self, score, tol):
         """Compare a score with the best; return whether it is a new best."""
+        assert self.validation_scores is not None
         self.validation_scores.append(score)
         self.no_improvement = self.no_improvement + 1 if score < self.best_score + tol else 0
         if not score > self.best_score:  # NaN is no improvement

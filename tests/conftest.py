@@ -10,7 +10,7 @@ import pytest
 NUMERICAL = {
     "test_activations", "test_backprop", "test_bitmask", "test_elementary", "test_inspection", "test_losses",
     "test_matmul", "test_memory", "test_optimizers", "test_processor", "test_sparse", "test_target", "test_tiles",
-    "test_transpose", "test_vectors",
+    "test_transpose", "test_vectors", "test_workspace",
 }  # fmt: skip
 ESTIMATOR = {"test_classifier", "test_plots"}
 # Of the estimator's tests those that compare with scikit-learn's results.

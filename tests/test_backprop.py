@@ -1,18 +1,13 @@
-import ctypes
-import mmap
-import os
-import subprocess
 import sys
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise, product
-from pathlib import Path
 
 import numpy as np
 import pytest
 import reference
+from guards import Fences, Guards, run_alone
 from numba import njit
 
-import fastbp
 from fastbp import BackpropClassifier
 from fastbp.activations import ACTIVATIONS, Activation, Gaussian, Identity, Logistic, Relu, Softmax, Tanh, Threshold
 from fastbp.codegen.bitmask import MASK_BITS
@@ -30,15 +25,13 @@ from fastbp.kernels.plan import (
     BLOCK_TILES,
     LARGE,
     MEDIUM,
-    index_capacity,
-    mask_size,
-    prefetch_capacity,
     scratch_size,
 )
 from fastbp.kernels.records import Data, NetArrays, Task, TrainingArrays
 from fastbp.kernels.session import OptimizerState, Session
+from fastbp.kernels.workspace import allocate_net
 from fastbp.losses import LOSSES
-from fastbp.optimizers import NO_UPDATE, SOLVERS, step_sizes
+from fastbp.optimizers import SOLVERS, step_sizes
 from fastbp.prediction import Predictor
 
 DTYPES = [np.float32, np.float64]
@@ -59,49 +52,6 @@ OPTIMIZERS = {
     "nesterov": ("sgd", (0.9, 1.0, 0.0)),
     "adam": ("adam", (0.9, 0.999, 1e-8)),
 }
-# Around all arrays; what they hold is never it.
-CANARY = 12345
-GUARD = 64
-
-
-class Guards:
-    """Arrays that lie between canaries."""
-
-    def __init__(self):
-        self.wholes = []
-
-    def array(self, values, dtype=None):
-        values = np.asarray(values, dtype)
-        whole = np.full(values.size + 2 * GUARD, np.array(CANARY).astype(values.dtype))
-        whole[GUARD:-GUARD] = values.ravel()
-        self.wholes.append(whole)
-        return whole[GUARD:-GUARD].reshape(values.shape)
-
-    def zeros(self, n, dtype):
-        return self.array(np.zeros(n, dtype))
-
-    def check(self):
-        for whole in self.wholes:
-            canary = np.array(CANARY).astype(whole.dtype)
-            assert (whole[:GUARD] == canary).all() and (whole[-GUARD:] == canary).all()
-
-
-class Fences(Guards):
-    """Arrays that end where the memory ends: a read or write after them ends the process."""
-
-    PROTECT_NONE = 0
-
-    def array(self, values, dtype=None):
-        values = np.asarray(values, dtype)
-        length = -(-values.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        memory = mmap.mmap(-1, length + mmap.PAGESIZE)
-        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        protect = ctypes.CDLL(None, use_errno=True).mprotect
-        fence = ctypes.c_void_p(address + length), ctypes.c_size_t(mmap.PAGESIZE)
-        assert protect(*fence, self.PROTECT_NONE) == 0
-        array = np.frombuffer(memory, values.dtype, values.size, length - values.nbytes).reshape(values.shape)
-        array[...] = values
-        return array
 
 
 @dataclass
@@ -173,20 +123,10 @@ def make(
 
 
 def guarded_net(problem, n_rows, n_threads, sparse, guards, *, trains=False):
-    """The arrays of a network, as `workspace.allocate_net` makes them, but between canaries."""
-    network, n_inputs = problem.network, problem.X.shape[1]
-    table, size = network.workspace(n_rows)
-    return NetArrays(
-        table=guards.array(table),
-        coefficients=guards.array(network.coefficients),
-        params=guards.array(_packed(problem)),
-        transposes=guards.zeros(network.n_transposes if trains else 0, problem.dtype),
-        space=guards.zeros(size, problem.dtype),
-        kernels=guards.array(kernel_addresses(problem.dtype, index_lists=sparse)),
-        masks=guards.zeros(mask_size(n_inputs, n_rows) if sparse else 0, np.uint16),
-        indices=guards.zeros(n_threads * index_capacity(n_inputs, n_rows) if sparse else 0, np.int32),
-        lines=guards.zeros(n_threads * prefetch_capacity(n_inputs), np.int64),
-    )
+    """The arrays of a network, between canaries."""
+    kernels = kernel_addresses(problem.dtype, index_lists=sparse)
+    arrays = allocate_net(problem.network, _packed(problem), n_rows, n_threads, kernels, sparse=sparse, trains=trains)
+    return NetArrays(*map(guards.array, arrays))
 
 
 class Trainer:
@@ -200,14 +140,15 @@ class Trainer:
         network, dtype = problem.network, problem.dtype
         solver, constants = OPTIMIZERS[optimizer] if optimizer else ("sgd", (0.0, 0.0, 0.0))
         order = np.arange(len(problem.X)) if order is None else order
-        self.problem, self.network, self.optimizer, self.rate = problem, network, optimizer, rate
+        self.problem, self.network, self.optimizer = problem, network, optimizer
+        self.rate = rate if optimizer else 1.0
         self.solver, self.n_threads, self.kernel = solver, n_threads, kernel
         self.batch_size = len(order) if batch_size is None else batch_size
         self.chunk = self.batch_size if chunk is None else chunk
         self.n_batches = -(-len(order) // self.batch_size)
         self.guards = guards = guards()
         self.data = Data(*map(guards.array, (problem.X, problem.Y, problem.weight, order)))
-        keeps_grads = optimizer is None or self.chunk < self.batch_size or kernel is train_online
+        keeps_grads = self.chunk < self.batch_size or kernel is train_online
         self.net = guarded_net(problem, self.chunk, n_threads, sparse, guards, trains=True)
         self.state = TrainingArrays(
             first=guards.zeros(network.n_params, dtype),
@@ -222,11 +163,12 @@ class Trainer:
         self.losses = guards.zeros(self.n_batches, np.float64)
 
     def run(self, first=0, last=None):
-        """Train on a range of batches, all if not given."""
+        """Train on a range of batches, all if not given; without an optimizer the parameters stay what they are."""
         last = self.n_batches if last is None else last
+        params = self.net.params.copy()
         task = Task(
             loss=LOSSES[self.problem.loss],
-            solver=SOLVERS[self.solver] if self.optimizer else NO_UPDATE,
+            solver=SOLVERS[self.solver],
             constants=self.constants,
             sizes=step_sizes(self.solver, np.full(last - first, self.rate), first, 0.9, 0.999),
             alpha=self.problem.alpha,
@@ -238,15 +180,14 @@ class Trainer:
         args = (self.data, self.net, self.state, task, self.losses)
         threads.run(self.kernel, backprop.train_on_threads, args, self.n_threads)
         self.guards.check()
+        if self.optimizer is None:
+            self.net.params[:] = params
         return self
 
     def gradients(self):
-        """The mean gradient, from the sums that training without updates leaves."""
-        problem = self.problem
-        divisor = problem.weight.sum(dtype=np.float64) if problem.weight.size else len(self.data.order)
-        sums, intercept_sums = self.network.unpack(self.state.grads)
-        coef_grads = [(s + problem.alpha * W) / divisor for s, W in zip(sums, problem.coefs, strict=True)]
-        return [*coef_grads, *(s / divisor for s in intercept_sums)]
+        """The mean gradient of the last batch without an optimizer: the velocity of a step of size 1, negated."""
+        coef_grads, intercept_grads = self.network.unpack(-self.state.first)
+        return [*coef_grads, *intercept_grads]
 
     def parameters(self):
         coefs, intercepts = self.network.unpack(self.net.params)
@@ -254,8 +195,7 @@ class Trainer:
 
     def bits(self):
         """All that training leaves, to be compared bit by bit."""
-        parts = [self.net.params, self.state.first, self.state.second, self.losses]
-        return [part.tobytes() for part in parts + ([] if self.optimizer else [self.state.grads])]
+        return [part.tobytes() for part in (self.net.params, self.state.first, self.state.second, self.losses)]
 
 
 def assert_close(got, expected, tolerance):
@@ -602,7 +542,7 @@ def assert_same_training(trainer, other):
     for a, b in zip(trainer.parameters(), other.parameters(), strict=True):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(trainer.losses, other.losses)
-    for name in ("first", "second", "grads"):
+    for name in ("first", "second"):
         np.testing.assert_array_equal(getattr(trainer.state, name), getattr(other.state, name))
 
 
@@ -625,10 +565,12 @@ def test_same_training_without_the_inputs_that_are_zero(optimizer, dtype):
 def test_a_gradient_does_not_depend_on_what_was_in_the_workspace():
     problem = make([20, 40, 9, 3], [Logistic(), Relu()], n=30)
     order = np.array([*range(20), *range(20, 27)])
-    trainer = Trainer(problem, batch_size=20, order=order).run()
+    trainer = Trainer(problem, batch_size=20, order=order).run(0, 1)
+    trainer.state.first[:] = 0
     # The second batch is shorter, and finds the numbers of the first.
+    trainer.run(1, 2)
     alone = Trainer(problem, order=np.arange(20, 27)).run()
-    assert trainer.state.grads.tobytes() == alone.state.grads.tobytes()
+    assert trainer.state.first.tobytes() == alone.state.first.tobytes()
     assert trainer.losses[1] == alone.losses[0]
 
 
@@ -660,18 +602,8 @@ def _check_threads():
     print("the same bits")
 
 
-def _run_here(code, folder, **changes):
-    """Run a function of this file in a process of its own, which has four threads."""
-    paths = [str(Path(fastbp.__file__).parents[1]), str(Path(__file__).parent)]
-    env = {**os.environ, "NUMBA_NUM_THREADS": "4", "PYTHONPATH": os.pathsep.join(paths), **changes}
-    command = [sys.executable, "-c", f"import test_backprop; test_backprop.{code}"]
-    done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, (done.returncode, done.stderr)
-    return done.stdout
-
-
 def test_same_bits_with_any_number_of_threads(tmp_path):
-    assert _run_here("_check_threads()", tmp_path) == "the same bits\n"
+    assert run_alone("test_backprop._check_threads()", tmp_path) == "the same bits\n"
 
 
 # --- prediction ---
@@ -812,14 +744,14 @@ def _check_fences(dtypes, predicts):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect")
 def test_nothing_after_an_array_is_read(tmp_path):
-    assert _run_here("_check_fences(test_backprop.DTYPES, True)", tmp_path) == "inside\n"
+    assert run_alone("test_backprop._check_fences(test_backprop.DTYPES, True)", tmp_path) == "inside\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect")
 def test_nothing_after_an_array_is_read_on_the_least_of_machines(tmp_path):
     """Newer instructions forgive reading numbers that are masked out."""
-    code = "_check_fences([test_backprop.np.float32], False)"
-    assert _run_here(code, tmp_path, NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="") == "inside\n"
+    code = "test_backprop._check_fences([test_backprop.np.float32], False)"
+    assert run_alone(code, tmp_path, NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="") == "inside\n"
 
 
 # --- the processor's mode, and what must be seen ---

@@ -150,7 +150,7 @@ class _CompilationNotice(event.Listener):
         )
         with suppress(Exception):  # of a handler: trouble with a message never stops the work
             logger.warning(
-                "fastbp is compiling its kernels, which can take half a minute. %s; "
+                "fastbp is compiling its kernels, which takes 10 to 30 seconds. %s; "
                 "logging.getLogger('fastbp').setLevel('ERROR') hides this message.",
                 fate,
             )

@@ -16,7 +16,7 @@ from fastbp.codegen.emit import (
 )
 from fastbp.codegen.tiles import NV, kernel_signature
 
-# Vectors of a row that `row_kernel` computes at once: enough chains of additions to keep the multipliers busy.
+# Vectors of a row that `row_kernel` computes at once: enough chains of additions to keep the FMA units busy.
 ROW_VECTORS = 8
 # Parts of the sums in `short_row_kernel`, a power of two: enough to hide the time that one addition takes.
 ROW_PARTS = 4
@@ -67,19 +67,19 @@ def row_kernel_indexed(typingctx, n, k, x, indices, w, w_row, d, out):
     """
 
     def codegen(context, builder, signature, args):
-        n, k, x_, indices, *operands = args
-        _emit_row_kernel(context, builder, x.dtype, n, k, x_, *operands, indices=indices)
+        n, k, x_, indices, w, w_row, d, out = args
+        _emit_row_kernel(context, builder, x.dtype, n, k, x_, w, w_row, d, out, indices)
         return context.get_dummy_value()
 
     return kernel_signature(n, k, x, indices, w, w_row, d, out), codegen
 
 
-def _emit_row_kernel(context, builder, scalar, n, *operands, indices=None):
+def _emit_row_kernel(context, builder, scalar, n, k, x, w, w_row, d, out, indices=None):
     vector = vector_type(context, scalar)
 
     def emit(last):
         inside = emit_first_lanes(builder, vector.count, builder.sub(n, INT64(last * vector.count)))
-        _emit_row(builder, last + 1, vector, 1, inside, *operands, indices=indices)
+        _emit_row(builder, last + 1, vector, 1, inside, k, x, w, w_row, d, out, indices)
 
     last = builder.sdiv(builder.sub(n, INT64(1)), INT64(vector.count))
     emit_switch(builder, "row", last, ROW_VECTORS, emit)
@@ -92,7 +92,7 @@ def short_row_kernel(typingctx, n, k, x, w, d, out):
     Parameters
     ----------
     n : int64
-        Columns, whole vectors of them, at most NV.
+        Columns, a multiple of the lanes: 1 to NV vectors.
     k : int64
         Length of the reduction.
     x : pointer

@@ -26,9 +26,9 @@ from fastbp.codegen.emit import (
 )
 from fastbp.codegen.target import VECTOR_BITS, X86
 
-# The register tile is MR rows of at most NV vectors: 24 accumulators where there are 32
-# vector registers (AVX-512, ARM), 12 where there are 16. Few rows and many vectors: all heights
-# from MR down to 2 then keep both multipliers busy, so a remainder of rows costs little.
+# The register tile is MR rows of at most NV vectors: 24 accumulators where there are 32 vector registers (AVX-512,
+# ARM), 12 where there are 16. Few rows and many vectors, so that a remainder of rows costs little: 8 accumulators keep
+# two FMA units busy, whose results take about 4 cycles. With 4 vectors these are 2 rows, with 2 vectors 4 rows.
 MR = 6
 NV = 4 if VECTOR_BITS == 512 or not X86 else 2
 
@@ -117,7 +117,7 @@ def _prefetching_micro_kernel(*, for_write):
 
     The pointer `lines` points at `n_lines` addresses (int64), at least one, of as many cache lines. The prefetches are
     spread evenly over the `k` steps, so that they do not hold up the product: step p prefetches the line
-    p * n_lines // k. Lines repeat where n_lines < k, and some are left out where n_lines > k.
+    p * n_lines // k, or the one before. Lines repeat where n_lines < k, and some are left out where n_lines > k.
     """
     return kernel
 
@@ -190,7 +190,7 @@ def _emit_product(tile, k, operands, prefetch):
     """Build C = D + A B for one tile shape; the pointers into A and B move from step to step."""
     builder = tile.builder
     if prefetch is not None:
-        # Lines in a step, counted in 2^-32.
+        # n_lines / k as a fixed-point number, 32 bits of it after the point: no step needs a division.
         per_step = builder.udiv(builder.shl(prefetch.n_lines, INT64(32)), k)
 
     def step(carried):

@@ -28,7 +28,6 @@ from fastbp.kernels.matmul import matmul
 from fastbp.kernels.records import (
     coefficients_of,
     get_layer,
-    point_at_loss,
     point_at_net,
     point_at_samples,
     point_at_training,
@@ -37,7 +36,14 @@ from fastbp.kernels.records import (
 )
 from fastbp.kernels.sparse import MATMUL_SPARSE
 from fastbp.kernels.threads import barrier, join_team, share
-from fastbp.losses import is_canonical, loss_of_row, losses_of_columns, set_derivative
+from fastbp.losses import CompiledLoss, is_canonical, loss_of_row, losses_of_columns, set_derivative
+
+
+@inlined
+def point_at_loss(task, arrays):
+    """Turn what a `Task` says of the loss into a `CompiledLoss`."""
+    return CompiledLoss(task.loss, pointer(task.loss_parameters, 0), np.float64(np.finfo(arrays.space.dtype).eps))
+
 
 # --- the passes, over rows [first, last) of the workspace; row 0 is the sample at `position` of the order ---
 

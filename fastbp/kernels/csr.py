@@ -528,49 +528,92 @@ def update_csr(
     """
     csr = _part(table, rank, ints, floats, weights)
     low, high = _features_of(table, rank, team_size)
-    n_touched = np.int64(load_scalar(csr.touched, 0))
+    rule = _Rule(solver, constants, size, alpha, divisor, row, weights, first, second)
     if csr.is_lazy:
-        for k in range(n_touched):
-            _prefetch_row(csr, min(k + PREFETCH_ROWS, n_touched - 1), row, weights, first, second)
-            feature = np.int64(load_scalar(csr.touched, 1 + k))
-            place = feature * row
-            _sum_gradient(csr, feature, deltas, delta_row, row, zeros, scratch)
-            update(
-                solver, constants, size, alpha, divisor, row, offset(weights, place), scratch, offset(first, place),
-                offset(second, place),
-            )  # fmt: skip
+        _update_present(csr, rule, deltas, delta_row, zeros, scratch)
         if rank == 0:
             _look_back(csr, size)
-        return
-    if not in_place:
+    elif in_place:
+        _update_all(csr, rule, low, high, deltas, delta_row, squares, zeros, scratch)
+    else:
         if begins:
             for i in range(low * row, high * row, lane_count(grads)):
                 store(grads, i, load(zeros, 0))
-        for k in range(n_touched):
-            feature = np.int64(load_scalar(csr.touched, 1 + k))
-            gradient = offset(grads, feature * row)
-            _sum_gradient(csr, feature, deltas, delta_row, row, gradient, gradient)
-        if not ends:
-            return
+        _add_gradients(csr, row, deltas, delta_row, grads)
+        if ends:
+            _update_with(rule, low, high, grads, squares)
+
+
+class _Rule(NamedTuple):
+    """How rows are updated; see `optimizers.update`."""
+
+    solver: int
+    constants: Any
+    size: float
+    alpha: float
+    divisor: float
+    row: int
+    weights: Any
+    first: Any
+    second: Any
+
+
+@inlined
+def _update_row(rule, feature, gradient):
+    """Update the row of a feature; return the sum of its squares before."""
+    place = feature * rule.row
+    return update(
+        rule.solver, rule.constants, rule.size, rule.alpha, rule.divisor, rule.row, offset(rule.weights, place),
+        gradient, offset(rule.first, place), offset(rule.second, place),
+    )  # fmt: skip
+
+
+@jit
+def _update_present(csr, rule, deltas, delta_row, zeros, scratch):
+    """Update the rows of this thread's features that the batch has."""
+    n_touched = np.int64(load_scalar(csr.touched, 0))
+    for k in range(n_touched):
+        _prefetch_row(csr, min(k + PREFETCH_ROWS, n_touched - 1), rule.row, rule.weights, rule.first, rule.second)
+        feature = np.int64(load_scalar(csr.touched, 1 + k))
+        _sum_gradient(csr, feature, rule.row, deltas, delta_row, zeros, scratch)
+        _update_row(rule, feature, scratch)
+
+
+@jit
+def _update_all(csr, rule, low, high, deltas, delta_row, squares, zeros, scratch):
+    """Update all rows of this thread's features, in one pass."""
     for begin in range(low, high, BLOCK_ROWS):
         total = 0.0
         for feature in range(begin, min(begin + BLOCK_ROWS, high)):
-            place = feature * row
-            gradient = zeros
-            if not in_place:
-                gradient = offset(grads, place)
-            elif load_scalar(csr.counts, feature) > 0:
-                _sum_gradient(csr, feature, deltas, delta_row, row, zeros, scratch)
-                gradient = scratch
-            total += update(
-                solver, constants, size, alpha, divisor, row, offset(weights, place), gradient, offset(first, place),
-                offset(second, place),
-            )  # fmt: skip
+            if load_scalar(csr.counts, feature) > 0:
+                _sum_gradient(csr, feature, rule.row, deltas, delta_row, zeros, scratch)
+                total += _update_row(rule, feature, scratch)
+            else:
+                total += _update_row(rule, feature, zeros)
+        store_scalar(squares, begin // BLOCK_ROWS, total)
+
+
+@jit
+def _add_gradients(csr, row, deltas, delta_row, grads):
+    """Add the gradients of the rows of this thread's features that the chunk has to their sums."""
+    for k in range(np.int64(load_scalar(csr.touched, 0))):
+        feature = np.int64(load_scalar(csr.touched, 1 + k))
+        gradient = offset(grads, feature * row)
+        _sum_gradient(csr, feature, row, deltas, delta_row, gradient, gradient)
+
+
+@jit
+def _update_with(rule, low, high, grads, squares):
+    """Update all rows of this thread's features with the sums of their gradients."""
+    for begin in range(low, high, BLOCK_ROWS):
+        total = 0.0
+        for feature in range(begin, min(begin + BLOCK_ROWS, high)):
+            total += _update_row(rule, feature, offset(grads, feature * rule.row))
         store_scalar(squares, begin // BLOCK_ROWS, total)
 
 
 @inlined
-def _sum_gradient(csr, feature, deltas, delta_row, row, start, out):
+def _sum_gradient(csr, feature, row, deltas, delta_row, start, out):
     """Add the gradient of a row to `start`; the batch's entries of its feature are used up."""
     begin = np.int64(load_scalar(csr.begins, feature))
     count = np.int64(load_scalar(csr.counts, feature))

@@ -6,8 +6,9 @@ from fastbp.codegen.jit import call_at, inlined, jit, typed_inlined
 from fastbp.codegen.memory import address, itemsize, lane_count, load_scalar, offset, prefetch
 from fastbp.codegen.target import CACHE_LINE
 from fastbp.codegen.tiles import MR, NV
-from fastbp.codegen.vectors import load_converted, progression, store
-from fastbp.kernels.matmul import MULTIPLY_PREFETCH, NONE, ONE, cut_into_tiles, matmul, tile_height
+from fastbp.codegen.vectors import load_converted, store
+from fastbp.kernels.matmul import MULTIPLY_PREFETCH, ONE, REPEATED, cut_into_tiles, matmul, tile_height
+from fastbp.kernels.prefetch import append_lines
 from fastbp.kernels.records import get_layer
 
 # The first cache lines of a sample's inputs are prefetched where the product is not fused with the gathering.
@@ -50,15 +51,6 @@ def prefetch_samples(samples, begin, end):
         for j in range(0, min(samples.n_inputs, FEW_LINES * line), line):
             prefetch(samples.x, sample * samples.n_inputs + j)
         prefetch(samples.x, (sample + 1) * samples.n_inputs - 1)
-
-
-@inlined
-def append_lines(begin, n_bytes, lines, count, capacity):
-    """Append the cache lines of n_bytes bytes to a prefetch list, up to its capacity; return its length."""
-    n_lines = min((begin % CACHE_LINE + n_bytes + CACHE_LINE - 1) // CACHE_LINE, capacity - count)
-    for j in range(0, n_lines, lane_count(lines)):
-        store(lines, count + j, progression(lines, begin + CACHE_LINE * j, CACHE_LINE))
-    return count + n_lines
 
 
 @inlined
@@ -112,7 +104,7 @@ def gather_and_multiply(net, samples, position, first, last, stride):
         upcoming = position + first + batches * stride + upcoming_row
         n_lines = _list_samples(samples, upcoming, upcoming + rows, k)
         args = (
-            rows, nv, k, samples.lines, n_lines, offset(inputs, i * row), row, ONE, weights, nv * width, bias, NONE,
+            rows, nv, k, samples.lines, n_lines, offset(inputs, i * row), row, ONE, weights, nv * width, bias, REPEATED,
             offset(net.space, layer.z + i * layer.row), layer.row,
         )  # fmt: skip
         call_at(load_scalar(net.kernels, MULTIPLY_PREFETCH), args)

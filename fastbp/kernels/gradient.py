@@ -24,15 +24,16 @@ from fastbp.codegen.target import CACHE_LINE
 from fastbp.codegen.tiles import NV
 from fastbp.codegen.vectors import first_lanes, load, select, store
 from fastbp.kernels.csr import UPDATE_CSR
-from fastbp.kernels.gather import append_lines
 from fastbp.kernels.matmul import (
     MULTIPLY,
     MULTIPLY_PREFETCH_WRITE,
     NONE,
     ONE,
+    REPEATED,
     pack_transpose,
 )
 from fastbp.kernels.plan import BLOCK_LINES, BLOCK_ROWS, BLOCK_TILES
+from fastbp.kernels.prefetch import append_lines
 from fastbp.kernels.records import get_layer
 from fastbp.kernels.sparse import INDEX_BLOCK, MULTIPLY_INDEXED_BLOCK
 from fastbp.kernels.threads import share
@@ -58,7 +59,7 @@ class Part(NamedTuple):
     """One thread's part of a layer's stored matrix: some of its blocks, which are BLOCK_ROWS rows of one panel."""
 
     n_rows: int
-    n_columns: int  # with their padding
+    padded_columns: int
     panel_rows: int
     n_panels: int
     n_blocks: int  # of all threads
@@ -72,20 +73,20 @@ class Block(NamedTuple):
     p: int  # its first row
     j: int  # its first column
     rows: int
-    row: int  # numbers in each row, with padding
+    row: int  # row stride: the numbers in each row, with padding
     begin: int  # offset in the parameter vector
 
 
 @jit
 def part_of(layer, width, rank, n_threads):
     """Return one thread's part of a layer."""
-    n_rows, n_columns, panel_rows = layer.fan_in, layer.padded_out, layer.padded_in
+    n_rows, padded_columns, panel_rows = layer.fan_in, layer.padded_out, layer.padded_in
     if layer.is_transposed:
-        n_rows, n_columns, panel_rows = layer.fan_out, layer.padded_in, layer.padded_out
-    n_panels = (n_columns + NV * width - 1) // (NV * width)
+        n_rows, padded_columns, panel_rows = layer.fan_out, layer.padded_in, layer.padded_out
+    n_panels = (padded_columns + NV * width - 1) // (NV * width)
     n_blocks = (n_rows + BLOCK_ROWS - 1) // BLOCK_ROWS * n_panels
     first, last = share(n_blocks, ONE, rank, n_threads)
-    return Part(n_rows, n_columns, panel_rows, n_panels, n_blocks, first, last)
+    return Part(n_rows, padded_columns, panel_rows, n_panels, n_blocks, first, last)
 
 
 @inlined
@@ -93,7 +94,7 @@ def block_at(layer, part, number, width):
     """Return the block of a number."""
     p, panel = divmod(number, part.n_panels)
     p, j = p * BLOCK_ROWS, panel * NV * width
-    row = min(NV * width, part.n_columns - j)
+    row = min(NV * width, part.padded_columns - j)
     return Block(p, j, min(BLOCK_ROWS, part.n_rows - p), row, layer.weights + j * part.panel_rows + p * row)
 
 
@@ -116,7 +117,8 @@ def _transpose_block(net, layer, part, block):
     right = min(block.j + block.row, layer.fan_in if layer.is_transposed else layer.fan_out)
     pack_transpose(
         block.p, (block.p + block.rows + width - 1) // width * width, block.j, right,
-        offset(net.params, layer.weights), part.panel_rows, part.n_columns, offset(net.transposes, layer.transpose),
+        offset(net.params, layer.weights), part.panel_rows, part.padded_columns,
+        offset(net.transposes, layer.transpose),
     )  # fmt: skip
 
 
@@ -230,7 +232,7 @@ def _multiply(net, step, layer, block, grads, lines, n_lines):
     if layer.is_transposed:
         a, a_row, b, b_row = layer.delta, layer.row, layer.input, layer.input_row
     x, y = offset(net.space, a + block.p), offset(net.space, b + block.j)
-    start, start_row = (net.space, NONE) if step.begins else (grads, block.row)
+    start, start_row = (net.space, REPEATED) if step.begins else (grads, block.row)
     rows, row, nv = block.rows, block.row, block.row // lane_count(grads)
     if n_lines > 0:
         call_at(
@@ -255,7 +257,7 @@ def _multiply_indexed(net, step, layer, block, grads, is_new_row):
         masks = offset(net.masks, block.p // MASK_BITS * net.mask_rows)
         call_at(load_scalar(net.kernels, INDEX_BLOCK), (masks, step.m, block.rows, net.indices, capacity))
     x, y = offset(net.space, layer.input + block.p), offset(net.space, layer.delta + block.j)
-    start, start_row = (net.space, NONE) if step.begins else (grads, block.row)
+    start, start_row = (net.space, REPEATED) if step.begins else (grads, block.row)
     args = (
         block.rows, block.row // lane_count(grads), x, layer.input_row, y, layer.row, start, start_row, grads,
         block.row, net.indices, capacity,
@@ -297,10 +299,10 @@ def _update_biases(net, training, step, layer, team):
         nv = min(NV, (right - j) // width)
         grads = _grads_of(training, step, begin, width)
         start = net.space if step.begins else grads
-        # A bias is the weight of an input that is always one.
+        # A bias is the weight of an input that is always one. The result is one row: its strides do not count.
         args = (
-            ONE, nv, step.m, training.scratch, NONE, NONE, offset(net.space, layer.delta + j), layer.row, start,
-            NONE, grads, NONE,
+            ONE, nv, step.m, training.scratch, REPEATED, REPEATED, offset(net.space, layer.delta + j), layer.row, start,
+            REPEATED, grads, REPEATED,
         )  # fmt: skip
         call_at(load_scalar(net.kernels, MULTIPLY), args)
         if step.ends:

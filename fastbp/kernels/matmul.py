@@ -26,6 +26,8 @@ from fastbp.codegen.transpose import transpose_tile
 
 # Arguments that are int64 variables: Numba would compile a function once more for a literal.
 NONE, ONE = np.int64(0), np.int64(1)
+# The stride of a row, or of a number, that is repeated: biases, zeros, an input that is always one.
+REPEATED = np.int64(0)
 # Places in the table of `kernel_addresses`; `sparse` has the others.
 MULTIPLY, MULTIPLY_PREFETCH, MULTIPLY_PREFETCH_WRITE = range(3)
 
@@ -40,7 +42,7 @@ class Tiling(NamedTuple):
 
 @inlined
 def cut_into_tiles(m):
-    """Cut m rows into tiles: 13 are 5 + 4 + 4, not 6 + 6 + 1, as a tile of one row keeps the multipliers half idle."""
+    """Cut m rows into tiles: 13 are 5 + 4 + 4, not 6 + 6 + 1, as one row is too few sums for the FMA units."""
     n_tiles = (m + MR - 1) // MR
     low = m if n_tiles == 1 else m // n_tiles
     return Tiling(n_tiles, low, m - low * n_tiles)
@@ -113,7 +115,8 @@ def matmul(kernels, m, n, k, a, a_row, panels, panel_rows, d, c, c_row):
     for j in range(0, n, NV * width):
         nv = min(NV, (n - j + width - 1) // width)
         args = (
-            m, nv, k, a, a_row, ONE, offset(panels, j * panel_rows), nv * width, offset(d, j), NONE, offset(c, j), c_row
+            m, nv, k, a, a_row, ONE, offset(panels, j * panel_rows), nv * width, offset(d, j), REPEATED, offset(c, j),
+            c_row,
         )  # fmt: skip
         call_at(load_scalar(kernels, MULTIPLY), args)
 

@@ -11,14 +11,13 @@ from fastbp.codegen.memory import lane_count, load_scalar, offset, pointer, stor
 from fastbp.codegen.processor import flush_subnormals, restore_subnormals
 from fastbp.codegen.rows import short_row_kernel
 from fastbp.codegen.vectors import fma, load, store
-from fastbp.kernels.backprop import batch_weight, multiply_by_derivative, set_output_delta
+from fastbp.kernels.backprop import batch_weight, multiply_by_derivative, point_at_loss, set_output_delta
 from fastbp.kernels.gather import gather, prefetch_samples
 from fastbp.kernels.gradient import make_step, update_params
 from fastbp.kernels.matmul import ONE, pack_transpose
 from fastbp.kernels.records import (
     coefficients_of,
     get_layer,
-    point_at_loss,
     point_at_net,
     point_at_samples,
     point_at_training,

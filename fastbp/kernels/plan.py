@@ -91,8 +91,8 @@ def mask_size(n_inputs, n_rows):
 
 def index_capacity(n_inputs, n_rows):
     """Return the length of the workspace for the index lists of a thread."""
-    # One list over the inputs, or one over the rows for each tile of a block.
-    return MASK_BITS + max(n_inputs + MASK_BITS, -(-MASK_BITS // MR) * (n_rows + MASK_BITS))
+    # One list over the inputs; or for a block their lengths, and a list over the rows for each of its tiles.
+    return max(n_inputs + MASK_BITS, MASK_BITS + -(-MASK_BITS // MR) * (n_rows + MASK_BITS))
 
 
 def is_mostly_zero(x):

@@ -12,7 +12,6 @@ from fastbp.codegen.jit import inlined
 from fastbp.codegen.memory import load_scalar, offset, pointer, record_loader
 from fastbp.kernels.network import Layer
 from fastbp.kernels.plan import count_prefetched_arrays
-from fastbp.losses import CompiledLoss
 
 # --- from Python to compiled code ---
 
@@ -168,12 +167,6 @@ def point_at_samples(data, arrays, rank, n_threads):
         data.weight.size > 0, pointer(data.order, 0), data.order.size,
         pointer(arrays.lines, rank * (arrays.lines.size // n_threads)),
     )  # fmt: skip
-
-
-@inlined
-def point_at_loss(task, arrays):
-    """Turn what a `Task` says of the loss into a `CompiledLoss`."""
-    return CompiledLoss(task.loss, pointer(task.loss_parameters, 0), np.float64(np.finfo(arrays.space.dtype).eps))
 
 
 _count_prefetched_arrays = inlined(count_prefetched_arrays)

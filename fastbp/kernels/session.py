@@ -88,7 +88,7 @@ class OptimizerState:
             return None
         parts = [network.pack(*part) for part in stored["parts"]]
         parts += [aligned_zeros(0, network.dtype)] * (2 - len(parts))
-        return cls(*parts, stored["rate"], stored["steps"])
+        return cls(parts[0], parts[1], stored["rate"], stored["steps"])
 
 
 class Session:
@@ -176,13 +176,18 @@ class Session:
         -------
         float
             Mean loss of the samples, each batch before its own update.
+
+        Raises
+        ------
+        ValueError
+            If the samples have not as many inputs and targets as the network.
         """
-        first, last = self._layers[0], self._layers[-1]
-        n_inputs = first.fan_in if self._csr is None else 0
-        if data.x.shape[1] != n_inputs or data.y.shape[1] != last.fan_out:
+        inputs, outputs = self._layers[0], self._layers[-1]
+        n_inputs = inputs.fan_in if self._csr is None else 0
+        if data.x.shape[1] != n_inputs or data.y.shape[1] != outputs.fan_out:
             raise ValueError(
                 f"Samples of {data.x.shape[1]} inputs and {data.y.shape[1]} targets do not fit a network from "
-                f"{n_inputs} to {last.fan_out} units."
+                f"{n_inputs} to {outputs.fan_out} units."
             )
         batch_size = self.settings.batch_size
         n = data.order.size
@@ -208,8 +213,8 @@ class Session:
         rows[-1] = n - (n_batches - 1) * batch_size
         return float(np.dot(losses, rows) / n)
 
-    def _call(self, data, rates, first, last, losses, n_threads):
-        """Enter compiled code for batches [first, last)."""
+    def _call(self, data, rates, first_batch, last_batch, losses, n_threads):
+        """Enter compiled code for batches [first_batch, last_batch)."""
         settings, optimizer, done = self.settings, self.optimizer, self._training_arrays.done
         task = Task(
             loss=LOSSES[settings.loss.name],
@@ -217,12 +222,14 @@ class Session:
             loss_scale=float(settings.loss.scale),
             solver=SOLVERS[settings.solver],
             constants=settings.constants(self.params.dtype),
-            sizes=step_sizes(settings.solver, rates[first:last], optimizer.steps, settings.beta_1, settings.beta_2),
+            sizes=step_sizes(
+                settings.solver, rates[first_batch:last_batch], optimizer.steps, settings.beta_1, settings.beta_2
+            ),
             alpha=float(settings.alpha),
             batch_size=settings.batch_size,
             chunk=self._chunk,
-            first_batch=first,
-            last_batch=last,
+            first_batch=first_batch,
+            last_batch=last_batch,
         )
         args = (data, self._arrays, self._training_arrays, task, losses)
         if n_threads > 1 and self._address is None:

@@ -13,7 +13,7 @@ from fastbp.codegen.bitmask import MASK_BITS, append_set_bits, append_where_any,
 from fastbp.codegen.jit import called_by_address, inlined, jit
 from fastbp.codegen.memory import lane_count, load_scalar, offset, store_scalar
 from fastbp.codegen.tiles import NV, micro_kernel_indexed
-from fastbp.kernels.matmul import NONE, ONE, cut_into_tiles, tile_height
+from fastbp.kernels.matmul import ONE, REPEATED, cut_into_tiles, tile_height
 
 # Places in the table of `kernel_addresses`, after those of `matmul`.
 MATMUL_SPARSE, INDEX_BLOCK, MULTIPLY_INDEXED_BLOCK = range(3, 6)
@@ -88,7 +88,7 @@ def matmul_sparse(m, n, k, a, a_row, masks, n_rows, first, panels, panel_rows, d
             nv = min(NV, (n - j + width - 1) // width)
             _multiply_indexed_tile(
                 rows, nv, count, indices, offset(a, i * a_row), a_row, ONE, offset(panels, j * panel_rows), nv * width,
-                offset(d, j), NONE, offset(c, i * c_row + j), c_row,
+                offset(d, j), REPEATED, offset(c, i * c_row + j), c_row,
             )  # fmt: skip
         i += rows
 

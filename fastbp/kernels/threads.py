@@ -31,12 +31,14 @@ from fastbp.compat import numba_threads_are_started, start_numba_threads
 
 # --- in compiled code: a team, its barriers, and shares of the work ---
 
-# Cells of the team's array, 128 bytes apart, so that no two share a cache line.
-_APART = 16
-_ARRIVED, _SIZE, _WAITING, _ROUND, _TICKET, _PINNED, _CPUS = (_APART * i for i in range(7))
+# Cells of the team's array, 128 bytes apart, so that no two share a cache line. They hold the number of threads that
+# have arrived; the size of the team, 0 before it begins; the threads that wait at a barrier, and the barriers passed;
+# the next ticket; and whether threads stay on their processors (`_is_pinned`).
+_SPACING = 16
+_ARRIVED, _SIZE, _WAITING, _BARRIERS, _TICKET, _PINNED, _CPUS = (_SPACING * i for i in range(7))
 # From _CPUS on each thread has: its processor, the set of those that it may use, and the set of those that it moves to.
 _SET_WORDS = MAX_CPUS // 64
-_PER_THREAD = _APART + 2 * _SET_WORDS
+_PER_THREAD = _SPACING + 2 * _SET_WORDS
 # Added to the number of arrivals when the team begins: a thread that arrives later finds a large number.
 _CLOSED = 1 << 32
 # How often the first thread looks for the others before the team begins without them. That is some milliseconds, as a
@@ -63,7 +65,11 @@ def new_team(wanted):
 
 
 def _is_pinned():
-    """Whether threads must stay on the processors where the system, or the user, has put them."""
+    """Whether threads must stay on the processors where the system, or the user, has put them.
+
+    The environment says so: OMP_PROC_BIND, by which OpenMP places them, with any value; or FASTBP_STAY=1, for users
+    who would leave the placement to the system. FASTBP_STAY=0 is as if it were not set. Both are read at each call.
+    """
     return "OMP_PROC_BIND" in os.environ or os.environ.get("FASTBP_STAY", "0") != "0"
 
 
@@ -121,7 +127,7 @@ def _spread(cells, rank, size):
     a thread stays, or moves twice.
     """
     mine = _CPUS + _PER_THREAD * rank
-    allowed = offset(cells, mine + _APART)
+    allowed = offset(cells, mine + _SPACING)
     others = offset(allowed, _SET_WORDS)
     for _ in range(2):
         cpu = current_cpu()
@@ -147,13 +153,13 @@ def barrier(cells, team):
     """Wait until all threads of the team are here; then each sees what the others wrote."""
     if team.size == 1:
         return
-    current = atomic_load(cells, _ROUND)
+    current = atomic_load(cells, _BARRIERS)
     if atomic_add(cells, _WAITING, 1) == team.size - 1:
         atomic_store(cells, _WAITING, 0)
-        atomic_store(cells, _ROUND, current + 1)
+        atomic_store(cells, _BARRIERS, current + 1)
     else:
         spins = 0
-        while atomic_load(cells, _ROUND) == current:
+        while atomic_load(cells, _BARRIERS) == current:
             spins = _spin_or_yield(spins)
 
 
