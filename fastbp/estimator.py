@@ -18,7 +18,7 @@ from fastbp.initializers import initial_parameters
 from fastbp.kernels.csr import split_inputs
 from fastbp.kernels.network import make_network
 from fastbp.kernels.plan import is_mostly_zero
-from fastbp.kernels.records import Data
+from fastbp.kernels.records import Data, declare_writeable
 from fastbp.kernels.session import OptimizerState, Session, StepSettings
 from fastbp.losses import CANONICAL_ACTIVATIONS
 from fastbp.optimizers import SOLVERS
@@ -115,7 +115,7 @@ class BaseBackprop(BaseEstimator):
             and max(values.max(), -values.min()) > np.finfo(dtype).max
         ):
             raise ValueError(f"Input X contains infinity or a value too large for {dtype!r}.")
-        return X if issparse(X) else _writeable(X), *map(_ravel_column, y), dtype
+        return X if issparse(X) else declare_writeable(X), *map(_ravel_column, y), dtype
 
     def _check_solver(self):
         if self.solver == "lbfgs":
@@ -353,7 +353,7 @@ class BaseBackprop(BaseEstimator):
             and X.shape[1] == self.n_features_in_
             and "feature_names_in_" not in self.__dict__
         ):
-            outputs, finite = predictor.outputs(X, self.n_jobs)
+            outputs, finite = predictor.outputs(declare_writeable(X), self.n_jobs)
             if finite:
                 return outputs
         X, _ = self._check_X(X, reset=False)
@@ -384,7 +384,7 @@ def targets_and_weights(X, Y, sample_weight, dtype):
         weight = check_sample_weight(sample_weight, X, dtype=dtype)
         if not weight.any():  # scikit-learn before 1.9 lets these pass
             raise ValueError("Sample weights must contain at least one non-zero number.")
-    return np.ascontiguousarray(Y, dtype=dtype), weight
+    return declare_writeable(np.ascontiguousarray(Y, dtype=dtype)), declare_writeable(weight)
 
 
 def _hidden_units(hidden_layer_sizes):
@@ -406,19 +406,3 @@ def _ravel_column(y):
         DataConversionWarning,
     )
     return y.ravel()
-
-
-class _WriteableMemory:
-    """The memory of an array, declared as writeable."""
-
-    def __init__(self, array):
-        self._array = array
-        self.__array_interface__ = array.__array_interface__ | {"data": (array.ctypes.data, False)}
-
-
-def _writeable(X):
-    """Return a view that is declared as writeable; the kernels do not write to it.
-
-    Numba compiles once more for read-only arrays, such as those that joblib shares with its workers.
-    """
-    return X if X.flags.writeable else np.asarray(_WriteableMemory(X))

@@ -7,6 +7,7 @@ from fastbp.kernels.addresses import kernel_addresses
 from fastbp.kernels.csr import csr_matrix_of
 from fastbp.kernels.network import make_network
 from fastbp.kernels.plan import forward_work, is_mostly_zero
+from fastbp.kernels.records import declare_writeable
 from fastbp.kernels.workspace import allocate_net
 
 # Up to so many rows the weights are used as they are; more rows pay for packing them.
@@ -119,7 +120,7 @@ class Predictor:
         params = network.pack([self._coefs[0][:0], *self._coefs[1:]], self._intercepts)
         kernels = kernel_addresses(self.dtype, prefetch_write=False)
         arrays = allocate_net(network, params, block * n_threads, n_threads, kernels)
-        weights = np.ascontiguousarray(self._coefs[0], self.dtype)
+        weights = declare_writeable(np.ascontiguousarray(self._coefs[0], self.dtype))
         args = (csr, weights, arrays, out, block)
         address = threads.address_for(prediction.predict_csr, args) if n_threads > 1 else None
         threads.run(prediction.predict_csr, prediction.predict_csr_on_threads, args, n_threads, address)

@@ -10,6 +10,7 @@ import numba
 import numpy as np
 import scipy
 import sklearn
+from scipy.sparse import csr_array
 from sklearn.exceptions import ConvergenceWarning
 
 from fastbp.activations import ACTIVATIONS, Softmax
@@ -21,12 +22,16 @@ from fastbp.kernels.addresses import kernel_addresses
 from fastbp.kernels.backprop import train
 from fastbp.kernels.shuffle import MIN_SIZE, shuffle
 
-# Types of input, and the type of the network that they are compiled for: float32 and float64 data, and images.
-_VARIANTS = (("float32", "float32"), ("float64", "float64"), ("uint8", "float32"))
+# Types of input, and the type of the network that they are compiled for: float32 and float64 data, images, and float64
+# data for the float32 networks of `initialize`.
+_VARIANTS = (("float32", "float32"), ("float64", "float64"), ("uint8", "float32"), ("float64", "float32"))
 
 
 def warmup(report=None):
     """Compile the kernels for the usual types of input, or load them from the disk cache.
+
+    These are float32 and float64 data, dense and sparse, bytes (uint8) for float32 networks, and float64 data for
+    float32 networks. Other combinations, such as float32 data with ``dtype="float64"``, compile at their first use.
 
     Run it in a service or a container image whose first prediction must be fast.
 
@@ -54,6 +59,9 @@ def warmup(report=None):
             clf = BackpropClassifier(max_iter=1, dtype=dtype).fit(X, y)
             clf.predict(X)
             clf.predict(X[:1])
+            if source == dtype:
+                sparse = csr_array(X)
+                BackpropClassifier(max_iter=1).fit(sparse, y).predict(sparse)
             kernel_addresses(dtype, index_lists=True)
             for activation in (*ACTIVATIONS.values(), Softmax()):
                 activation.forward_address(dtype), activation.backward_address(dtype)

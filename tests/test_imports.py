@@ -46,7 +46,7 @@ DOORS = {
     "training": {"kernels.shuffle"},
     "prediction": {
         "kernels.addresses", "kernels.csr", "kernels.network", "kernels.plan", "kernels.prediction", "kernels.threads",
-        "kernels.workspace",
+        "kernels.records", "kernels.workspace",
     },
     "kernels.records": {"kernels.network", "kernels.plan", "codegen.jit", "codegen.memory"},
     "kernels.network": {"codegen.target", "codegen.tiles"},

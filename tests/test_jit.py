@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numba
@@ -15,11 +16,14 @@ from numba import njit, typeof
 from numba.core import event
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
+from scipy.sparse import csr_array
+from sklearn.exceptions import ConvergenceWarning
 
 import fastbp
-from fastbp import compat
+from fastbp import BackpropRegressor, compat
 from fastbp.codegen import jit
 from fastbp.codegen.jit import address_of, cached_jit, call_at
+from fastbp.kernels import backprop, prediction
 
 PACKAGE = Path(fastbp.__file__).parent
 SOURCE = """
@@ -519,3 +523,32 @@ print(json.dumps([len(ours) > 20, sorted(d.__name__ for d in ours if len(d.overl
 
 def test_nothing_is_left_to_compile_after_warmup(tmp_path):
     assert finish(start(WARMUP, tmp_path)) == [[True, []]]
+
+
+def test_read_only_arrays_compile_nothing():
+    """Numba has another type for them, as joblib shares them with its workers and pandas returns them."""
+    rng = np.random.default_rng(0)
+    X, y, weight = rng.random((300, 20)), rng.random(300), rng.random(300)
+    sparse = csr_array(X * (X > 0.7))
+
+    def use_all():
+        for inputs in (X, sparse):
+            reg = BackpropRegressor(hidden_layer_sizes=(3,), max_iter=1).fit(inputs, y, sample_weight=weight)
+            for rows in (300, 2):
+                reg.predict(inputs[:rows])
+            for array in [*reg.coefs_, *reg.intercepts_]:
+                array.flags.writeable = writeable
+            reg.predict(inputs)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        writeable = True
+        use_all()
+        kernels = (backprop.train, prediction.predict, prediction.predict_csr, prediction.predict_few)
+        before = [len(kernel.overloads) for kernel in kernels]
+        assert all(before)
+        writeable = False
+        for array in (X, y, weight, sparse.data, sparse.indices, sparse.indptr):
+            array.flags.writeable = False
+        use_all()
+        assert [len(kernel.overloads) for kernel in kernels] == before

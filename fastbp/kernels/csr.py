@@ -45,6 +45,7 @@ from fastbp.codegen.rows import ROW_VECTORS, row_kernel_indexed
 from fastbp.codegen.target import CACHE_LINE
 from fastbp.codegen.vectors import fma, load, sqrt, store
 from fastbp.kernels.plan import BLOCK_ROWS
+from fastbp.kernels.records import declare_writeable
 from fastbp.optimizers import ADAM, update
 
 # Places in the table of `kernel_addresses`, after those of `sparse`.
@@ -109,9 +110,12 @@ def csr_matrix_of(X, dtype):
         X.has_canonical_format = X.has_sorted_indices = False
         X.sum_duplicates()
     return CsrMatrix(
-        np.ascontiguousarray(X.indptr, np.int64), np.ascontiguousarray(X.indices, np.int32),
-        np.ascontiguousarray(X.data, dtype), n_features,
+        _as_kind(X.indptr, np.int64), _as_kind(X.indices, np.int32), _as_kind(X.data, dtype), n_features
     )  # fmt: skip
+
+
+def _as_kind(array, dtype):
+    return declare_writeable(np.ascontiguousarray(array, dtype))
 
 
 def split_inputs(X, dtype):

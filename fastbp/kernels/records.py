@@ -68,6 +68,22 @@ class Task(NamedTuple):
     last_batch: int  # one past
 
 
+class _WriteableMemory:
+    """The memory of an array, declared as writeable."""
+
+    def __init__(self, array):
+        self._array = array
+        self.__array_interface__ = array.__array_interface__ | {"data": (array.ctypes.data, False)}
+
+
+def declare_writeable(array):
+    """Return an array, or a view of it that is declared as writeable, for kernels that do not write to it.
+
+    Numba compiles once more for read-only arrays, such as those that joblib shares with its workers.
+    """
+    return array if array.flags.writeable else np.asarray(_WriteableMemory(array))
+
+
 # --- inside compiled code ---
 
 
