@@ -6,15 +6,13 @@ from fastbp.kernels import prediction, threads
 from fastbp.kernels.addresses import kernel_addresses
 from fastbp.kernels.csr import csr_matrix_of
 from fastbp.kernels.network import make_network
-from fastbp.kernels.plan import forward_work, is_mostly_zero
-from fastbp.kernels.records import declare_writeable
+from fastbp.kernels.plan import MAX_PREDICTION_ROWS, forward_work, is_mostly_zero, prediction_rows
 from fastbp.kernels.workspace import allocate_net
 
-# Up to so many rows the weights are used as they are; more rows pay for packing them.
-FEW_ROWS = 8
-# Rows that go through the network together: enough to use each weight many times while it is in the cache.
-BLOCK_ROWS = 96
-# From so many rows on it is worth to look whether most inputs are zero.
+# Up to so many rows go through the network one by one.
+FEW_ROWS = 3
+# From so many rows on it is worth to pack the weights, and from the next on to look whether most inputs are zero.
+PACKED_ROWS = 192
 MANY_ROWS = 2000
 
 
@@ -24,8 +22,8 @@ class Predictor:
     Parameters
     ----------
     coefs, intercepts : list of ndarray
-        Weights of shape (fan_in, fan_out) and biases of each layer. They are used in place for a few rows, and packed
-        in each call for many, so that edits take effect.
+        Weights of shape (fan_in, fan_out) and biases of each layer. They are used in place, or packed in each call, so
+        that edits take effect.
     activations : list of Activation
         One for each layer.
     n_features : int
@@ -43,18 +41,12 @@ class Predictor:
         self.network = make_network(units, activations, coefs[0].dtype)
         self.dtype = self.network.dtype
         arrays = [*coefs, *intercepts]
-        self._can_skip_packing = all(array.flags.c_contiguous and array.dtype == self.dtype for array in arrays)
-        self._layers = np.array(
-            [
-                prediction.UnpackedLayer(
-                    coef.ctypes.data, intercept.ctypes.data, coef.shape[0], coef.shape[1],
-                    activation.forward_address(self.dtype), int(activation.by_rows),
-                )
-                for coef, intercept, activation in zip(coefs, intercepts, activations, strict=True)
-            ],
-            dtype=np.int64,
-        )  # fmt: skip
+        self._is_in_place = all(array.flags.c_contiguous and array.dtype == self.dtype for array in arrays)
+        self._row = max(map(self.network.row_stride, units))
+        self._layers, self._n_packed = prediction.plain_layers(self.network, coefs, intercepts)
         self._widest = self.network.widest
+        self._work = forward_work(units)
+        self._kernels = None
         self._addresses = {}  # of the kernel for each type of samples
 
     def uses(self, coefs, intercepts):
@@ -81,49 +73,57 @@ class Predictor:
             Whether all inputs are finite numbers in the network's dtype; if not, `out` has no meaning.
         """
         n = x.shape[0]
-        out = np.empty((n, self.network.units[-1]), self.dtype)
+        out = np.empty((n, self._layers[-1, 3]), self.dtype)
         if not isinstance(x, np.ndarray):
             self._predict_csr(csr_matrix_of(x, self.dtype), out, n_jobs)
             return out, True
-        if n <= FEW_ROWS and self._can_skip_packing:
+        if n <= FEW_ROWS and self._is_in_place:
             x = x.astype(self.dtype, copy=False)
             space = np.empty((2, self._widest), self.dtype)
             return out, prediction.predict_few(x, self._layers, self.network.coefficients, space, out)
-        return out, self._predict_many(x, out, n_jobs)
-
-    def _predict_many(self, x, out, n_jobs):
-        """Set `out`; return whether all inputs are finite."""
-        network = self.network
-        n = x.shape[0]
-        block = min(n, BLOCK_ROWS)
-        n_threads = min(threads.thread_count(n_jobs, forward_work(network.units) * n), -(-n // block))
-        sparse = n >= MANY_ROWS and is_mostly_zero(x)
-        kernels = kernel_addresses(network.dtype, prefetch_write=False, index_lists=sparse)
-        params = network.pack(self._coefs, self._intercepts)
-        arrays = allocate_net(network, params, block * n_threads, n_threads, kernels, sparse=sparse)
-        bad = np.zeros(n_threads, np.int64)
-        args = (x, np.arange(n), arrays, out, bad, block)
-        if n_threads > 1 and x.dtype not in self._addresses:
-            self._addresses[x.dtype] = threads.address_for(prediction.predict, args)
-        address = self._addresses.get(x.dtype)
-        threads.run(prediction.predict, prediction.predict_on_threads, args, n_threads, address)
-        return not bad.any()
+        if n >= MANY_ROWS and is_mostly_zero(x):
+            return out, self._predict_indexed(x, out, n_jobs)
+        bad = self._predict(prediction.predict, prediction.predict_on_threads, x, out, n_jobs, self._work, x.dtype)
+        return out, not bad.any()
 
     def _predict_csr(self, csr, out, n_jobs):
-        """Set `out`. The weights of the first layer, which can be large, are used in place."""
         units = self.network.units
-        network = make_network([0, *units[1:]], self.network.activations, self.dtype)
-        n = len(out)
-        block = min(n, BLOCK_ROWS)
-        work = forward_work([csr.indices.size / n, *units[1:]]) * n
-        n_threads = min(threads.thread_count(n_jobs, work), -(-n // block))
-        params = network.pack([self._coefs[0][:0], *self._coefs[1:]], self._intercepts)
-        kernels = kernel_addresses(self.dtype, prefetch_write=False)
-        arrays = allocate_net(network, params, block * n_threads, n_threads, kernels)
-        weights = declare_writeable(np.ascontiguousarray(self._coefs[0], self.dtype))
-        args = (csr, weights, arrays, out, block)
-        address = threads.address_for(prediction.predict_csr, args) if n_threads > 1 else None
-        threads.run(prediction.predict_csr, prediction.predict_csr_on_threads, args, n_threads, address)
+        work = forward_work([csr.indices.size / len(out), *units[1:]])
+        self._predict(prediction.predict_csr, prediction.predict_csr_on_threads, csr, out, n_jobs, work, "csr")
+
+    def _predict(self, kernel, on_threads, x, out, n_jobs, work, kind):
+        """Set `out` by a kernel that uses the weights in place, or packs them; return its `bad`."""
+        layers, n = self._layers, len(out)
+        if not self._is_in_place:
+            coefs, intercepts = (
+                [np.ascontiguousarray(part, self.dtype) for part in parts] for parts in (self._coefs, self._intercepts)
+            )
+            layers, _ = prediction.plain_layers(self.network, coefs, intercepts)
+        n_threads = threads.thread_count(n_jobs, work * n, threads.MIN_PREDICTION_PER_THREAD)
+        block = prediction_rows(n, n_threads)
+        n_threads = min(n_threads, -(-n // block))
+        if self._kernels is None:
+            self._kernels = kernel_addresses(self.dtype, prefetch_write=False)
+        packed = np.empty(self._n_packed, self.dtype)
+        space = np.empty((n_threads, 2, block * self._row), self.dtype)
+        bad = np.zeros(n_threads, np.int64)
+        args = (x, layers, self.network.coefficients, self._kernels, packed, space, out, bad, block, n >= PACKED_ROWS)
+        if n_threads > 1 and kind not in self._addresses:
+            self._addresses[kind] = threads.address_for(kernel, args)
+        threads.run(kernel, on_threads, args, n_threads, self._addresses.get(kind))
+        return bad
+
+    def _predict_indexed(self, x, out, n_jobs):
+        """Set `out`, leaving out zero inputs; return whether all inputs are finite."""
+        network, n = self.network, len(out)
+        n_threads = min(threads.thread_count(n_jobs, self._work * n), -(-n // MAX_PREDICTION_ROWS))
+        kernels = kernel_addresses(network.dtype, prefetch_write=False, index_lists=True)
+        params = network.pack(self._coefs, self._intercepts)
+        arrays = allocate_net(network, params, MAX_PREDICTION_ROWS * n_threads, n_threads, kernels, sparse=True)
+        bad = np.zeros(n_threads, np.int64)
+        args = (x, np.arange(n), arrays, out, bad, MAX_PREDICTION_ROWS)
+        threads.run(prediction.predict_indexed, prediction.predict_indexed_on_threads, args, n_threads)
+        return not bad.any()
 
 
 def check_shapes(coefs, intercepts, n_features, activations):

@@ -168,6 +168,8 @@ class Trainer:
         params = self.net.params.copy()
         task = Task(
             loss=LOSSES[self.problem.loss],
+            loss_parameters=self.guards.zeros(-(-self.network.units[-1] // 16) * 16, self.problem.dtype),
+            loss_scale=1.0,
             solver=SOLVERS[self.solver],
             constants=self.constants,
             sizes=step_sizes(self.solver, np.full(last - first, self.rate), first, 0.9, 0.999),
@@ -450,7 +452,7 @@ def test_a_session_does_the_same(optimizer, sparse):
     )
     params = _packed(problem)
     state = OptimizerState.empty(network, solver, 0.01)
-    session = Session(network, params, state, model._step_settings(n), n, sparse=sparse)
+    session = Session(network, params, state, model._step_settings(n, 4), n, sparse=sparse)
     loss = session.run(Data(problem.X, problem.Y, problem.weight, order), np.full(trainer.n_batches, 0.01))
     assert params.tobytes() == trainer.net.params.tobytes()
     assert state.first.tobytes() == trainer.state.first.tobytes()
@@ -596,7 +598,8 @@ def _check_threads():
         problem = _with_zeros(make([70, 150, 33, 3], Relu(), n=500, dtype=dtype))
         for sparse, n_threads in product((False, True), (2, 4)):
             alone = _predict(problem, problem.X, 16, sparse=sparse).tobytes()
-            assert _predict(problem, problem.X, 16, n_threads, sparse).tobytes() == alone
+            for packs in (False, True):
+                assert _predict(problem, problem.X, 16, n_threads, sparse, packs=packs).tobytes() == alone
     # Threads that come late are not waited for, but some must have been in time, or nothing was tested.
     assert {(2, 2), (3, 3), (4, 4)} <= sizes, sizes
     print("the same bits")
@@ -609,29 +612,38 @@ def test_same_bits_with_any_number_of_threads(tmp_path):
 # --- prediction ---
 
 
-def _predict(problem, X, block, n_threads=1, sparse=False, guards=Guards):
-    """Outputs of the kernel for many rows."""
+def _predict(problem, X, block, n_threads=1, sparse=False, guards=Guards, packs=False):
+    """Outputs of the kernel for many rows: with the weights in place, packed, or for inputs that are mostly zero."""
     problem = replace(problem, transpose_narrow=False)
     network, guards = problem.network, guards()
-    arrays = guarded_net(problem, block * n_threads, n_threads, sparse, guards)
     out = guards.array(np.full((len(X), network.units[-1]), np.nan, problem.dtype))
     bad = guards.zeros(n_threads, np.int64)
-    args = (guards.array(X), guards.array(np.arange(len(X))), arrays, out, bad, block)
-    threads.run(prediction.predict, prediction.predict_on_threads, args, n_threads)
+    if sparse:
+        arrays = guarded_net(problem, block * n_threads, n_threads, True, guards)
+        args = (guards.array(X), guards.array(np.arange(len(X))), arrays, out, bad, block)
+        threads.run(prediction.predict_indexed, prediction.predict_indexed_on_threads, args, n_threads)
+    else:
+        coefs, intercepts = map(guards.array, problem.coefs), map(guards.array, problem.intercepts)
+        coefs, intercepts = list(coefs), list(intercepts)
+        layers, n_packed = prediction.plain_layers(network, coefs, intercepts)
+        row = max(map(network.row_stride, network.units))
+        packed = guards.array(np.full(n_packed, np.nan, problem.dtype))
+        space = guards.array(np.full((n_threads, 2, block * row), np.nan, problem.dtype))
+        kernels = kernel_addresses(problem.dtype, prefetch_write=False)
+        args = (guards.array(X), guards.array(layers), guards.array(network.coefficients), kernels, packed, space)
+        args = (*args, out, bad, block, packs)
+        threads.run(prediction.predict, prediction.predict_on_threads, args, n_threads)
     guards.check()
     assert not bad.any()
     return out
 
 
 def _predict_few(problem, X, guards=Guards):
-    """Outputs of the kernel for a few rows, from weights that are not packed."""
+    """Outputs of the kernel for a few rows."""
     network, guards = problem.network, guards()
     coefs = [guards.array(W) for W in problem.coefs]
     intercepts = [guards.array(b) for b in problem.intercepts]
-    layers = [
-        (W.ctypes.data, b.ctypes.data, *W.shape, activation.forward_address(problem.dtype), activation.by_rows)
-        for W, b, activation in zip(coefs, intercepts, problem.activations, strict=True)
-    ]
+    layers, _ = prediction.plain_layers(network, coefs, intercepts)
     space = guards.array(np.full((2, network.widest), np.nan, problem.dtype))
     out = guards.array(np.full((len(X), network.units[-1]), np.nan, problem.dtype))
     coefficients = guards.array(network.coefficients)
@@ -654,7 +666,7 @@ def test_predict(output, dtype):
         assert out.dtype == dtype
         assert_close([out], [expected], 1e-12 if dtype == np.float64 else 2e-5)
         predictor = Predictor(problem.coefs, problem.intercepts, problem.activations, problem.X.shape[1])
-        for n in (1, 5, 50):
+        for n in (1, 3, 5, 50):
             got, finite = predictor.outputs(problem.X[:n], 1)
             assert finite and got.tobytes() == out[:n].tobytes()
 
@@ -667,6 +679,7 @@ def test_a_row_is_predicted_with_the_same_bits_anywhere(dtype):
         alone = np.vstack([_predict(problem, X[i : i + 1], 1) for i in range(len(X))]).tobytes()
         for block in (1, 2, 5, 6, 7, 13, 60, 96):
             assert _predict(problem, X, block).tobytes() == alone
+            assert _predict(problem, X, block, packs=True).tobytes() == alone
         assert _predict_few(problem, X).tobytes() == alone
         order = np.random.default_rng(0).permutation(len(X))
         shuffled = _predict(problem, X[order], 7)
@@ -737,7 +750,9 @@ def _check_fences(dtypes, predicts):
                 assert Trainer(problem, guards=Fences, **how).run().bits() == Trainer(problem, **how).run().bits()
             if predicts:
                 expected = _predict(problem, problem.X, 5).tobytes()
-                assert _predict(problem, problem.X, 5, sparse=sparse, guards=Fences).tobytes() == expected
+                for packs in (False, True):
+                    fenced = _predict(problem, problem.X, 5, sparse=sparse, guards=Fences, packs=packs)
+                    assert fenced.tobytes() == expected
                 assert _predict_few(problem, problem.X, guards=Fences).tobytes() == expected
     print("inside")
 

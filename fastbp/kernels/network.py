@@ -160,7 +160,7 @@ class Network:
         size : int
             Length of the workspace. It begins with `widest` zeros.
         """
-        strides = [self._stride(n) for n in self.units]
+        strides = [self.row_stride(n) for n in self.units]
         if self.csr_input:
             strides[0] = 0
         end = _round_up(self.widest, 64)
@@ -183,7 +183,7 @@ class Network:
             source = a
         return np.array(table, dtype=np.int64), end
 
-    def _stride(self, n):
+    def row_stride(self, n):
         """Return the row stride for n units: for wide rows an odd number of 64-byte lines.
 
         Rows a power of two apart fall into the same few cache sets.

@@ -35,6 +35,15 @@ def workspace_rows(network):
     return max(256, MAX_WORKSPACE // one_row)
 
 
+# Rows that go through the network together in prediction: enough to use each weight many times while it is in the cache.
+MAX_PREDICTION_ROWS = 96
+
+
+def prediction_rows(n, n_threads):
+    """Return how many of n rows go through the network together: whole tiles, and a part for each thread."""
+    return min(MAX_PREDICTION_ROWS, -(-n // (n_threads * MR)) * MR)
+
+
 # --- blocks of a weight matrix ---
 
 # Rows of a weight matrix whose gradient is summed and used at once. With the widest panel the gradient,

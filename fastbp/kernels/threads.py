@@ -183,9 +183,11 @@ def share(n, unit, rank, size):
 # Below this much work a thread's share is done before the others could begin theirs: about a microsecond
 # on one core (`benchmarks/choices.py`).
 MIN_WORK_PER_THREAD = 100_000.0
+# In prediction, where threads may have gone to sleep since the last call, and must be woken.
+MIN_PREDICTION_PER_THREAD = 2_500_000.0
 
 
-def thread_count(n_jobs, work):
+def thread_count(n_jobs, work, min_work=MIN_WORK_PER_THREAD):
     """Choose the number of threads for one call.
 
     Parameters
@@ -195,13 +197,15 @@ def thread_count(n_jobs, work):
         all but one.
     work : float
         Floating point operations of a batch in training, of all samples in prediction.
+    min_work : float, default=MIN_WORK_PER_THREAD
+        Operations from which on a thread pays.
 
     Returns
     -------
     int
         At least 1; more only where a parallel region is safe and pays.
     """
-    useful = int(work // MIN_WORK_PER_THREAD)
+    useful = int(work // min_work)
     if n_jobs == 1 or useful <= 1:
         return 1
     cores = _count_cores()
