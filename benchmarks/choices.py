@@ -7,7 +7,8 @@ Run: ``python benchmarks/choices.py [zeros] [threads] [rows]`` (all three by def
   `plan.MAX_SPARSE_SHARE`.
 - threads: an epoch on one and on two threads, for networks with increasing work per batch, around
   `threads.MIN_WORK_PER_THREAD` for each thread.
-- rows: prediction directly from `coefs_` and from packed weights, around `prediction.FEW_ROWS`.
+- rows: prediction row by row, in tiles with the weights in place, and in tiles with packed weights, around
+  `prediction.FEW_ROWS` and `prediction.PACKED_ROWS`.
 
 The alternatives are timed alternately, and the fastest of several rounds counts.
 """
@@ -110,20 +111,21 @@ def measure_threads():
 
 
 def measure_rows():
-    """Compare prediction directly from `coefs_` with prediction from packed weights."""
-    print(f"{'network':>24}{'rows':>6}{'direct':>10}{'packed':>10}   (microseconds)")
+    """Compare prediction row by row, in tiles with the weights in place, and in tiles with packed weights."""
+    print(f"{'network':>24}{'rows':>6}{'by row':>10}{'in place':>10}{'packed':>10}   (microseconds)")
     for units in ([30, 64, 64, 2], [784, 128, 10], [784, 512, 512, 10]):
         network, parameters = make_network(units, None)
         predictor = prediction.Predictor(*parameters, network.activations, units[0])
-        for n in (1, 2, 4, 8, 16, 32, 64):
+        for n in (1, 2, 3, 4, 8, 16, 64, 128, 192, 256, 512, 1024):
             x = np.random.RandomState(0).uniform(size=(n, units[0])).astype(np.float32)
 
-            def run(few_rows, x=x, predictor=predictor):
-                with mock.patch.object(prediction, "FEW_ROWS", few_rows):
+            def run(few, packed, x=x, predictor=predictor):
+                with mock.patch.multiple(prediction, FEW_ROWS=few, LITTLE_WORK=0, PACKED_ROWS=packed):
                     predictor.outputs(x, 1)
 
-            direct, packed = in_turns([lambda run=run: run(10**9), lambda run=run: run(0)], 50)
-            print(f"{'-'.join(map(str, units)):>24}{n:>6}{direct * 1e6:>10.1f}{packed * 1e6:>10.1f}")
+            ways = [(10**9, 0), (0, 10**9), (0, 0)]
+            seconds = in_turns([lambda way=way, run=run: run(*way) for way in ways], 50)
+            print(f"{'-'.join(map(str, units)):>24}{n:>6}" + "".join(f"{second * 1e6:>10.1f}" for second in seconds))
 
 
 if __name__ == "__main__":

@@ -9,10 +9,11 @@ from fastbp.kernels.network import make_network
 from fastbp.kernels.plan import MAX_PREDICTION_ROWS, forward_work, is_mostly_zero, prediction_rows
 from fastbp.kernels.workspace import allocate_net
 
-# Up to so many rows go through the network one by one.
+# Up to so many rows, or floating point operations, go through the network row by row (`benchmarks/choices.py`).
 FEW_ROWS = 3
+LITTLE_WORK = 150_000
 # From so many rows on it is worth to pack the weights, and from the next on to look whether most inputs are zero.
-PACKED_ROWS = 192
+PACKED_ROWS = 48
 MANY_ROWS = 2000
 
 
@@ -77,7 +78,7 @@ class Predictor:
         if not isinstance(x, np.ndarray):
             self._predict_csr(csr_matrix_of(x, self.dtype), out, n_jobs)
             return out, True
-        if n <= FEW_ROWS and self._is_in_place:
+        if (n <= FEW_ROWS or n * self._work <= LITTLE_WORK) and self._is_in_place:
             x = x.astype(self.dtype, copy=False)
             space = np.empty((2, self._widest), self.dtype)
             return out, prediction.predict_few(x, self._layers, self.network.coefficients, space, out)

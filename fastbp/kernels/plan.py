@@ -35,7 +35,7 @@ def workspace_rows(network):
     return max(256, MAX_WORKSPACE // one_row)
 
 
-# Rows that go through the network together in prediction: enough to use each weight many times while it is in the cache.
+# Rows that go through the network together in prediction: enough to use each weight many times while it is cached.
 MAX_PREDICTION_ROWS = 96
 
 
