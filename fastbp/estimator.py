@@ -1,5 +1,6 @@
 """What the estimators share: parameters, checks of the input, fitted attributes."""
 
+import inspect
 from contextlib import contextmanager
 from numbers import Integral, Real
 from weakref import WeakKeyDictionary
@@ -20,7 +21,7 @@ from fastbp.kernels.network import make_network
 from fastbp.kernels.plan import is_mostly_zero
 from fastbp.kernels.records import Data, declare_writeable
 from fastbp.kernels.session import OptimizerState, Session, StepSettings
-from fastbp.losses import CANONICAL_ACTIVATIONS
+from fastbp.losses import CANONICAL_ACTIVATIONS, Loss
 from fastbp.optimizers import SOLVERS
 from fastbp.prediction import Predictor, check_shapes
 from fastbp.schedules import SCHEDULES, SGD_SCHEDULES
@@ -35,6 +36,10 @@ _SOURCES = {
 
 # Kept outside of the estimators, whose attributes prediction must not change.
 _PREDICTORS: WeakKeyDictionary = WeakKeyDictionary()
+
+
+class _NotSupportedError(ValueError, NotImplementedError):
+    """What a method does not do with these parameters; scikit-learn raises the first, its checks know the second."""
 
 
 class BaseBackprop(BaseEstimator):
@@ -95,15 +100,12 @@ class BaseBackprop(BaseEstimator):
         dtype : dtype
             The network's: that of the first training.
         """
-        if isinstance(X, list | tuple):
-            X = np.asarray(X)  # so that Python's floats count as float64, as they do elsewhere
-        if isinstance(X, np.ndarray) and X.dtype.kind == "f" and X.dtype.itemsize >= 8 and X.dtype != np.float64:
-            X = X.astype(np.float64)  # of another byte order, or longer
         dtype = np.dtype(np.float32 if self.dtype == "auto" else self.dtype) if reset else self.coefs_[0].dtype
+        X, sources = _keep_float64(X, _SOURCES[dtype])
         has_targets = not isinstance(y, str)
         options = {"multi_output": True, "y_numeric": self._numeric_targets} if has_targets else {}
         checked = validate_data(
-            self, X, y, reset=reset, dtype=_SOURCES[dtype], order="C", accept_sparse="csr", **options
+            self, X, y, reset=reset, dtype=sources, order="C", accept_sparse="csr", **options
         )  # fmt: skip
         X, *y = checked if has_targets else (checked,)
         if reset and self.dtype == "auto" and X.dtype == np.float64:
@@ -131,7 +133,7 @@ class BaseBackprop(BaseEstimator):
             X, y, dtype = self._check_X(X, y, reset=first)
             Y = self._check_targets(y, reset=first, incremental=incremental)
             if self.early_stopping and incremental:
-                raise ValueError("partial_fit does not support early_stopping=True")
+                raise _NotSupportedError("partial_fit does not support early_stopping=True")
             Y, weight = targets_and_weights(X, Y, sample_weight, dtype)
             self._fit_network(X, Y, weight, dtype, first=first, one_epoch=incremental)
         return self
@@ -278,8 +280,8 @@ class BaseBackprop(BaseEstimator):
         self.validation_scores_ = list(progress.validation_scores) if stops_early else None
         self.best_validation_score_ = progress.best_score if stops_early else None
         self.__dict__.pop("loss_", None)
-        if self.loss_curve_:
-            self.loss_ = self.loss_curve_[-1]
+        if progress.loss is not None:
+            self.loss_ = progress.loss
 
     def _step_settings(self, n_samples, n_outputs):
         return StepSettings(
@@ -364,6 +366,12 @@ class BaseBackprop(BaseEstimator):
         tags.input_tags.sparse = True
         return tags
 
+    def __setstate__(self, state):
+        """Restore what was pickled, by this version or by 0.1.0, which had fewer parameters."""
+        defaults = inspect.signature(type(self).__init__).parameters
+        state = {name: defaults[name].default for name in self._get_param_names() if name not in state} | state
+        super().__setstate__(_state_of_0_1_0(state) if "_memory" in state else state)
+
     @contextmanager
     def _all_or_nothing(self):
         """Restore all attributes when the block fails."""
@@ -375,6 +383,44 @@ class BaseBackprop(BaseEstimator):
             for name in self.__dict__.keys() - before.keys():
                 del self.__dict__[name]
             raise
+
+
+def _keep_float64(X, sources):
+    """See that float64 input of any kind remains float64, as scikit-learn's checks do for arrays and pandas only.
+
+    Parameters
+    ----------
+    X
+        As the user gave it.
+    sources : list of types
+        To which the checks may convert; what is none of them becomes the first.
+
+    Returns
+    -------
+    X, sources
+        What the checks take.
+    """
+    if isinstance(X, np.ndarray):
+        # Of another byte order, or longer.
+        is_other = X.dtype.kind == "f" and X.dtype.itemsize >= 8 and X.dtype != np.float64
+        return X.astype(np.float64) if is_other else X, sources
+    if issparse(X) or hasattr(X, "iloc"):
+        return X, sources
+    converted = np.asarray(X)  # of lists, and of frames and arrays of other libraries, which may have names of features
+    X = converted if isinstance(X, list | tuple) else X
+    return X, [np.float64] if converted.dtype == np.float64 else sources
+
+
+def _state_of_0_1_0(state):
+    """Return the state of a fitted estimator of version 0.1.0 as this version has it."""
+    old = vars(state["_progress"])
+    progress = training.Progress(**old, loss=old["loss_curve"][-1] if old["loss_curve"] else None)
+    others = {name: value for name, value in state.items() if name != "_memory"}
+    return others | {
+        "_optimizer": state["_memory"], "_progress": progress,
+        "_loss": Loss(state["_loss"], (0.0,) * state["n_outputs_"]), "lr_curve_": [], "validation_scores_": None,
+        "best_validation_score_": None,
+    }  # fmt: skip
 
 
 def targets_and_weights(X, Y, sample_weight, dtype):

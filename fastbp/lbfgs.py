@@ -56,8 +56,9 @@ def fit(session, data, settings, progress, max_fun):
     def after_iteration(params):
         last["params"] = params.copy()
         progress.epochs += 1
-        progress.loss_curve.append(last["loss"])  # a line search ends with the point that it accepts
-        progress.best_loss = min(progress.best_loss, last["loss"])
+        progress.loss = last["loss"]  # a line search ends with the point that it accepts
+        progress.loss_curve.append(progress.loss)
+        progress.best_loss = min(progress.best_loss, progress.loss)
         if settings.verbose:
             print(f"Iteration {progress.epochs}, loss = {last['loss']:.8f}")
 
@@ -66,7 +67,7 @@ def fit(session, data, settings, progress, max_fun):
             loss_and_gradient, session.params.copy(), method="L-BFGS-B", jac=True, callback=after_iteration,
             options={"maxfun": max_fun, "maxiter": settings.max_iter, "gtol": settings.tol},
         )  # fmt: skip
-        session.params[:] = result.x
+        session.params[:], progress.loss = result.x, float(result.fun)
         progress.epochs = min(result.nit, settings.max_iter)
         if result.status != 0:
             warn_user(_warning(result, progress.epochs, settings.max_iter), ConvergenceWarning)

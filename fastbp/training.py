@@ -32,8 +32,8 @@ class Progress:
     ----------
     loss_curve, lr_curve : list of float
         Mean loss of each epoch, over the batches as they were trained on; the learning rate of its first batch.
-    best_loss : float
-        Lowest of the losses.
+    loss, best_loss : float
+        The last and the lowest of the losses; before the first there is no last.
     validation_scores : list of float or None
         Score of the held-out samples after each epoch; None without early stopping.
     best_score : float
@@ -48,6 +48,7 @@ class Progress:
 
     loss_curve: list = field(default_factory=list)
     lr_curve: list = field(default_factory=list)
+    loss: float | None = None
     best_loss: float = np.inf
     validation_scores: list | None = None
     best_score: float = -np.inf
@@ -66,14 +67,15 @@ class Progress:
         """Take note of an epoch."""
         self.epochs += 1
         self.samples_seen += n_samples
+        self.loss = loss
         self.loss_curve.append(loss)
         self.lr_curve.append(rate)
 
     def watch_loss(self, tol):
         """Compare the last loss with the best."""
-        loss = self.loss_curve[-1]
-        self.no_improvement = self.no_improvement + 1 if loss > self.best_loss - tol else 0
-        self.best_loss = min(self.best_loss, loss)
+        assert self.loss is not None
+        self.no_improvement = self.no_improvement + 1 if self.loss > self.best_loss - tol else 0
+        self.best_loss = min(self.best_loss, self.loss)
 
     def watch_score(self, score, tol):
         """Compare a score with the best; return whether it is a new best."""
@@ -184,7 +186,7 @@ def _diverged(session, progress, score):
 
     With early stopping it goes on, as in scikit-learn, and the parameters of the best score are kept.
     """
-    return score is None and not np.isfinite(progress.loss_curve[-1]) and not np.isfinite(session.params).all()
+    return score is None and not np.isfinite(progress.loss) and not np.isfinite(session.params).all()
 
 
 def _stops(optimizer, settings, progress, score):

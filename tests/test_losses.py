@@ -12,22 +12,34 @@ from fastbp.codegen.memory import load_scalar, pointer, stack_square
 from fastbp.codegen.target import lanes
 from fastbp.codegen.transpose import to_columns
 from fastbp.codegen.vectors import store
-from fastbp.losses import LOG_LOSS, LOSSES, SQUARED_ERROR, loss_of_row, losses_of_columns, set_residual
+from fastbp.losses import LOSSES, CompiledLoss, loss_of_row, losses_of_columns, set_derivative
 
 DTYPES = [np.float32, np.float64]
-KINDS = ["squared_error", "logistic", "softmax"]
+# The losses, and log_loss with both of its output activations.
+REGRESSION = ["squared_error", "poisson", "absolute_error", "huber", "quantile"]
+KINDS = [*REGRESSION, "logistic", "softmax"]
 CANARY = -12345.0
 
 
+def code_of(kind):
+    return LOSSES[kind if kind in LOSSES else "log_loss"]
+
+
+def parameters_of(kind, n):
+    """What distinguishes the outputs: bounds of huber, levels of quantile."""
+    return np.linspace(0.2, 0.9, n) if kind in ("huber", "quantile") else np.zeros(n)
+
+
 @njit
-def run_loss(code, multiclass, n, y, y_at, a, residual, at, eps):
-    y, a, residual = pointer(y, y_at), pointer(a, at), pointer(residual, at)
-    set_residual(n, y, a, residual)
-    return loss_of_row(code, multiclass, n, y, a, eps)
+def run_loss(code, parameters, multiclass, n, y, y_at, a, derivative, at, eps):
+    loss = CompiledLoss(code, pointer(parameters, 0), eps)
+    y, a, derivative = pointer(y, y_at), pointer(a, at), pointer(derivative, at)
+    set_derivative(loss, n, y, a, derivative)
+    return loss_of_row(loss, multiclass, n, y, a)
 
 
 def run(kind, y, a):
-    """Loss and residual, with the rows in the middle of buffers."""
+    """Loss and derivative, with the rows in the middle of buffers."""
     n, width = a.size, lanes(a.itemsize)
     padding = -n % width
     outputs = np.full(width + n + padding + width, CANARY, a.dtype)
@@ -35,18 +47,22 @@ def run(kind, y, a):
     # The padding of the outputs may be anything, that of the targets may not even be read: it is another row.
     outputs[width + n : width + n + padding] = np.nan
     targets = np.append(np.array([np.nan] * 3), np.append(y, [np.nan] * 3)).astype(a.dtype)
-    residual = np.full_like(outputs, CANARY)
-    code = SQUARED_ERROR if kind == "squared_error" else LOG_LOSS
-    loss = run_loss(code, kind == "softmax", n, targets, 3, outputs, residual, width, np.finfo(a.dtype).eps)
-    assert (residual[:width] == CANARY).all() and (residual[-width:] == CANARY).all()
-    assert not residual[width + n : width + n + padding].any()
-    return loss, residual[width : width + n]
+    derivative = np.full_like(outputs, CANARY)
+    parameters = np.append(parameters_of(kind, n), np.full(padding, np.nan)).astype(a.dtype)
+    eps = float(np.finfo(a.dtype).eps)
+    loss = run_loss(
+        code_of(kind), parameters, kind == "softmax", n, targets, 3, outputs, derivative, width, eps
+    )  # fmt: skip
+    assert (derivative[:width] == CANARY).all() and (derivative[-width:] == CANARY).all()
+    assert not derivative[width + n : width + n + padding].any()
+    return loss, derivative[width : width + n]
 
 
 def naive(kind, y, a):
-    loss = "squared_error" if kind == "squared_error" else "log_loss"
+    loss = kind if kind in LOSSES else "log_loss"
+    parameters = parameters_of(kind, y.size).astype(a.dtype).astype(np.float64)
     y, a = y.astype(np.float64)[None], a.astype(np.float64)[None]
-    return reference.loss_naive(loss, kind, y, a, np.ones(1))
+    return reference.loss_naive(loss, kind, y, a, np.ones(1), parameters)
 
 
 def rows(kind, n, dtype, seed=0):
@@ -54,32 +70,42 @@ def rows(kind, n, dtype, seed=0):
     rng = np.random.default_rng(seed)
     if kind == "softmax":
         return np.eye(n)[n // 2].astype(dtype), softmax_of(rng.normal(size=n)).astype(dtype)
+    if kind == "poisson":
+        return rng.poisson(1.5, n).astype(dtype), np.exp(rng.normal(size=n)).astype(dtype)
+    if kind in REGRESSION:
+        return rng.normal(size=n).astype(dtype), rng.normal(size=n).astype(dtype)
     return rng.integers(0, 2, n).astype(dtype), expit(rng.normal(size=n)).astype(dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_value_and_residual(kind, dtype):
+def test_value_and_derivative(kind, dtype):
     for n in range(1, 40):
         for seed in range(3):
             y, a = rows(kind, n, dtype, seed)
-            loss, residual = run(kind, y, a)
+            loss, derivative = run(kind, y, a)
             # Each term and their sum are rounded; and certainty, as of one softmax unit alone, is clipped at
-            # the precision of the outputs.
+            # the precision of the outputs. The terms of poisson cancel.
             eps = np.finfo(dtype).eps
-            np.testing.assert_allclose(loss, naive(kind, y, a), rtol=20 * eps, atol=4 * eps)
-            np.testing.assert_array_equal(residual, a - y)
+            atol = (4 if kind != "poisson" else 4 * n * (y.max() + a.max())) * eps
+            np.testing.assert_allclose(loss, naive(kind, y, a), rtol=20 * eps, atol=atol)
+            if kind in ("absolute_error", "huber", "quantile"):
+                expected = reference.SLOPES[kind](y, a, parameters_of(kind, n).astype(dtype))
+            else:
+                expected = a - y
+            np.testing.assert_allclose(derivative, expected, rtol=2 * eps)
 
 
 @njit
-def run_columns(code, multiclass, n, y, a, eps, out):
+def run_columns(code, parameters, multiclass, n, y, a, eps, out):
+    loss = CompiledLoss(code, pointer(parameters, 0), eps)
     y, a, width = pointer(y, 0), pointer(a, 0), a.shape[1]
     targets, outputs = stack_square(y), stack_square(a)
     m = out.size
     to_columns(y, width, m, n, targets)
     to_columns(a, width, m, n, outputs)
     square = stack_square(a)
-    store(square, 0, losses_of_columns(code, multiclass, n, targets, outputs, eps))
+    store(square, 0, losses_of_columns(loss, multiclass, n, targets, outputs))
     for i in range(m):
         out[i] = load_scalar(square, i)
 
@@ -87,16 +113,16 @@ def run_columns(code, multiclass, n, y, a, eps, out):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_losses_of_several_samples_at_once(kind, dtype):
-    width, eps = lanes(np.dtype(dtype).itemsize), np.finfo(dtype).eps
-    code = SQUARED_ERROR if kind == "squared_error" else LOG_LOSS
+    width, eps = lanes(np.dtype(dtype).itemsize), float(np.finfo(dtype).eps)
     for n, m in product(range(1, width + 1), (1, 2, width - 1, width)):
         samples = [rows(kind, n, dtype, seed) for seed in range(m)]
         padded = np.full((2, width, width), np.nan, dtype)  # what pads a row, and other rows, may be anything
         padded[:, :m, :n] = np.swapaxes(samples, 0, 1)
         out = np.zeros(m)
-        run_columns(code, kind == "softmax", n, *padded, eps, out)
+        run_columns(code_of(kind), parameters_of(kind, n).astype(dtype), kind == "softmax", n, *padded, eps, out)
         expected = [naive(kind, *sample) for sample in samples]
-        np.testing.assert_allclose(out, expected, rtol=20 * eps, atol=4 * eps)
+        atol = (4 if kind != "poisson" else 4 * n * np.max(samples)) * eps
+        np.testing.assert_allclose(out, expected, rtol=20 * eps, atol=atol)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -134,24 +160,32 @@ def test_clipping(dtype):
 def test_nan_is_seen(kind, dtype):
     y, a = rows(kind, 3, dtype)
     a[np.argmax(y)] = np.nan
-    loss, residual = run(kind, y, a)
-    assert np.isnan(residual).any()
+    loss, derivative = run(kind, y, a)
+    assert np.isnan(derivative).any()
     assert np.isnan(loss)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_residual_is_the_derivative(kind):
-    """With respect to the outputs for squared_error, to the pre-activations of the outputs for log_loss."""
-    of = {"squared_error": lambda z: z, "logistic": expit, "softmax": softmax_of}[kind]
-    rng = np.random.default_rng(0)
+def test_the_derivative_is_one(kind):
+    """With respect to the outputs; for log_loss and poisson to their pre-activations."""
+    of = {"logistic": expit, "softmax": softmax_of, "poisson": np.exp}.get(kind, lambda z: z)
+    rng = np.random.default_rng(5)
     y, _ = rows(kind, 4, np.float64)
     z = rng.normal(size=4)
-    _, residual = run(kind, y, of(z))
+    _, derivative = run(kind, y, of(z))
     h = 1e-5
     for j in range(4):
         step = h * np.eye(4)[j]
         difference = (run(kind, y, of(z + step))[0] - run(kind, y, of(z - step))[0]) / (2 * h)
-        np.testing.assert_allclose(difference, residual[j], rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(difference, derivative[j], rtol=1e-6, atol=1e-9)
+
+
+def test_what_happens_at_equality():
+    """Where target and output are equal the kinked losses pull nowhere; a count of 0 has a loss."""
+    for kind in ("absolute_error", "quantile", "huber"):
+        loss, derivative = run(kind, np.array([1.0, -2.0]), np.array([1.0, -2.0]))
+        assert loss == 0 and not derivative.any()
+    assert run("poisson", np.zeros(1), np.array([0.25]))[0] == 0.25
 
 
 def test_codes():

@@ -1,0 +1,270 @@
+"""Every input of scikit-learn's users, and every way in which estimators travel."""
+
+import copy
+import pickle
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone
+from sklearn.compose import ColumnTransformer
+from sklearn.datasets import load_iris
+from sklearn.exceptions import DataConversionWarning
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from fastbp import BackpropClassifier, BackpropRegressor
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning", "ignore:.*batch_size")
+
+CONFIGURATIONS = [
+    BackpropClassifier(solver="lbfgs", alpha=1.0),
+    BackpropClassifier(solver="sgd", learning_rate="adaptive", learning_rate_init=0.1),
+    BackpropClassifier(early_stopping=True, validation_fraction=0.5),
+    BackpropClassifier(dtype="float32", solver="lbfgs", alpha=1.0),
+    BackpropClassifier(alpha=0.0, warm_start=True),
+    BackpropClassifier(learning_rate="one_cycle", learning_rate_init=0.1, batch_size=50),
+    BackpropClassifier((7, 5), "logistic", loss="squared_error", learning_rate_init=0.1),
+    BackpropRegressor(),
+    BackpropRegressor(solver="lbfgs", max_iter=300),
+    BackpropRegressor(solver="sgd", hidden_layer_sizes=(), learning_rate_init=0.05),
+    BackpropRegressor("absolute_error"),
+    BackpropRegressor("huber", (7, 5), "tanh", delta=0.5),
+    BackpropRegressor("quantile", quantile=0.7),
+    BackpropRegressor(early_stopping=True, validation_fraction=0.5),
+    BackpropRegressor(dtype="float32", solver="lbfgs", n_jobs=1),
+    BackpropRegressor(alpha=0.0, warm_start=True),
+]
+CHECKS = parametrize_with_checks(CONFIGURATIONS).mark
+# What cannot hold. Where samples are held out at random, one that counts twice is not one that is there twice, nor to
+# the last digit of float64 where the weights are float32. `partial_fit` refuses early stopping, as scikit-learn's does.
+# A second `fit` that continues does not do the same again.
+WEIGHTED = ("check_sample_weight_equivalence",)
+REFUSED = ("check_fit_score_takes_y", "check_n_features_in_after_fitting")
+CONTINUED = ("check_supervised_y_2d", "check_classifiers_multilabel_representation_invariance")
+
+
+def _applies(estimator, check):
+    left_out = [*(WEIGHTED + REFUSED if estimator.early_stopping else ())]
+    left_out += [*(WEIGHTED if estimator.dtype == "float32" else ()), *(CONTINUED if estimator.warm_start else ())]
+    return not getattr(check, "func", check).__name__.startswith(tuple(left_out))
+
+
+# scikit-learn 1.7 passes a generator on, which pytest deprecates from 9.1 on: a list is good for all versions.
+CASES = [case for case in CHECKS.args[1] if _applies(*getattr(case, "values", case))]
+
+
+@pytest.mark.parametrize(CHECKS.args[0], CASES, **CHECKS.kwargs)
+def test_follows_the_conventions_of_scikit_learn(estimator, check):
+    check(estimator)
+
+
+@pytest.fixture(scope="module")
+def iris():
+    X, y = load_iris(return_X_y=True)
+    return X[::2].copy(), y[::2].copy()
+
+
+def fitted(X, y, **options):
+    return BackpropClassifier((5,), max_iter=3, batch_size=20, random_state=0, **options).fit(X, y)
+
+
+def same(a, b):
+    """Whether two models are the same, bit for bit."""
+    parts = zip([*a.coefs_, *a.intercepts_], [*b.coefs_, *b.intercepts_], strict=True)
+    return all(np.array_equal(p, q) and p.dtype == q.dtype for p, q in parts)
+
+
+def _memmap(X, path):
+    joblib.dump(X, path / "X.pkl")
+    return joblib.load(path / "X.pkl", mmap_mode="r")
+
+
+def _misaligned(X):
+    memory = np.zeros(X.nbytes + 1, np.uint8)[1:].view(X.dtype).reshape(X.shape)
+    memory[...] = X
+    return memory
+
+
+LAYOUTS = {
+    "Fortran": lambda X, path: np.asfortranarray(X),
+    "strided": lambda X, path: np.repeat(X, 2, axis=0)[::2],
+    "negative strides": lambda X, path: X[::-1, ::-1].copy()[::-1, ::-1],
+    "misaligned": lambda X, path: _misaligned(X),
+    "byte order": lambda X, path: X.astype(">f8"),
+    "longdouble": lambda X, path: X.astype(np.longdouble),
+    "memory map": _memmap,
+    "lists": lambda X, path: X.tolist(),
+    "tuples": lambda X, path: tuple(map(tuple, X.tolist())),
+    "pandas": lambda X, path: pd.DataFrame(X),
+    "matrix of objects": lambda X, path: X.astype(object),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts_give_the_same_bits(name, iris, tmp_path):
+    X, y = iris
+    other = LAYOUTS[name](X, tmp_path)
+    dtype = {"dtype": "float64"} if name == "matrix of objects" else {}
+    expected = fitted(X, y)
+    assert same(fitted(other, y, **dtype), expected)
+    for rows in (2, len(X)):
+        part = other.iloc[:rows] if name == "pandas" else other[:rows]
+        np.testing.assert_array_equal(expected.predict_proba(part), expected.predict_proba(X[:rows]))
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int64", "float16", "bool", "uint16"])
+def test_numbers_of_other_types_are_float32(kind, iris):
+    X, y = iris
+    X = np.round(X).astype(kind)
+    assert same(fitted(X, y), fitted(X.astype(np.float32), y))
+    np.testing.assert_array_equal(fitted(X, y).predict(X), fitted(X, y).predict(X.astype(np.float32)))
+
+
+def _frame(X):
+    """Columns of mixed types."""
+    frame = pd.DataFrame(np.round(X), columns=list("abcd"))
+    return frame.astype({"a": "float64", "b": "int32", "c": "float32", "d": "uint8"})
+
+
+def test_frames(iris):
+    X, y = iris
+    frame = _frame(X)
+    clf = fitted(frame, pd.Series(y))
+    assert same(clf, fitted(frame.to_numpy(), y))
+    np.testing.assert_array_equal(clf.feature_names_in_, list("abcd"))
+    np.testing.assert_array_equal(clf.predict(frame[:2]), clf.predict(frame)[:2])
+    with pytest.raises(ValueError, match="feature names should match"):
+        clf.predict(frame[list("bacd")])
+    with pytest.warns(UserWarning, match="does not have valid feature names"):
+        clf.predict(X)
+    reg = BackpropRegressor(hidden_layer_sizes=(5,), max_iter=3, random_state=0)
+    np.testing.assert_array_equal(
+        clone(reg).fit(frame, pd.DataFrame({"y": y, "z": -y})).coefs_[0],
+        clone(reg).fit(frame.to_numpy(), np.stack([y, -y], axis=1)).coefs_[0],
+    )
+
+
+@pytest.mark.parametrize("kinds", [["Float64", "Int64", "Float32", "boolean"], ["Int8", "UInt8", "Int16", "boolean"]])
+def test_nullable_types(kinds, iris):
+    X, y = iris
+    frame = pd.DataFrame(np.round(X), columns=list("abcd")).assign(d=lambda f: (f.d > 0).astype(float))
+    nullable = frame.astype(dict(zip("abcd", kinds, strict=True)))
+    clf = fitted(nullable, pd.Series(y).astype("Int64"))
+    assert same(clf, fitted(nullable.to_numpy(dtype=clf.coefs_[0].dtype), y))
+    assert clf.predict(nullable).shape == y.shape
+    nullable.loc[3, "b"] = pd.NA
+    with pytest.raises(ValueError, match="NaN"):
+        fitted(nullable, y)
+
+
+def test_polars(iris):
+    polars = pytest.importorskip("polars")
+    X, y = iris
+    frame = polars.DataFrame(X, schema=list("abcd"))
+    clf = fitted(frame, polars.Series(y))
+    assert same(clf, fitted(X, y))
+    np.testing.assert_array_equal(clf.feature_names_in_, list("abcd"))
+    np.testing.assert_array_equal(clf.predict(frame), clf.predict(pd.DataFrame(X, columns=list("abcd"))))
+
+
+def test_a_column_of_targets(iris):
+    X, y = iris
+    for model in (BackpropClassifier((5,), max_iter=1), BackpropRegressor(hidden_layer_sizes=(5,), max_iter=1)):
+        for column in (y[:, None], pd.DataFrame({"y": y})):
+            with pytest.warns(DataConversionWarning, match="column-vector y") as caught:
+                model.fit(X, column)
+            assert {warning.filename for warning in caught if warning.category is DataConversionWarning} == {__file__}
+        assert model.predict(X).shape == y.shape
+
+
+@pytest.mark.parametrize("kind", ["U10", object, bool, "category", "string", "int8", "float64"])
+def test_labels(kind, iris):
+    X, y = iris
+    if kind is bool:
+        names = y > 0
+    elif kind in ("int8", "float64"):
+        names = (y * 3 - 1).astype(kind)
+    else:
+        names = pd.Series(
+            np.array(["x", "yy", "zzz"])[y], dtype=kind if isinstance(kind, str) and kind[0] != "U" else None
+        )
+        names = names if kind in ("category", "string") else names.to_numpy().astype(kind)
+    clf = fitted(X, names)
+    np.testing.assert_array_equal(clf.classes_, np.unique(np.asarray(names)))
+    assert set(clf.predict(X)) <= set(np.asarray(names))
+    assert clf.predict(X).dtype == clf.classes_.dtype
+
+
+def test_neighbours_in_a_pipeline(iris):
+    X, y = iris
+    frame = _frame(X).assign(e=np.array(["u", "v", "w"])[y])
+    encoder = ColumnTransformer(
+        [("numbers", StandardScaler(), list("abcd")), ("names", OneHotEncoder(sparse_output=False), ["e"])]
+    ).set_output(transform="pandas")
+    pipe = make_pipeline(encoder, BackpropClassifier((5,), max_iter=60, learning_rate_init=0.02, random_state=0))
+    pipe.fit(frame, y)
+    assert pipe.score(frame, y) > 0.9
+    assert "names__e_u" in pipe[-1].feature_names_in_
+    for output in ("pandas", "default"):
+        scaled = make_pipeline(StandardScaler().set_output(transform=output), BackpropClassifier((5,), max_iter=2))
+        assert scaled.fit(frame[list("abcd")], y).predict(frame[list("abcd")]).shape == y.shape
+
+
+def _cloudpickled(model):
+    cloudpickle = pytest.importorskip("cloudpickle")
+    return pickle.loads(cloudpickle.dumps(model))
+
+
+def _through_a_file(model, path):
+    joblib.dump(model, path / "model.joblib")
+    return joblib.load(path / "model.joblib", mmap_mode="r")
+
+
+@pytest.mark.parametrize("way", ["pickle", "copy", "deepcopy", "cloudpickle", "joblib"])
+@pytest.mark.parametrize("solver", ["adam", "sgd", "lbfgs"])
+def test_travel(way, solver, iris, tmp_path):
+    X, y = iris
+    for model in (
+        fitted(X, y, solver=solver),
+        BackpropRegressor("quantile", (5,), quantile=[0.1, 0.9], solver=solver, max_iter=3, random_state=0).fit(X, y),
+    ):
+        ways = {
+            "pickle": lambda m: pickle.loads(pickle.dumps(m)),
+            "copy": copy.copy,
+            "deepcopy": copy.deepcopy,
+            "cloudpickle": _cloudpickled,
+            "joblib": lambda m: _through_a_file(m, tmp_path),
+        }
+        other = ways[way](model)
+        np.testing.assert_array_equal(other.predict(X), model.predict(X))
+        assert other.get_params() == model.get_params()
+        if solver != "lbfgs":
+            model.partial_fit(X, y)
+            if way != "copy":  # which shares the arrays
+                other.partial_fit(X, y)
+                assert same(other, model)
+        assert not hasattr(clone(model), "coefs_")
+
+
+def test_a_model_of_version_0_1_0(iris):
+    """Its state had no parameters that came later, and another name for the optimizer's."""
+    X, y = iris
+    clf = fitted(X, y)
+    state = dict(clf.__getstate__())
+    for name in ("early_stopping", "validation_fraction", "max_fun", "lr_curve_", "validation_scores_",
+                 "best_validation_score_"):  # fmt: skip
+        state.pop(name)
+    state["_memory"] = state.pop("_optimizer")
+    state["_loss"] = "log_loss"
+    old = object.__new__(BackpropClassifier)
+    progress = object.__new__(type(state["_progress"]))
+    kept = ("loss_curve", "best_loss", "no_improvement", "samples_seen", "epochs")
+    progress.__dict__.update({name: getattr(state["_progress"], name) for name in kept})
+    old.__setstate__(state | {"_progress": progress})
+    np.testing.assert_array_equal(old.predict_proba(X), clf.predict_proba(X))
+    assert old.get_params() == clf.get_params()
+    clf.partial_fit(X, y), old.partial_fit(X, y)
+    assert same(old, clf) and old.loss_curve_ == clf.loss_curve_
