@@ -97,7 +97,8 @@ class BaseBackprop(BaseEstimator):
         """
         if isinstance(X, list | tuple):
             X = np.asarray(X)  # so that Python's floats count as float64, as they do elsewhere
-        if isinstance(X, np.ndarray) and X.dtype.kind == "f" and X.dtype.itemsize >= 8 and X.dtype != np.float64:
+        is_array = isinstance(X, np.ndarray) or issparse(X)
+        if is_array and X.dtype.kind == "f" and X.dtype.itemsize >= 8 and X.dtype != np.float64:
             X = X.astype(np.float64)  # of another byte order, or longer
         dtype = np.dtype(np.float32 if self.dtype == "auto" else self.dtype) if reset else self.coefs_[0].dtype
         has_targets = not isinstance(y, str)
