@@ -165,14 +165,14 @@ class BaseBackprop(BaseEstimator):
             coefs, intercepts = self.coefs_, self.intercepts_
             self._check_shapes(units)
             progress = self._progress.copy()
+        # The line search of lbfgs compares losses that differ by less than the precision of float32.
+        work_dtype = np.dtype(np.float64) if self.solver == "lbfgs" else dtype
+        x, csr = split_inputs(X, work_dtype)  # before scipy takes samples from X: it does not check its index arrays
         order, score = np.arange(X.shape[0]), None
         if self.early_stopping and self.solver != "lbfgs":
             order, score = self._hold_out(X, Y, weight, activations, random_state)
         else:
             progress.validation_scores = None
-        # The line search of lbfgs compares losses that differ by less than the precision of float32.
-        work_dtype = np.dtype(np.float64) if self.solver == "lbfgs" else dtype
-        x, csr = split_inputs(X, work_dtype)
         data = Data(x, Y.astype(work_dtype, copy=False), weight.astype(work_dtype, copy=False), order)
         step_settings = self._step_settings(order.size, Y.shape[1])
         network = make_network(units, activations, work_dtype, step_settings.batch_size, csr is not None)
