@@ -160,7 +160,10 @@ class Session:
         self._layers = read_layers(self._arrays.table)
         self._is_ready = False
         self._address = None
-        self._tuner = tuner_for(tuple(network.units), batch_size, str(network.dtype), settings.solver, n_threads)
+        kind = "dense" if self._csr is None else "lazy" if self._csr.is_lazy else "csr"
+        self._tuner = tuner_for(
+            tuple(network.units), batch_size, str(network.dtype), settings.solver, n_threads, kind
+        )  # fmt: skip
 
     def run(self, data, rates):
         """Train on the samples of `data` once, in its order, batch after batch.
