@@ -428,9 +428,8 @@ def _catch_up(csr, solver, constants, feature, now, row, weights, first, second)
         epsilon = load_scalar(constants, 2)
         for j in range(0, row, width):
             moment, square = load(m, j), load(v, j)
-            root = sqrt(square)
-            inverse = 1.0 / (root + epsilon)
-            x = root * inverse
+            inverse = 1.0 / (sqrt(square) + epsilon)
+            x = 1.0 - inverse * epsilon  # not sqrt(v) * inverse, which is NaN where v has become infinite
             total = fma(x, load_scalar(b, 7), load_scalar(b, 6))
             for k in range(5, -1, -1):
                 total = fma(x, total, load_scalar(b, k))
