@@ -224,7 +224,7 @@ class Csr:
             "powers": powers,
         }
         self._keep = arrays, matrix  # the table has their addresses only
-        self._clock, self._last = arrays["clock"], arrays["last"]
+        self._clock = arrays["clock"]
         addresses = {name: array.ctypes.data for name, array in arrays.items()}
         self.table = np.array(
             _Table(
@@ -241,11 +241,6 @@ class Csr:
     def has_waiting_rows(self):
         """Whether any row may wait."""
         return self.is_lazy and self._clock[0] > 0
-
-    def restart(self):
-        """Begin to count steps anew; all rows are caught up."""
-        self._clock[0] = 0
-        self._last[:] = 0
 
 
 def _can_be_lazy(settings, dtype):
@@ -634,7 +629,9 @@ def _sum_gradient(csr, feature, row, deltas, delta_row, start, out):
 
 @cached_jit
 def catch_up_all(table, ints, floats, solver, constants, row, params, first, second):
-    """Catch up all rows of the weights, which begin the parameters, with their optimizer state.
+    """Catch up all rows of the weights, which begin the parameters, with their optimizer state; count steps anew.
+
+    Ctrl-C is raised when compiled code returns: both are done then, so that no row is caught up twice.
 
     Parameters
     ----------
@@ -658,4 +655,6 @@ def catch_up_all(table, ints, floats, solver, constants, row, params, first, sec
         _catch_up(
             csr, solver, pointer(constants, 0), feature, now, row, weights, pointer(first, 0), pointer(second, 0)
         )  # fmt: skip
+        store_scalar(csr.last, feature, 0)
+    store_scalar(csr.clock, 0, 0)
     restore_subnormals(mode)

@@ -279,7 +279,6 @@ class Session:
             settings.constants(self.params.dtype), first.padded_out, self.params, self.optimizer.first,
             self.optimizer.second,
         )  # fmt: skip
-        self._csr.restart()
 
     def values(self, l, name, n_rows):
         """Return "z", "a" or "delta" of the layer l, of shape (n_rows, units), after a batch with `keep`."""
