@@ -47,8 +47,8 @@ class StepSettings:
             return np.array([self.momentum, self.nesterovs_momentum, 0.0])
         # epsilon must not vanish in the network's type: weights that only pad a vector would become 0 / 0. Nor must it
         # be infinite there, for rows that are caught up.
-        limits = np.finfo(dtype)
-        return np.array([self.beta_1, self.beta_2, min(max(self.epsilon, limits.tiny), limits.max)])
+        least, most = float(np.finfo(dtype).tiny), float(np.finfo(dtype).max)
+        return np.array([self.beta_1, self.beta_2, min(max(self.epsilon, least), most)])
 
 
 @dataclass
