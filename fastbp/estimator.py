@@ -166,14 +166,14 @@ class BaseBackprop(BaseEstimator):
             coefs, intercepts = self.coefs_, self.intercepts_
             self._check_shapes(units)
             progress = self._progress.copy()
+        # The line search of lbfgs compares losses that differ by less than the precision of float32.
+        work_dtype = np.dtype(np.float64) if self.solver == "lbfgs" else dtype
+        x, csr = split_inputs(X, work_dtype)  # before scipy takes samples from X: it does not check its index arrays
         order, score = np.arange(X.shape[0]), None
         if self.early_stopping and self.solver != "lbfgs":
             order, score = self._hold_out(X, Y, weight, activations, random_state)
         else:
             progress.validation_scores = None
-        # The line search of lbfgs compares losses that differ by less than the precision of float32.
-        work_dtype = np.dtype(np.float64) if self.solver == "lbfgs" else dtype
-        x, csr = split_inputs(X, work_dtype)
         data = Data(x, Y.astype(work_dtype, copy=False), weight.astype(work_dtype, copy=False), order)
         step_settings = self._step_settings(order.size, Y.shape[1])
         network = make_network(units, activations, work_dtype, step_settings.batch_size, csr is not None)
@@ -400,11 +400,11 @@ def _keep_float64(X, sources):
     X, sources
         What the checks take.
     """
-    if isinstance(X, np.ndarray):
+    if isinstance(X, np.ndarray) or issparse(X):
         # Of another byte order, or longer.
         is_other = X.dtype.kind == "f" and X.dtype.itemsize >= 8 and X.dtype != np.float64
         return X.astype(np.float64) if is_other else X, sources
-    if issparse(X) or hasattr(X, "iloc"):
+    if hasattr(X, "iloc"):
         return X, sources
     converted = np.asarray(X)  # of lists, and of frames and arrays of other libraries, which may have names of features
     X = converted if isinstance(X, list | tuple) else X

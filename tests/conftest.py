@@ -8,12 +8,13 @@ import pytest
 
 # Tests whose results depend on the vector instructions in use; `.ci/run` repeats them for each width of vectors.
 NUMERICAL = {
-    "test_activations", "test_backprop", "test_bitmask", "test_elementary", "test_inspection", "test_losses",
-    "test_matmul", "test_memory", "test_optimizers", "test_processor", "test_sparse", "test_target", "test_tiles",
-    "test_transpose", "test_vectors", "test_workspace",
+    "test_activations", "test_backprop", "test_bitmask", "test_csr", "test_elementary", "test_inspection",
+    "test_losses", "test_matmul", "test_memory", "test_optimizers", "test_processor", "test_sparse", "test_target",
+    "test_tiles", "test_transpose", "test_vectors", "test_workspace",
 }  # fmt: skip
 ESTIMATOR = {
     "test_classifier", "test_inputs", "test_meta_estimators", "test_plots", "test_regressor", "test_scikit_learn",
+    "test_sparse_input",
 }  # fmt: skip
 # Of the estimator's tests those that compare with scikit-learn's results.
 NUMERICAL_OF_THE_ESTIMATOR = ("test_same_", "test_float32_", "test_any_layout_", "test_a_prediction_", "test_squared_")

@@ -137,3 +137,18 @@ def adam_naive(params, grads, first, second, t, rate, beta_1=0.9, beta_2=0.999, 
         m[...] = beta_1 * m + (1 - beta_1) * g
         v[...] = beta_2 * v + (1 - beta_2) * g**2
         w -= rate * np.sqrt(1 - beta_2**t) / (1 - beta_1**t) * m / (np.sqrt(v) + epsilon)
+
+
+def lazy_adam_naive(w, m, v, sizes, beta_1, beta_2, epsilon):
+    """Take parameters through steps of these sizes without a gradient; change them and both moments in place."""
+    for size in sizes:
+        m *= beta_1
+        v *= beta_2
+        w -= size * m / (np.sqrt(v) + epsilon)
+
+
+def lazy_sgd_naive(w, velocity, n_steps, momentum, nesterov):
+    """Take parameters through steps without a gradient; change them and the velocity in place."""
+    for _ in range(n_steps):
+        velocity *= momentum
+        w += momentum * velocity if nesterov else velocity

@@ -27,6 +27,7 @@ from math import comb
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from fastbp.codegen.jit import cached_jit, called_by_address, inlined, jit
 from fastbp.codegen.memory import (
@@ -89,28 +90,35 @@ def csr_matrix_of(X, dtype):
     Raises
     ------
     ValueError
-        If the index arrays do not describe a matrix, or it has too many features.
+        If the index arrays do not describe a matrix, it has too many features, or sums of duplicates are not finite.
     """
     n_samples, n_features = X.shape
     if n_features > np.iinfo(np.int32).max:
         raise ValueError(f"X has {n_features} features; the largest number for sparse input is 2**31 - 1.")
-    indptr, indices = X.indptr, X.indices
+    indptr, indices, values = X.indptr, X.indices, X.data
     n_entries = int(indptr[-1]) if len(indptr) else 0
+    # Numbers are compared, not subtracted, as unsigned ones have no negative differences.
     if (
-        len(indptr) != n_samples + 1 or indptr[0] != 0 or (np.diff(indptr) < 0).any()
-        or n_entries > min(len(indices), len(X.data))
+        len(indptr) != n_samples + 1 or indptr[0] != 0 or (indptr[1:] < indptr[:-1]).any()
+        or n_entries > min(len(indices), len(values))
         or (n_entries and (indices[:n_entries].min() < 0 or indices[:n_entries].max() >= n_features))
     ):  # fmt: skip
         raise ValueError("The index arrays of the sparse X are inconsistent; see its method check_format.")
-    ascending = np.diff(indices[:n_entries]) > 0
+    indices, values = indices[:n_entries], values[:n_entries]  # there may be more, which do not count
+    ascending = indices[1:] > indices[:-1]
     starts = indptr[1:-1]
     ascending[starts[(starts > 0) & (starts < n_entries)] - 1] = True  # where a row begins
     if not ascending.all():
-        X = type(X)((X.data.astype(dtype), indices.copy(), indptr.copy()), shape=X.shape)
-        X.has_canonical_format = X.has_sorted_indices = False
-        X.sum_duplicates()
+        # The sums have the type that they have in a dense array, where that is not narrower than the network's.
+        values = values.astype(np.promote_types(values.dtype, dtype))
+        kinds = indices.astype(np.int32), indptr.astype(np.int64)
+        summed = csr_array((values, *kinds), shape=X.shape)
+        summed.sum_duplicates()
+        indptr, indices, values = summed.indptr, summed.indices, summed.data
+        if values.size and not max(values.max(), -values.min()) <= np.finfo(dtype).max:
+            raise ValueError(f"The sums of duplicate entries of X contain infinity or a value too large for {dtype!r}.")
     return CsrMatrix(
-        _as_kind(X.indptr, np.int64), _as_kind(X.indices, np.int32), _as_kind(X.data, dtype), n_features
+        _as_kind(indptr, np.int64), _as_kind(indices, np.int32), _as_kind(values, dtype), n_features
     )  # fmt: skip
 
 
@@ -216,7 +224,7 @@ class Csr:
             "powers": powers,
         }
         self._keep = arrays, matrix  # the table has their addresses only
-        self._clock, self._last = arrays["clock"], arrays["last"]
+        self._clock = arrays["clock"]
         addresses = {name: array.ctypes.data for name, array in arrays.items()}
         self.table = np.array(
             _Table(
@@ -233,11 +241,6 @@ class Csr:
     def has_waiting_rows(self):
         """Whether any row may wait."""
         return self.is_lazy and self._clock[0] > 0
-
-    def restart(self):
-        """Begin to count steps anew; all rows are caught up."""
-        self._clock[0] = 0
-        self._last[:] = 0
 
 
 def _can_be_lazy(settings, dtype):
@@ -420,9 +423,8 @@ def _catch_up(csr, solver, constants, feature, now, row, weights, first, second)
         epsilon = load_scalar(constants, 2)
         for j in range(0, row, width):
             moment, square = load(m, j), load(v, j)
-            root = sqrt(square)
-            inverse = 1.0 / (root + epsilon)
-            x = root * inverse
+            inverse = 1.0 / (sqrt(square) + epsilon)
+            x = 1.0 - inverse * epsilon  # not sqrt(v) * inverse, which is NaN where v has become infinite
             total = fma(x, load_scalar(b, 7), load_scalar(b, 6))
             for k in range(5, -1, -1):
                 total = fma(x, total, load_scalar(b, k))
@@ -627,7 +629,9 @@ def _sum_gradient(csr, feature, row, deltas, delta_row, start, out):
 
 @cached_jit
 def catch_up_all(table, ints, floats, solver, constants, row, params, first, second):
-    """Catch up all rows of the weights, which begin the parameters, with their optimizer state.
+    """Catch up all rows of the weights, which begin the parameters, with their optimizer state; count steps anew.
+
+    Ctrl-C is raised when compiled code returns: both are done then, so that no row is caught up twice.
 
     Parameters
     ----------
@@ -651,4 +655,6 @@ def catch_up_all(table, ints, floats, solver, constants, row, params, first, sec
         _catch_up(
             csr, solver, pointer(constants, 0), feature, now, row, weights, pointer(first, 0), pointer(second, 0)
         )  # fmt: skip
+        store_scalar(csr.last, feature, 0)
+    store_scalar(csr.clock, 0, 0)
     restore_subnormals(mode)

@@ -45,8 +45,10 @@ class StepSettings:
             return np.zeros(1)
         if self.solver == "sgd":
             return np.array([self.momentum, self.nesterovs_momentum, 0.0])
-        # epsilon must not vanish in the network's type: weights that only pad a vector would become 0 / 0.
-        return np.array([self.beta_1, self.beta_2, max(self.epsilon, np.finfo(dtype).tiny)])
+        # epsilon must not vanish in the network's type: weights that only pad a vector would become 0 / 0. Nor must it
+        # be infinite there, for rows that are caught up.
+        least, most = float(np.finfo(dtype).tiny), float(np.finfo(dtype).max)
+        return np.array([self.beta_1, self.beta_2, min(max(self.epsilon, least), most)])
 
 
 @dataclass
@@ -160,7 +162,10 @@ class Session:
         self._layers = read_layers(self._arrays.table)
         self._is_ready = False
         self._address = None
-        self._tuner = tuner_for(tuple(network.units), batch_size, str(network.dtype), settings.solver, n_threads)
+        kind = "dense" if self._csr is None else "lazy" if self._csr.is_lazy else "csr"
+        self._tuner = tuner_for(
+            tuple(network.units), batch_size, str(network.dtype), settings.solver, n_threads, kind
+        )  # fmt: skip
 
     def run(self, data, rates):
         """Train on the samples of `data` once, in its order, batch after batch.
@@ -274,7 +279,6 @@ class Session:
             settings.constants(self.params.dtype), first.padded_out, self.params, self.optimizer.first,
             self.optimizer.second,
         )  # fmt: skip
-        self._csr.restart()
 
     def values(self, l, name, n_rows):
         """Return "z", "a" or "delta" of the layer l, of shape (n_rows, units), after a batch with `keep`."""

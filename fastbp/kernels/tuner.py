@@ -61,7 +61,10 @@ class ThreadTuner:
 
 
 @lru_cache(maxsize=256)
-def tuner_for(units, batch_size, dtype, solver, n_threads):
-    """Return the tuner for such networks, with what earlier calls of this process have measured."""
+def tuner_for(units, batch_size, dtype, solver, n_threads, kind):
+    """Return the tuner for such networks, with what earlier calls of this process have measured.
+
+    `kind` tells steps apart that take very different times for the same network, as those that update a few rows only.
+    """
     # A first guess of the seconds of a batch: 50 GFLOP/s, and half a microsecond for itself.
     return ThreadTuner({1, n_threads}, training_work(units) * batch_size / 50e9 + 5e-7)
