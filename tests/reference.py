@@ -31,6 +31,7 @@ VALUE = {
     "gelu": lambda z: z * norm.cdf(z),
     "silu": lambda z: z * expit(z),
     "softmax": lambda z: softmax(z, axis=1),
+    "exp": np.exp,
 }
 SURROGATE = {
     None: np.zeros_like,
@@ -51,6 +52,7 @@ DERIVATIVE = {
     "selu": lambda z: SELU[0] * np.where(z > 0, 1, SELU[1] * np.exp(np.minimum(z, 0))),
     "gelu": lambda z: norm.cdf(z) + z * norm.pdf(z),
     "silu": lambda z: expit(z) * (1 + z * expit(-z)),
+    "exp": np.exp,
 }
 
 
@@ -66,10 +68,31 @@ def forward_naive(coefs, intercepts, activations, X):
     return layers, pre_activations
 
 
-def loss_naive(loss, name, Y, A, weight):
+def quantile_naive(e, q):
+    return np.where(e > 0, q * e, (q - 1) * e)
+
+
+# The terms of a loss, and their derivatives by the outputs; p is the parameter of each output.
+TERMS = {
+    "squared_error": lambda y, a, p: (a - y) ** 2 / 2,
+    "poisson": lambda y, a, p: xlogy(y, y / a) - y + a,
+    "absolute_error": lambda y, a, p: abs(a - y),
+    "huber": lambda y, a, p: np.where(abs(a - y) <= p, (a - y) ** 2 / 2, p * (abs(a - y) - p / 2)),
+    "quantile": lambda y, a, p: quantile_naive(y - a, p),
+}
+SLOPES = {
+    "squared_error": lambda y, a, p: a - y,
+    "poisson": lambda y, a, p: 1 - y / a,
+    "absolute_error": lambda y, a, p: np.sign(a - y),
+    "huber": lambda y, a, p: np.clip(a - y, -p, p),
+    "quantile": lambda y, a, p: np.where(a > y, 1 - p, np.where(a < y, -p, 0)),
+}
+
+
+def loss_naive(loss, name, Y, A, weight, parameter=0.0):
     """Return the weighted mean over the samples."""
-    if loss == "squared_error":
-        rows = 0.5 * ((A - Y) ** 2).sum(axis=1)
+    if loss in TERMS:
+        rows = TERMS[loss](Y, A, parameter).sum(axis=1)
     else:
         eps = np.finfo(np.float64).eps
         P = np.clip(A, eps, 1 - eps)
@@ -79,16 +102,18 @@ def loss_naive(loss, name, Y, A, weight):
     return weight @ rows / weight.sum()
 
 
-def backprop_naive(coefs, intercepts, activations, loss, X, Y, alpha=0.0, weight=None):
+def backprop_naive(coefs, intercepts, activations, loss, X, Y, alpha=0.0, weight=None, parameter=0.0):
     """Return the mean loss with its L2 term, and its gradients by coefs and by intercepts."""
     weight = np.ones(len(X)) if weight is None else weight
     layers, pre_activations = forward_naive(coefs, intercepts, activations, X)
     name, parameters = activations[-1]
-    value = loss_naive(loss, name, Y, layers[-1], weight)
+    value = loss_naive(loss, name, Y, layers[-1], weight, parameter)
     value += alpha / 2 * sum((W**2).sum() for W in coefs) / weight.sum()
-    delta = (layers[-1] - Y) * weight[:, None]
-    if loss == "squared_error":
-        delta *= DERIVATIVE[name](pre_activations[-1], **parameters)
+    if loss in SLOPES:
+        delta = SLOPES[loss](Y, layers[-1], parameter) * DERIVATIVE[name](pre_activations[-1], **parameters)
+    else:  # the derivatives of the output activation cancel
+        delta = layers[-1] - Y
+    delta = delta * weight[:, None]
     coef_grads, intercept_grads = [], []
     for i in reversed(range(len(coefs))):
         coef_grads.insert(0, (layers[i].T @ delta + alpha * coefs[i]) / weight.sum())
