@@ -26,6 +26,6 @@ for epoch in range(1, 401):
         print(f"{epoch:6}{clf.loss_:15.4f}{test_losses[-1]:12.4f}{test_accuracies[-1]:15.3f}")
 if options.plot:
     display = LossCurveDisplay(
-        loss=clf.loss_curve_, validation_loss=test_losses, validation_accuracy=test_accuracies
-    ).plot()  # fmt: skip
+        loss=clf.loss_curve_, validation_loss=test_losses, validation_score=test_accuracies, score_name="Accuracy"
+    ).plot()
     display.figure_.savefig(options.plot)

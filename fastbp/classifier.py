@@ -22,10 +22,9 @@ from fastbp.losses import Loss
 class BackpropClassifier(ClassifierMixin, BaseBackprop):
     """Multilayer perceptron classifier, trained by backpropagation in compiled code.
 
-    Parameters and attributes have the names, defaults and meanings that they have in
-    `sklearn.neural_network.MLPClassifier`. Of its parameters, `early_stopping`, `validation_fraction` and `max_fun` are
-    missing, and so are its solver "lbfgs" and sparse input. `loss`, `output_activation`, `dtype` and `n_jobs` are
-    additions. In float64 the same `random_state` gives the same model, up to rounding.
+    All parameters and attributes of `sklearn.neural_network.MLPClassifier` are there, with the same names, defaults and
+    meanings. `loss`, `output_activation`, `dtype`, `n_jobs`, `lr_curve_` and `initialize` are additions. In float64 the
+    same `random_state` gives the same model, up to rounding.
 
     Parameters
     ----------
@@ -48,7 +47,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
 
     batch_size : int or "auto", default="auto"
         Size of minibatches; "auto" is min(200, n_samples). 1 is online learning; `n_samples` is gradient descent on
-        all samples at once.
+        all samples at once. Not for "lbfgs", which uses all samples in each iteration.
 
     learning_rate : {"constant", "invscaling", "adaptive", "cosine", "one_cycle"}, default="constant"
         Learning rate schedule for weight updates:
@@ -63,7 +62,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
           almost 0 over the others (Smith 2018).
 
     learning_rate_init : float, default=0.001
-        The initial learning rate; the highest one of "cosine" and "one_cycle".
+        The initial learning rate; the highest one of "cosine" and "one_cycle". Only for "sgd" and "adam".
 
     power_t : float, default=0.5
         The exponent for the inverse scaling learning rate. Only for `learning_rate="invscaling"`.
@@ -85,10 +84,11 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         "lbfgs", the tolerance of the gradient.
 
     verbose : bool or int, default=False
-        Whether to print progress messages to stdout.
+        Whether to print the loss, and with `early_stopping` the score, of each epoch or iteration to stdout.
 
     warm_start : bool, default=False
-        Whether `fit` reuses the solution of the previous call as initialization.
+        Whether `fit` reuses the solution of the previous call as initialization. With `early_stopping` it keeps the
+        best weights of all calls.
 
     momentum : float, default=0.9
         Momentum for the gradient descent update, between 0 and 1. Only for "sgd".
@@ -146,12 +146,13 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
     intercepts_ : list of ndarray of shape (fan_out,)
         The ith element is the bias vector of layer i + 1.
     loss_ : float
-        The loss of the last epoch.
+        The loss of the last epoch; for "lbfgs" the loss at the end. It is not there before the first epoch.
     best_loss_ : float or None
-        The minimum loss of an epoch. None with `early_stopping`.
+        The minimum loss of an epoch, or of an iteration of "lbfgs". None with `early_stopping`.
     loss_curve_ : list of float
         The ith element is the loss of the ith epoch: the mean over its samples, each with the weights before its
-        update. For "lbfgs", the loss after the ith iteration.
+        update, plus the L2 term. For "lbfgs", the loss after the ith iteration. A warm start and `partial_fit` add to
+        it.
     lr_curve_ : list of float or None
         The ith element is the learning rate with which the ith epoch began. None for "lbfgs".
     validation_scores_ : list of float or None
@@ -173,11 +174,18 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
     out_activation_ : str
         Name of the output activation function.
 
+    See Also
+    --------
+    BackpropRegressor : The regressor.
+    fastbp.inspection : The gradient, and the factors of the chain rule.
+    sklearn.neural_network.MLPClassifier : Scikit-learn's classifier.
+
     References
     ----------
     A. J. Maren, "Backpropagation", ch. 6 of *Statistical Mechanics, Neural Networks, and Artificial
     Intelligence* (draft, 2020).
     A. Lopez Davila, "Neural Networks: The Backpropagation Algorithm".
+    D. C. Liu and J. Nocedal, "On the limited memory BFGS method for large scale optimization", 1989.
     Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks", AISTATS 2010.
     L. N. Smith, "A disciplined approach to neural network hyper-parameters", arXiv:1803.09820, 2018.
     Kingma and Ba, "Adam: A method for stochastic optimization", ICLR 2015.
@@ -262,22 +270,31 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
             The input data: finite numbers, best scaled to mean 0 and variance 1, or to [0, 1].
         y : array-like of shape (n_samples,) or (n_samples, n_labels)
             The target values: class labels, or an indicator matrix of 0 and 1 in multilabel classification.
         sample_weight : array-like of shape (n_samples,), default=None
-            Sample weights, not negative. If None, samples are equally weighted.
+            Sample weights. If None, samples are equally weighted. A batch whose weights are all 0 is left out.
 
         Returns
         -------
         self : BackpropClassifier
             The fitted estimator. If training fails, it is as it was before.
 
+        Warns
+        -----
+        sklearn.exceptions.ConvergenceWarning
+            If `max_iter` epochs, or iterations of "lbfgs", were not enough.
+        UserWarning
+            On Ctrl-C, which ends training and keeps what the network has learned.
+
         Raises
         ------
         ValueError
             If the input is invalid, or the weights became infinite.
+        KeyboardInterrupt
+            On Ctrl-C before the first batch, or the first iteration of "lbfgs".
         """
         return self._fit(X, y, sample_weight, incremental=False)
 
@@ -292,11 +309,12 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
     ) -> Self:
         """Update the model with a single epoch over the given data.
 
-        Weights, optimizer state and learning rate continue from the last call.
+        Weights, optimizer state and learning rate continue from the last call. Estimators with the solver "lbfgs" do
+        not have this method.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
             The input data.
         y : array-like of shape (n_samples,) or (n_samples, n_labels)
             Class labels.
@@ -313,7 +331,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         Raises
         ------
         ValueError
-            If the input is invalid, or y has labels that are not in `classes`.
+            If the input is invalid, y has labels that are not in `classes`, or `early_stopping` is True.
         """
         with self._all_or_nothing():
             if getattr(self, "t_", None) == 0:
@@ -405,7 +423,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
             The input data.
 
         Returns
@@ -430,7 +448,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
             The input data.
 
         Returns
@@ -458,7 +476,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
             The input data.
 
         Returns

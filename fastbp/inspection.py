@@ -24,6 +24,7 @@ from fastbp.kernels.csr import CsrMatrix, split_inputs
 from fastbp.kernels.network import make_network
 from fastbp.kernels.records import Data
 from fastbp.kernels.session import OptimizerState, Session, StepSettings
+from fastbp.losses import CANONICAL_ACTIVATIONS
 from fastbp.prediction import Predictor, check_shapes
 
 __all__ = ["flatten", "gradient_flow", "gradient_terms", "loss_and_gradient", "loss_plane", "loss_slice", "mean_loss"]
@@ -51,7 +52,7 @@ class _Step:
 
     Parameters
     ----------
-    clf : BackpropClassifier
+    estimator : BackpropClassifier or BackpropRegressor
         Whose loss and activations are used.
     coefs, intercepts : list of ndarray
         Its parameters, or others of the same shapes.
@@ -61,6 +62,8 @@ class _Step:
         Factor of the L2 term.
     keep : bool, default=False
         Whether `values` can be asked for.
+    activations : list of Activation, default=None
+        One for each layer, where they are not those of the estimator.
 
     Attributes
     ----------
@@ -70,14 +73,14 @@ class _Step:
         The gradient.
     """
 
-    def __init__(self, clf, coefs, intercepts, samples, *, alpha, keep=False):
+    def __init__(self, estimator, coefs, intercepts, samples, *, alpha, keep=False, activations=None):
         data, csr = samples
         n = len(data.y)
-        units = [clf.n_features_in_, *map(len, intercepts)]
-        network = make_network(units, clf._activations, coefs[0].dtype, n, csr is not None)
+        units = [len(coefs[0]), *map(len, intercepts)]
+        network = make_network(units, activations or estimator._activations, coefs[0].dtype, n, csr is not None)
         settings = StepSettings(
-            loss=clf._loss, solver="sgd", alpha=alpha, batch_size=n, momentum=0.0, nesterovs_momentum=False,
-            n_jobs=clf.n_jobs,
+            loss=estimator._loss, solver="sgd", alpha=alpha, batch_size=n, momentum=0.0, nesterovs_momentum=False,
+            n_jobs=estimator.n_jobs,
         )  # fmt: skip
         optimizer = OptimizerState.empty(network, "sgd", 1.0)
         session = Session(network, network.pack(coefs, intercepts), optimizer, settings, n, keep=keep, csr=csr)
@@ -91,8 +94,8 @@ class _Step:
         return self._session.values(layer, what, self._n)
 
 
-def check_network(clf, *, fitted=True):
-    """Check that `clf` is an estimator of this package and, unless `fitted` is False, that it is fitted.
+def check_network(estimator, *, fitted=True):
+    """Check that `estimator` is an estimator of this package and, unless `fitted` is False, that it is fitted.
 
     Raises
     ------
@@ -102,83 +105,97 @@ def check_network(clf, *, fitted=True):
     sklearn.exceptions.NotFittedError
         If it is not fitted.
     """
-    if isinstance(clf, type):
-        raise TypeError(f"{clf.__name__} is a class, not an instance.")
-    if not isinstance(clf, BaseBackprop):
-        raise TypeError(f"Expected a BackpropClassifier, got {type(clf).__name__}.{_way_to_network(clf)}")
+    if isinstance(estimator, type):
+        raise TypeError(f"{estimator.__name__} is a class, not an instance.")
+    if not isinstance(estimator, BaseBackprop):
+        raise TypeError(
+            f"Expected a BackpropClassifier or BackpropRegressor, got {type(estimator).__name__}."
+            f"{_way_to_network(estimator)}"
+        )
     if fitted:
-        check_is_fitted(clf)
+        check_is_fitted(estimator)
 
 
-def _way_to_network(clf):
+def _way_to_network(estimator):
     """Return a sentence that says how to get the network out of an estimator that contains one, else nothing."""
-    if _is_a(clf, "Pipeline"):
+    if _is_a(estimator, "Pipeline"):
         return " Pass the last step, pipe[-1], and the transformed data, pipe[:-1].transform(X)."
-    if _is_a(clf, "BaseSearchCV"):
+    if _is_a(estimator, "BaseSearchCV"):
         best = "search.best_estimator_"
-        if _is_a(clf.estimator, "Pipeline"):
+        if _is_a(estimator.estimator, "Pipeline"):
             return f" Pass the last step of the best pipeline, {best}[-1], and the data {best}[:-1].transform(X)."
         return f" Pass the best estimator, {best}, which is available after fit with refit=True."
-    if hasattr(clf, "get_params") and any(isinstance(value, BaseBackprop) for value in clf.get_params().values()):
-        return " Pass one of the fitted BackpropClassifiers in it."
+    parameters = estimator.get_params() if hasattr(estimator, "get_params") else {}
+    for value in parameters.values():
+        if isinstance(value, BaseBackprop):
+            return f" Pass one of the fitted {type(value).__name__}s in it."
     return ""
 
 
-def _is_a(clf, name):
+def _is_a(estimator, name):
     """Whether an object is an instance of a class of this name, without importing that class."""
-    return any(cls.__name__ == name for cls in type(clf).__mro__)
+    return any(cls.__name__ == name for cls in type(estimator).__mro__)
 
 
-def _check_samples(clf, X, y, sample_weight=None):
+def _check_samples(estimator, X, y, sample_weight=None):
     """Check an estimator, whose `coefs_` the user may have edited, and the data; return the samples for the kernels."""
-    check_network(clf)
-    units = check_shapes(clf.coefs_, clf.intercepts_, clf.n_features_in_, clf._activations)
-    X, Y, weight = clf._encode(X, y, sample_weight)
+    check_network(estimator)
+    units = check_shapes(estimator.coefs_, estimator.intercepts_, estimator.n_features_in_, estimator._activations)
+    X, Y, weight = estimator._encode(X, y, sample_weight)
     if units[-1] != Y.shape[1]:
         raise ValueError(f"coefs_[-1] has {units[-1]} units for {Y.shape[1]} outputs.")
     x, csr = split_inputs(X, Y.dtype)
     return _Samples(Data(x, Y, weight, np.arange(len(Y))), csr)
 
 
-def _backward_product(clf, layer, delta):
+def _backward_product(estimator, layer, delta):
     """Return delta W^T, computed as the outputs of a layer with weights W^T, zero biases and the identity."""
-    weights = np.ascontiguousarray(clf.coefs_[layer].T)
+    weights = np.ascontiguousarray(estimator.coefs_[layer].T)
     zeros = np.zeros(weights.shape[1], weights.dtype)
-    return Predictor([weights], [zeros], [Identity()], weights.shape[0]).outputs(delta, clf.n_jobs)[0]
+    return Predictor([weights], [zeros], [Identity()], weights.shape[0]).outputs(delta, estimator.n_jobs)[0]
 
 
-def mean_loss(clf, X, y):
+def _loss_by_output(estimator, y, a):
+    """Return dC/da for each output, computed as the delta of a layer that hands the outputs on as they are."""
+    n_outputs = a.shape[1]
+    samples = _Samples(Data(a, y, np.empty(0, a.dtype), np.arange(len(a))), None)
+    coefs, intercepts = [np.eye(n_outputs, dtype=a.dtype)], [np.zeros(n_outputs, a.dtype)]
+    step = _Step(estimator, coefs, intercepts, samples, alpha=0.0, keep=True, activations=[Identity()])
+    return step.values(0, "delta")
+
+
+def mean_loss(estimator, X, y):
     """Compute the mean loss of a network on data, without the L2 term.
 
     Parameters
     ----------
-    clf : BackpropClassifier
+    estimator : BackpropClassifier or BackpropRegressor
         Fitted or initialized estimator.
-    X : array-like of shape (n_samples, n_features)
+    X : {array-like, sparse matrix} of shape (n_samples, n_features)
         Input data.
-    y : array-like of shape (n_samples,) or (n_samples, n_labels)
-        Class labels.
+    y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+        Class labels, or the targets of a regressor.
 
     Returns
     -------
     float
         The mean over the samples.
     """
-    samples = _check_samples(clf, X, y)
-    return _Step(clf, clf.coefs_, clf.intercepts_, samples, alpha=0.0).loss
+    samples = _check_samples(estimator, X, y)
+    return _Step(estimator, estimator.coefs_, estimator.intercepts_, samples, alpha=0.0).loss
 
 
-def loss_and_gradient(clf, X, y, sample_weight=None):
+def loss_and_gradient(estimator, X, y, sample_weight=None):
     """Compute the mean loss of a network on data, with the L2 term, and its gradient.
 
     Parameters
     ----------
-    clf : BackpropClassifier
+    estimator : BackpropClassifier or BackpropRegressor
         Fitted or initialized estimator.
-    X : array-like of shape (n_samples, n_features)
+    X : {array-like, sparse matrix} of shape (n_samples, n_features)
         Input data.
-    y : array-like of shape (n_samples,) or (n_samples, n_labels)
-        Class labels.
+    y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+        Class labels, or the targets of a regressor.
     sample_weight : array-like of shape (n_samples,), default=None
         Weights of the samples. If None, all are 1.
 
@@ -197,6 +214,9 @@ def loss_and_gradient(clf, X, y, sample_weight=None):
     The squared error here has the factor 1/2 of Maren's Eq. 6.5, so that its gradient has no factor of 2. Lopez
     Davila's C = (a - y)^2 has that factor in its gradient.
 
+    The "squared_error" of a regressor with several outputs is their mean, but the gradient is that of their sum: so
+    scikit-learn defines both, and so they are here.
+
     Examples
     --------
     >>> from fastbp import BackpropClassifier
@@ -206,8 +226,8 @@ def loss_and_gradient(clf, X, y, sample_weight=None):
     >>> gradient.shape  # 3 * 2 + 2 + 2 * 1 + 1
     (11,)
     """
-    samples = _check_samples(clf, X, y, sample_weight)
-    step = _Step(clf, clf.coefs_, clf.intercepts_, samples, alpha=clf.alpha)
+    samples = _check_samples(estimator, X, y, sample_weight)
+    step = _Step(estimator, estimator.coefs_, estimator.intercepts_, samples, alpha=estimator.alpha)
     return step.loss, flatten(step.coef_grads, step.intercept_grads)
 
 
@@ -231,33 +251,34 @@ def flatten(coefs, intercepts):
     )  # fmt: skip
 
 
-def gradient_terms(clf, X, y):
+def gradient_terms(estimator, X, y):
     """Compute the factors of the chain rule of which the gradient is the product, layer by layer.
 
     Parameters
     ----------
-    clf : BackpropClassifier
+    estimator : BackpropClassifier or BackpropRegressor
         Fitted or initialized estimator.
-    X : array-like of shape (n_samples, n_features)
+    X : {array-like, sparse matrix} of shape (n_samples, n_features)
         Input data.
-    y : array-like of shape (n_samples,) or (n_samples, n_labels)
-        Class labels.
+    y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+        Class labels, or the targets of a regressor.
 
     Returns
     -------
     list of Bunch
         One for each layer of weights, from the first hidden layer to the output layer. The arrays have the shape
-        (n_samples, n_units) unless stated otherwise, and C is the loss of a single sample (Maren's SSE, or the cross
-        entropy). The numbers are Maren's equations.
+        (n_samples, n_units) unless stated otherwise, and C is the loss of a single sample, the sum over its outputs
+        (Maren's SSE, or the cross entropy, for example). The numbers are Maren's equations.
 
         - ``node_input``: the pre-activation z (NdInpt; 6.3, 6.9); ``activation``: f(z) (F or H; 6.4, 6.10).
         - ``error``: E = desired - actual (6.6); ``d_loss_d_error``: dC/dE = E (6.17); ``d_error_d_activation``:
           dE/da = -1 (6.21). Only for the output layer under "squared_error".
-        - ``d_loss_d_activation``: dC/da. In the output layer it is the product of the two derivatives above; in a
-          hidden layer it is backpropagated from the next layer, sum_o delta_o v_ho.
+        - ``d_loss_d_activation``: dC/da. In the output layer under "squared_error" it is the product of the two
+          derivatives above; in a hidden layer it is backpropagated from the next layer, sum_o delta_o v_ho.
         - ``d_activation_d_node_input``: the derivative f'(z) (6.23).
         - ``delta``: dC/dz, the product of ``d_loss_d_activation`` and ``d_activation_d_node_input``. In the output
-          layer under "log_loss" these two cancel to delta = actual - desired, and are not among the keys.
+          layer under "log_loss" and "poisson" these two cancel to delta = actual - desired, and are not among the
+          keys.
         - ``d_node_input_d_weight``: dz/dW, which is the input of the layer (6.27), of shape (n_samples, fan_in).
         - ``gradient``: dC/dW of the shape of `coefs_`, the mean over the samples of input times delta (6.30), plus the
           gradient of the L2 term; ``intercept_gradient``: dC/db.
@@ -266,7 +287,8 @@ def gradient_terms(clf, X, y):
 
     Notes
     -----
-    The arrays of all layers are in memory at the same time; pass a subset of the samples if they are many.
+    The arrays of all layers, dense also where X is sparse, are in memory at the same time; pass a subset of the
+    samples if they are many.
 
     Maren derives the weights between hidden and output nodes only. The same rule holds for the weights of the layers
     before, with delta_h = (sum_o delta_o v_ho) f'(z_h).
@@ -286,12 +308,12 @@ def gradient_terms(clf, X, y):
     >>> np.allclose(outputs.d_node_input_d_weight.T @ factors, outputs.gradient)
     True
     """
-    samples = _check_samples(clf, X, y)
-    activations, n_layers = clf._activations, len(clf.coefs_)
-    step = _Step(clf, clf.coefs_, clf.intercepts_, samples, alpha=clf.alpha, keep=True)
+    samples = _check_samples(estimator, X, y)
+    activations, n_layers = estimator._activations, len(estimator.coefs_)
+    step = _Step(estimator, estimator.coefs_, estimator.intercepts_, samples, alpha=estimator.alpha, keep=True)
     inputs = [samples.inputs(), *(step.values(k, "a") for k in range(n_layers))]
     deltas = [step.values(k, "delta") for k in range(n_layers)]
-    carried = [_backward_product(clf, k, delta) for k, delta in enumerate(deltas)]
+    carried = [_backward_product(estimator, k, delta) for k, delta in enumerate(deltas)]
     terms = []
     for k, activation in enumerate(activations):
         z, a = step.values(k, "z"), step.values(k, "a")
@@ -299,13 +321,16 @@ def gradient_terms(clf, X, y):
         is_output = k == n_layers - 1
         if not is_output:
             term.update(d_loss_d_activation=carried[k + 1].copy(), d_activation_d_node_input=activation.derivative(z))
-        elif clf._loss.name == "squared_error":
+        elif estimator._loss.name == "squared_error":
             error = samples.data.y - a
             ones = np.full_like(error, -1)
             term.update(
                 error=error, d_loss_d_error=error.copy(), d_error_d_activation=ones, d_loss_d_activation=error * ones,
                 d_activation_d_node_input=activation.derivative(z),
             )  # fmt: skip
+        elif estimator._loss.name not in CANONICAL_ACTIVATIONS:
+            by_output = _loss_by_output(estimator, samples.data.y, a)
+            term.update(d_loss_d_activation=by_output, d_activation_d_node_input=activation.derivative(z))
         term.update(
             delta=deltas[k], d_node_input_d_weight=inputs[k], gradient=step.coef_grads[k],
             intercept_gradient=step.intercept_grads[k], d_loss_d_input=carried[k],
@@ -314,7 +339,7 @@ def gradient_terms(clf, X, y):
     return terms
 
 
-def gradient_flow(clf, X, y):
+def gradient_flow(estimator, X, y):
     """Measure the magnitude of the gradient in each layer: whether it vanishes, or explodes, towards the first layer.
 
     The delta of a layer has the derivatives of this layer and of all later ones as factors. That of a logistic
@@ -323,12 +348,12 @@ def gradient_flow(clf, X, y):
 
     Parameters
     ----------
-    clf : BackpropClassifier
+    estimator : BackpropClassifier or BackpropRegressor
         Fitted or initialized estimator.
-    X : array-like of shape (n_samples, n_features)
+    X : {array-like, sparse matrix} of shape (n_samples, n_features)
         Input data.
-    y : array-like of shape (n_samples,) or (n_samples, n_labels)
-        Class labels.
+    y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+        Class labels, or the targets of a regressor.
 
     Returns
     -------
@@ -339,7 +364,8 @@ def gradient_flow(clf, X, y):
         - ``delta``: the mean of |dC/dz| over samples and units.
         - ``gradient_norm``: the Frobenius norm of dC/dW, with the L2 term.
         - ``saturated``: the share of samples and units where |f'(z)| is at most 5 % of its maximum. For relu these are
-          the inactive units, with f'(z) = 0. NaN for the output layer under "log_loss", where the derivative cancels.
+          the inactive units, with f'(z) = 0. NaN for the output layer under "log_loss" and "poisson", where the
+          derivative cancels.
         - ``ratio_to_last``: ``delta`` divided by that of the output layer.
 
     Notes
@@ -347,13 +373,13 @@ def gradient_flow(clf, X, y):
     The activations and deltas of all layers are in memory at the same time; pass a subset of the samples if they are
     many.
     """
-    samples = _check_samples(clf, X, y)
-    step = _Step(clf, clf.coefs_, clf.intercepts_, samples, alpha=clf.alpha, keep=True)
+    samples = _check_samples(estimator, X, y)
+    step = _Step(estimator, estimator.coefs_, estimator.intercepts_, samples, alpha=estimator.alpha, keep=True)
     sizes, norms, saturated = [], [], []
-    for k, activation in enumerate(clf._activations):
+    for k, activation in enumerate(estimator._activations):
         sizes.append(float(np.abs(step.values(k, "delta")).mean(dtype=np.float64)))
         norms.append(float(np.linalg.norm(step.coef_grads[k].astype(np.float64))))
-        if k == len(clf.coefs_) - 1 and clf._loss.name == "log_loss":
+        if k == len(estimator.coefs_) - 1 and estimator._loss.name in CANONICAL_ACTIVATIONS:
             saturated.append(np.nan)
         else:
             slopes = np.abs(activation.derivative(step.values(k, "z")))
@@ -364,17 +390,17 @@ def gradient_flow(clf, X, y):
     return Bunch(delta=delta, gradient_norm=np.array(norms), saturated=np.array(saturated), ratio_to_last=ratio)
 
 
-def loss_slice(clf, X, y, layer, i, j, values):
+def loss_slice(estimator, X, y, layer, i, j, values):
     """Compute the loss as a function of one weight, with all other parameters fixed (Maren 2020, Fig. 6.3).
 
     Parameters
     ----------
-    clf : BackpropClassifier
+    estimator : BackpropClassifier or BackpropRegressor
         Fitted or initialized estimator; not changed.
-    X : array-like of shape (n_samples, n_features)
+    X : {array-like, sparse matrix} of shape (n_samples, n_features)
         Input data.
-    y : array-like of shape (n_samples,) or (n_samples, n_labels)
-        Class labels.
+    y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+        Class labels, or the targets of a regressor.
     layer : int
         Index into `coefs_`; negative numbers count from the output layer.
     i : int or None
@@ -396,31 +422,35 @@ def loss_slice(clf, X, y, layer, i, j, values):
     ValueError
         If an index is out of range.
     """
-    samples = _check_samples(clf, X, y)
-    coefs, intercepts = ([part.copy() for part in parts] for parts in (clf.coefs_, clf.intercepts_))
+    samples = _check_samples(estimator, X, y)
+    coefs, intercepts = ([part.copy() for part in parts] for parts in (estimator.coefs_, estimator.intercepts_))
     array, place = find_weight(coefs, intercepts, layer, i, j)
     values = np.asarray(values, dtype=np.float64).ravel()
     weight = float(array[place])
-    now = _Step(clf, coefs, intercepts, samples, alpha=clf.alpha)
+    now = _Step(estimator, coefs, intercepts, samples, alpha=estimator.alpha)
     grads, _ = find_weight(now.coef_grads, now.intercept_grads, layer, i, j)
+    derivative = float(grads[place])
+    # The gradient is that of the sum over the outputs, the loss of a regressor can be their mean.
+    penalty = 0.0 if i is None else estimator.alpha * weight / len(samples.data.y)
+    derivative -= (1 - estimator._loss.scale) * (derivative - penalty)
     losses = np.empty(len(values))
     for k, value in enumerate(values):
         array[place] = value
-        losses[k] = _Step(clf, coefs, intercepts, samples, alpha=clf.alpha).loss
-    return Bunch(weights=values, losses=losses, weight=weight, loss=now.loss, derivative=float(grads[place]))
+        losses[k] = _Step(estimator, coefs, intercepts, samples, alpha=estimator.alpha).loss
+    return Bunch(weights=values, losses=losses, weight=weight, loss=now.loss, derivative=derivative)
 
 
-def loss_plane(clf, X, y, directions, first, second, *, n_steps=0, rate=0.1):
+def loss_plane(estimator, X, y, directions, first, second, *, n_steps=0, rate=0.1):
     """Compute the loss on a plane through the parameters of a network, and a path of gradient descent in that plane.
 
     Parameters
     ----------
-    clf : BackpropClassifier
+    estimator : BackpropClassifier or BackpropRegressor
         Fitted or initialized estimator; not changed. Its parameters are the origin of the plane.
-    X : array-like of shape (n_samples, n_features)
+    X : {array-like, sparse matrix} of shape (n_samples, n_features)
         Input data.
-    y : array-like of shape (n_samples,) or (n_samples, n_labels)
-        Class labels.
+    y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+        Class labels, or the targets of a regressor.
     directions : pair of (list of ndarray, list of ndarray)
         Two directions in parameter space: two lists of arrays of the shapes of `coefs_` and `intercepts_`.
     first, second : array-like of shape (n_first,), (n_second,)
@@ -443,9 +473,9 @@ def loss_plane(clf, X, y, directions, first, second, *, n_steps=0, rate=0.1):
     ValueError
         If the directions do not have the shapes of the parameters.
     """
-    samples = _check_samples(clf, X, y)
-    origin = [*clf.coefs_, *clf.intercepts_]
-    n = len(clf.coefs_)
+    samples = _check_samples(estimator, X, y)
+    origin = [*estimator.coefs_, *estimator.intercepts_]
+    n = len(estimator.coefs_)
     changes = [[np.asarray(part) for part in (*coefs, *intercepts)] for coefs, intercepts in directions]
     if len(changes) != 2 or any([p.shape for p in change] != [w.shape for w in origin] for change in changes):
         raise ValueError("directions must be two pairs of lists of arrays, of the shapes of coefs_ and intercepts_.")
@@ -453,7 +483,7 @@ def loss_plane(clf, X, y, directions, first, second, *, n_steps=0, rate=0.1):
 
     def at(u, v):
         params = [(w + u * p + v * q).astype(w.dtype) for w, p, q in zip(origin, *changes, strict=True)]
-        return _Step(clf, params[:n], params[n:], samples, alpha=clf.alpha)
+        return _Step(estimator, params[:n], params[n:], samples, alpha=estimator.alpha)
 
     first, second = (np.asarray(coordinates, np.float64).ravel() for coordinates in (first, second))
     losses = np.array([[at(u, v).loss for u in first] for v in second])

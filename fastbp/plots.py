@@ -14,7 +14,7 @@ import copy
 import warnings
 
 import numpy as np
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import BaseEstimator, clone, is_classifier
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import unique_labels
 
@@ -106,7 +106,7 @@ class _Display:
 
 
 class LossCurveDisplay(_Display):
-    """Loss, and accuracy if it is known, after each epoch of training.
+    """Loss, and a score if it is known, after each epoch of training.
 
     Parameters
     ----------
@@ -115,27 +115,31 @@ class LossCurveDisplay(_Display):
         the L2 term; if it trains an estimator itself, it passes the mean loss after each epoch, without the L2 term.
     validation_loss : array-like of shape (n_epochs,), default=None
         Mean loss on the validation data, without the L2 term.
-    accuracy, validation_accuracy : array-like of shape (n_epochs,), default=None
-        Accuracy on the training data and on the validation data.
+    score, validation_score : array-like of shape (n_epochs,), default=None
+        Score of the training data and of the validation data.
+    score_name : str, default="Score"
+        The name of the score. `from_estimator` passes "Accuracy" for a classifier, and "R²" for a regressor, or "D²"
+        if the regressor predicts several quantiles.
 
     Attributes
     ----------
     axes_ : ndarray of Axes
-        The axes of the loss and, if an accuracy is given, the axes of the accuracy.
+        The axes of the loss and, if a score is given, the axes of the score.
     ax_, figure_ : Axes, Figure
         The first of `axes_`, and its figure.
-    estimator_ : BackpropClassifier
+    estimator_ : BackpropClassifier or BackpropRegressor
         The estimator that the curves belong to: the fitted estimator that was passed to `from_estimator` or, if data
         was passed too, the clone that `from_estimator` has trained. Only set by `from_estimator`.
     """
 
     estimator_: BaseEstimator
 
-    def __init__(self, *, loss, validation_loss=None, accuracy=None, validation_accuracy=None):
+    def __init__(self, *, loss, validation_loss=None, score=None, validation_score=None, score_name="Score"):
         self.loss = loss
         self.validation_loss = validation_loss
-        self.accuracy = accuracy
-        self.validation_accuracy = validation_accuracy
+        self.score = score
+        self.validation_score = validation_score
+        self.score_name = score_name
 
     @classmethod
     def from_estimator(cls, estimator, X=None, y=None, *, X_val=None, y_val=None, ax=None):
@@ -143,19 +147,19 @@ class LossCurveDisplay(_Display):
 
         Parameters
         ----------
-        estimator : BackpropClassifier
+        estimator : BackpropClassifier or BackpropRegressor
             A fitted estimator. If X and y are passed: an estimator, fitted or not, which is cloned; the clone is
             trained with `partial_fit` for `max_iter` epochs and kept in the attribute `estimator_`.
-        X : array-like of shape (n_samples, n_features), default=None
+        X : {array-like, sparse matrix} of shape (n_samples, n_features), default=None
             Training data. If None, the `loss_curve_` of the estimator is plotted.
-        y : array-like of shape (n_samples,) or (n_samples, n_labels), default=None
-            Class labels of the training data.
-        X_val : array-like of shape (n_val_samples, n_features), default=None
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
+            Class labels of the training data, or the targets of a regressor.
+        X_val : {array-like, sparse matrix} of shape (n_val_samples, n_features), default=None
             Validation data.
-        y_val : array-like of shape (n_val_samples,) or (n_val_samples, n_labels), default=None
-            Class labels of the validation data.
+        y_val : array-like of shape (n_val_samples,) or (n_val_samples, n_outputs), default=None
+            Class labels or targets of the validation data.
         ax : Axes, or array of two Axes, default=None
-            Axes to plot on: one for the loss or, with X and y, two for the loss and the accuracy. If None, a new
+            Axes to plot on: one for the loss or, with X and y, two for the loss and the score. If None, a new
             figure is created.
 
         Returns
@@ -165,9 +169,10 @@ class LossCurveDisplay(_Display):
         Raises
         ------
         ValueError
-            If only one of X_val and y_val is passed, or if y, X_val or y_val is passed without X.
+            If only one of X_val and y_val is passed, or if y, X_val or y_val is passed without X; if X is passed and
+            the estimator has the solver "lbfgs" or `early_stopping`, which `partial_fit` does not support.
         TypeError
-            If `estimator` is not a BackpropClassifier.
+            If `estimator` is not an estimator of this package.
 
         Notes
         -----
@@ -183,25 +188,31 @@ class LossCurveDisplay(_Display):
         if (X_val is None) != (y_val is None):
             raise ValueError("X_val and y_val must be passed together.")
         check_network(estimator, fitted=False)
+        for name, value in (("solver", "lbfgs"), ("early_stopping", True)):
+            if getattr(estimator, name) == value:
+                raise ValueError(
+                    f"With X the estimator is trained epoch by epoch, which {name}={value!r} does not support. Fit it, "
+                    "and pass the fitted estimator without X."
+                )
         _check_axes(ax, 2)
         # One generator for all epochs: with an int, every call of partial_fit would shuffle in the same order.
         trained = clone(estimator).set_params(random_state=check_random_state(estimator.random_state))
-        curves: dict[str, list[float]] = {"loss": [], "accuracy": []}
+        curves: dict[str, list[float]] = {"loss": [], "score": []}
         if X_val is not None:
-            curves |= {"validation_loss": [], "validation_accuracy": []}
-        classes = unique_labels(y)
+            curves |= {"validation_loss": [], "validation_score": []}
+        classes = {"classes": unique_labels(y)} if is_classifier(trained) else {}
         for _ in range(trained.max_iter):
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", message="Training interrupted by user")
                 try:
-                    trained.partial_fit(X, y, classes=classes)
+                    trained.partial_fit(X, y, **classes)
                 except UserWarning:  # Ctrl-C; partial_fit has undone the incomplete epoch
                     break
             for prefix, inputs, labels in (("", X, y), ("validation_", X_val, y_val)):
                 if inputs is not None:
                     curves[f"{prefix}loss"].append(mean_loss(trained, inputs, labels))
-                    curves[f"{prefix}accuracy"].append(trained.score(inputs, labels))
-        display = cls(**curves)
+                    curves[f"{prefix}score"].append(trained.score(inputs, labels))
+        display = cls(**curves, score_name=_name_of_score(trained))
         display.estimator_ = trained.set_params(random_state=estimator.random_state)
         return display.plot(ax)
 
@@ -211,15 +222,15 @@ class LossCurveDisplay(_Display):
         Parameters
         ----------
         ax : Axes, or array of two Axes, default=None
-            Axes to plot on: two if there is an accuracy. If None, a new figure is created.
+            Axes to plot on: two if there is a score. If None, a new figure is created.
 
         Returns
         -------
         LossCurveDisplay
         """
         panels = [("Loss", self.loss, self.validation_loss)]
-        if self.accuracy is not None or self.validation_accuracy is not None:
-            panels.append(("Accuracy", self.accuracy, self.validation_accuracy))
+        if self.score is not None or self.validation_score is not None:
+            panels.append((self.score_name, self.score, self.validation_score))
         axes = _new_axes(ax, len(panels), figsize=(5.2 * len(panels), 3.8))
         for axis, (name, training, validation) in zip(axes, panels, strict=True):
             for values, style, color, label in (
@@ -286,13 +297,7 @@ class ActivationDisplay(_Display):
         ValueError
             If there is no activation of that name.
         """
-        activation = get_activation(activation)
-        left, right = z
-        points = np.linspace(left, right, 1201)
-        display = cls(
-            activation=activation, z=points, value=activation(points), derivative=activation.derivative(points)
-        )
-        return display.plot(ax)
+        return cls._of(get_activation(activation), z, ax)
 
     @classmethod
     def from_estimator(cls, estimator, *, layer=0, z=(-6.0, 6.0), ax=None):
@@ -300,7 +305,7 @@ class ActivationDisplay(_Display):
 
         Parameters
         ----------
-        estimator : BackpropClassifier
+        estimator : BackpropClassifier or BackpropRegressor
             Fitted or initialized estimator.
         layer : int, default=0
             Index of the layer, counted as in `coefs_`: 0 is the first hidden layer, -1 the output layer.
@@ -325,7 +330,16 @@ class ActivationDisplay(_Display):
                 f"layer={layer} is a softmax, which is not a function of a single pre-activation; pass the index of a "
                 "hidden layer."
             )
-        return cls.from_activation(activation, z=z, ax=ax)
+        return cls._of(activation, z, ax)
+
+    @classmethod
+    def _of(cls, activation, z, ax):
+        left, right = z
+        points = np.linspace(left, right, 1201)
+        display = cls(
+            activation=activation, z=points, value=activation(points), derivative=activation.derivative(points)
+        )
+        return display.plot(ax)
 
     def plot(self, ax=None):
         """Plot the function and its derivative.
@@ -385,12 +399,12 @@ class LossSliceDisplay(_Display):
 
         Parameters
         ----------
-        estimator : BackpropClassifier
+        estimator : BackpropClassifier or BackpropRegressor
             Fitted or initialized estimator; not changed.
-        X : array-like of shape (n_samples, n_features)
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
             Input data.
-        y : array-like of shape (n_samples,) or (n_samples, n_labels)
-            Class labels.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Class labels, or the targets of a regressor.
         layer : int, default=-1
             Index into `coefs_`; -1 is the output layer.
         i : int, None or "auto", default="auto"
@@ -488,12 +502,12 @@ class LossSurfaceDisplay(_Display):
 
         Parameters
         ----------
-        estimator : BackpropClassifier
+        estimator : BackpropClassifier or BackpropRegressor
             Fitted or initialized estimator; not changed.
-        X : array-like of shape (n_samples, n_features)
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
             Input data.
-        y : array-like of shape (n_samples,) or (n_samples, n_labels)
-            Class labels.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Class labels, or the targets of a regressor.
         weights : pair of (layer, i, j), default=None
             Indices of two weights, as in `fastbp.inspection.loss_slice`. If None, two random directions, scaled so
             that the weight vector of each unit has the same norm as in the network (Li et al. 2018).
@@ -616,12 +630,12 @@ class GradientFlowDisplay(_Display):
 
         Parameters
         ----------
-        estimator : BackpropClassifier
+        estimator : BackpropClassifier or BackpropRegressor
             Fitted or initialized estimator.
-        X : array-like of shape (n_samples, n_features)
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
             Input data.
-        y : array-like of shape (n_samples,) or (n_samples, n_labels)
-            Class labels.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Class labels, or the targets of a regressor.
         ax : array of two Axes, default=None
             Axes to plot on. If None, a new figure is created.
 
@@ -638,7 +652,7 @@ class GradientFlowDisplay(_Display):
         """Plot the mean |delta| of each layer, and the share of its units that are saturated or inactive.
 
         The deltas have a logarithmic axis if they differ by a factor of ten or more. In the output layer the share is
-        not defined ("n/a") under "log_loss", as the derivative cancels in its delta.
+        not defined ("n/a") under "log_loss" and "poisson", as the derivative cancels in its delta.
 
         Parameters
         ----------
@@ -724,7 +738,7 @@ class WeightImageDisplay(_Display):
 
         Parameters
         ----------
-        estimator : BackpropClassifier
+        estimator : BackpropClassifier or BackpropRegressor
             Fitted or initialized estimator.
         shape : pair of int, default=None
             Height and width of the input images. If None, the images are square.
@@ -787,6 +801,14 @@ class WeightImageDisplay(_Display):
         bar = axes[0].figure.colorbar(drawn, ax=list(axes), label="Weight")
         _use_plain_labels(bar.ax.yaxis)
         return self._set_axes(axes)
+
+
+def _name_of_score(estimator):
+    """Return the name of what the method `score` of an estimator returns."""
+    if is_classifier(estimator):
+        return "Accuracy"
+    # The score of several quantiles is not R², see `BackpropRegressor.score`.
+    return "D²" if estimator.loss == "quantile" and np.size(estimator.quantile) > 1 else "R²"
 
 
 def _kind(name):

@@ -20,8 +20,9 @@ from fastbp.losses import Loss
 class BackpropRegressor(RegressorMixin, BaseBackprop):
     """Multilayer perceptron regressor, trained by backpropagation in compiled code.
 
-    The parameters and attributes that `sklearn.neural_network.MLPRegressor` has too have the same names, defaults and
-    meanings. In float64 the same `random_state` gives the same model, up to rounding.
+    All parameters and attributes of `sklearn.neural_network.MLPRegressor` are there, with the same names, defaults and
+    meanings. Three values of `loss`, `delta`, `quantile`, `output_activation`, `dtype`, `n_jobs`, `lr_curve_` and
+    `initialize` are additions. In float64 the same `random_state` gives the same model, up to rounding.
 
     Parameters
     ----------
@@ -58,7 +59,7 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
 
     batch_size : int or "auto", default="auto"
         Size of minibatches; "auto" is min(200, n_samples). 1 is online learning; `n_samples` is gradient descent on
-        all samples at once.
+        all samples at once. Not for "lbfgs", which uses all samples in each iteration.
 
     learning_rate : {"constant", "invscaling", "adaptive", "cosine", "one_cycle"}, default="constant"
         Learning rate schedule for weight updates:
@@ -73,7 +74,7 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
           almost 0 over the others (Smith 2018).
 
     learning_rate_init : float, default=0.001
-        The initial learning rate; the highest one of "cosine" and "one_cycle".
+        The initial learning rate; the highest one of "cosine" and "one_cycle". Only for "sgd" and "adam".
 
     power_t : float, default=0.5
         The exponent for the inverse scaling learning rate. Only for `learning_rate="invscaling"`.
@@ -95,10 +96,11 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         "lbfgs", the tolerance of the gradient.
 
     verbose : bool or int, default=False
-        Whether to print progress messages to stdout.
+        Whether to print the loss, and with `early_stopping` the score, of each epoch or iteration to stdout.
 
     warm_start : bool, default=False
-        Whether `fit` reuses the solution of the previous call as initialization.
+        Whether `fit` reuses the solution of the previous call as initialization. With `early_stopping` it keeps the
+        best weights of all calls.
 
     momentum : float, default=0.9
         Momentum for the gradient descent update, between 0 and 1. Only for "sgd".
@@ -136,16 +138,19 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         each: the prediction has the shape (n_samples, n_levels). The curves of two levels may cross.
 
     output_activation : "auto", str or activation object, default="auto"
-        Activation function of the output layer. "auto" is the identity, or the exponential for the loss "poisson".
-        Others are not for "poisson".
+        Activation function of the output layer. "auto" is the identity, or the exponential for the loss "poisson",
+        which takes nothing but "auto".
 
     dtype : {"auto", "float32", "float64"}, default="auto"
-        Data type of the weights and of all computation. "auto": that of X for float32 and float64 input, float32 for
-        all other input. float32 is about twice as fast as float64.
+        Data type of the weights and of all computation. "auto" is float64 for float64 input (and longer floats), and
+        float32 for all other input: float32, float16, integers, booleans, object arrays and pandas' nullable types.
+        `MLPRegressor` takes float64 for all of these but float32. float32 is about twice as fast as float64.
 
     n_jobs : int or None, default=None
-        Maximum number of threads. None means all cores that this process may use, -1 too; 1 starts no thread. The
-        results are the same, bit for bit, for any number of threads.
+        Maximum number of threads. None and -1 mean all cores that this process may use, -2 all but one, and so on. In
+        most of scikit-learn None means 1; pass 1 here for a single thread, under joblib's threading back end for
+        example. The processes of joblib's default back end, loky, take no more than their share of the cores even with
+        None. The results are exactly the same for any number of threads.
 
     Attributes
     ----------
@@ -154,12 +159,13 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
     intercepts_ : list of ndarray of shape (fan_out,)
         The ith element is the bias vector of layer i + 1.
     loss_ : float
-        The loss of the last epoch.
+        The loss of the last epoch; for "lbfgs" the loss at the end. It is not there before the first epoch.
     best_loss_ : float or None
-        The minimum loss of an epoch. None with `early_stopping`.
+        The minimum loss of an epoch, or of an iteration of "lbfgs". None with `early_stopping`.
     loss_curve_ : list of float
         The ith element is the loss of the ith epoch: the mean over its samples, each with the weights before its
-        update. For "lbfgs", the loss after the ith iteration.
+        update, plus the L2 term. For "lbfgs", the loss after the ith iteration. A warm start and `partial_fit` add to
+        it.
     lr_curve_ : list of float or None
         The ith element is the learning rate with which the ith epoch began. None for "lbfgs".
     validation_scores_ : list of float or None
@@ -177,16 +183,24 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
     n_layers_ : int
         Number of layers, input and output layer included.
     n_outputs_ : int
-        Number of outputs of the network.
+        Number of outputs of the network: of targets, or of levels in `quantile`.
     out_activation_ : str
         Name of the output activation function.
+
+    See Also
+    --------
+    BackpropClassifier : The classifier.
+    fastbp.inspection : The gradient, and the factors of the chain rule.
+    sklearn.neural_network.MLPRegressor : Scikit-learn's regressor.
 
     References
     ----------
     A. J. Maren, "Backpropagation", ch. 6 of *Statistical Mechanics, Neural Networks, and Artificial
     Intelligence* (draft, 2020).
     A. Lopez Davila, "Neural Networks: The Backpropagation Algorithm".
+    D. C. Liu and J. Nocedal, "On the limited memory BFGS method for large scale optimization", 1989.
     Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks", AISTATS 2010.
+    L. N. Smith, "A disciplined approach to neural network hyper-parameters", arXiv:1803.09820, 2018.
     Kingma and Ba, "Adam: A method for stochastic optimization", ICLR 2015.
     P. J. Huber, "Robust estimation of a location parameter", 1964.
     R. Koenker and G. Bassett, "Regression quantiles", 1978.
@@ -278,22 +292,31 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
             The input data: finite numbers, best scaled to mean 0 and variance 1, or to [0, 1].
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             The target values.
         sample_weight : array-like of shape (n_samples,), default=None
-            Sample weights. If None, samples are equally weighted.
+            Sample weights. If None, samples are equally weighted. A batch whose weights are all 0 is left out.
 
         Returns
         -------
         self : BackpropRegressor
             The fitted estimator. If training fails, it is as it was before.
 
+        Warns
+        -----
+        sklearn.exceptions.ConvergenceWarning
+            If `max_iter` epochs, or iterations of "lbfgs", were not enough.
+        UserWarning
+            On Ctrl-C, which ends training and keeps what the network has learned.
+
         Raises
         ------
         ValueError
             If the input is invalid, or the weights became infinite.
+        KeyboardInterrupt
+            On Ctrl-C before the first batch, or the first iteration of "lbfgs".
         """
         return self._fit(X, y, sample_weight, incremental=False)
 
@@ -302,11 +325,12 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
     def partial_fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Update the model with a single epoch over the given data.
 
-        Weights, optimizer state and learning rate continue from the last call.
+        Weights, optimizer state and learning rate continue from the last call. Estimators with the solver "lbfgs" do
+        not have this method.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
             The input data.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             The target values.
@@ -321,7 +345,7 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         Raises
         ------
         ValueError
-            If the input is invalid.
+            If the input is invalid, or `early_stopping` is True.
         """
         with self._all_or_nothing():
             if getattr(self, "t_", None) == 0:
@@ -332,7 +356,8 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
     def initialize(self, n_features: int, n_outputs: int = 1) -> Self:
         """Initialize the model with random weights, without training.
 
-        The weights are those with which `fit` starts for the same `random_state` and dtype.
+        The weights are those with which `fit` starts for the same `random_state` and dtype. Use it to set weights by
+        hand, to inspect a network before training, or before the first `partial_fit`.
 
         Parameters
         ----------
@@ -361,7 +386,7 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
             The input data.
 
         Returns
@@ -380,7 +405,7 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
             Test samples.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             True values for `X`.

@@ -6,7 +6,9 @@ from itertools import product
 import numpy as np
 import pytest
 import reference
+from scipy.sparse import csr_array
 from sklearn.base import clone
+from sklearn.compose import TransformedTargetRegressor
 from sklearn.ensemble import BaggingClassifier, VotingClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, RandomizedSearchCV
@@ -15,7 +17,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from fastbp import BackpropClassifier
+from fastbp import BackpropClassifier, BackpropRegressor
 from fastbp.activations import ACTIVATIONS, Logistic, Threshold
 from fastbp.inspection import (
     flatten,
@@ -253,6 +255,89 @@ def test_loss_plane():
     assert (np.diff(plane.path_losses) < 0).all()
 
 
+# --- regressors ---
+
+REGRESSION = {
+    "squared_error": {}, "poisson": {}, "absolute_error": {}, "huber": {"delta": 0.5}, "quantile": {"quantile": 0.3},
+    "levels": {"loss": "quantile", "quantile": [0.2, 0.5, 0.9]}, "tanh": {"loss": "huber", "output_activation": "tanh"},
+}  # fmt: skip
+
+
+def make_regressor(name, n_outputs):
+    """Return a regressor with random weights, targets, and the derivatives dC/da of the naive twin."""
+    options = {"loss": name, **REGRESSION[name]}
+    reg = BackpropRegressor(
+        hidden_layer_sizes=(7, 4), activation="tanh", random_state=0, alpha=0.1, dtype="float64", **options
+    )
+    y = np.random.default_rng(2).poisson(1.5, (40, n_outputs)).astype(float)
+    y = y[:, 0] if n_outputs == 1 else y
+    reg.initialize(5, n_outputs)
+    parameter = np.array(options.get("delta", options.get("quantile", 1.0)))
+    return reg, y, lambda a: reference.SLOPES[reg.loss](y.reshape(40, -1), a, parameter)
+
+
+CASES = [(name, n) for name in REGRESSION for n in (1, 3) if (name, n) != ("levels", 3)]
+
+
+@pytest.mark.parametrize(("name", "n_outputs"), CASES)
+def test_terms_of_a_regressor(name, n_outputs):
+    reg, y, slope = make_regressor(name, n_outputs)
+    terms = gradient_terms(reg, X, y)
+    below = X
+    for k, term in enumerate(terms):
+        np.testing.assert_array_equal(term.d_node_input_d_weight, below)
+        np.testing.assert_allclose(term.node_input, below @ reg.coefs_[k] + reg.intercepts_[k], rtol=1e-12, atol=1e-14)
+        if "d_loss_d_activation" in term:
+            product = term.d_loss_d_activation * term.d_activation_d_node_input
+            np.testing.assert_allclose(term.delta, product, rtol=1e-14, atol=1e-300)
+        expected = (below.T @ term.delta + reg.alpha * reg.coefs_[k]) / 40
+        np.testing.assert_allclose(term.gradient, expected, rtol=1e-10, atol=1e-14)
+        below = term.activation
+    last = terms[-1]
+    assert ("error" in last) == (name == "squared_error")
+    if name == "poisson":  # the two factors cancel
+        assert "d_loss_d_activation" not in last
+        np.testing.assert_allclose(last.delta, last.activation - y.reshape(40, -1), rtol=1e-13, atol=1e-14)
+    else:
+        np.testing.assert_allclose(last.d_loss_d_activation, slope(last.activation), rtol=1e-13)
+    whole = flatten([term.gradient for term in terms], [term.intercept_gradient for term in terms])
+    np.testing.assert_array_equal(whole, loss_and_gradient(reg, X, y)[1])
+
+
+@pytest.mark.parametrize(("name", "n_outputs"), CASES)
+def test_flow_and_slices_of_a_regressor(name, n_outputs):
+    reg, y, _ = make_regressor(name, n_outputs)
+    flow = gradient_flow(reg, X, y)
+    np.testing.assert_allclose(flow.delta, [np.abs(term.delta).mean() for term in gradient_terms(reg, X, y)])
+    assert np.isnan(flow.saturated[-1]) == (name == "poisson") and np.isfinite(flow.saturated[:-1]).all()
+    for place in ((-1, 1, 0), (0, 2, 3), (-1, None, 0)):
+        found = loss_slice(reg, X, y, *place, [0.3])
+        assert found.loss == loss_and_gradient(reg, X, y)[0]
+        h = 1e-6
+        ends = loss_slice(reg, X, y, *place, [found.weight + h, found.weight - h]).losses
+        assert (ends[0] - ends[1]) / (2 * h) == pytest.approx(found.derivative, rel=1e-5, abs=1e-9)
+
+
+@pytest.mark.parametrize("make_estimator", [
+    lambda: make_regressor("huber", 3)[:2], lambda: make_regressor("squared_error", 1)[:2], make,
+], ids=["outputs", "regressor", "classifier"])  # fmt: skip
+def test_sparse_input(make_estimator):
+    estimator, y = make_estimator()
+    dense = X * (np.random.default_rng(3).random(X.shape) < 0.4)
+    sparse = csr_array(dense)
+    value, gradient = loss_and_gradient(estimator, dense, y)
+    found, sparse_gradient = loss_and_gradient(estimator, sparse, y)
+    assert found == pytest.approx(value, rel=1e-12)
+    np.testing.assert_allclose(sparse_gradient, gradient, rtol=1e-10, atol=1e-14)
+    for one, other in zip(gradient_terms(estimator, dense, y), gradient_terms(estimator, sparse, y), strict=True):
+        assert one.keys() == other.keys()
+        for key in one:
+            np.testing.assert_allclose(other[key], one[key], rtol=1e-10, atol=1e-13, err_msg=key)
+    np.testing.assert_allclose(gradient_flow(estimator, sparse, y).delta, gradient_flow(estimator, dense, y).delta)
+    slices = [loss_slice(estimator, data, y, 0, 1, 2, [-1, 1]).losses for data in (dense, sparse)]
+    np.testing.assert_allclose(*slices, rtol=1e-12)
+
+
 # --- what is refused ---
 
 
@@ -290,8 +375,8 @@ def test_refused_pipelines_name_their_parts():
     clf, y = make()
     pipe = make_pipeline(StandardScaler(), clf)
     assert refusal(pipe) == (
-        "Expected a BackpropClassifier, got Pipeline. Pass the last step, pipe[-1], and the transformed data, "
-        "pipe[:-1].transform(X)."
+        "Expected a BackpropClassifier or BackpropRegressor, got Pipeline. Pass the last step, pipe[-1], and the "
+        "transformed data, pipe[:-1].transform(X)."
     )
     pipe[:1].fit(X)
     loss_and_gradient(pipe[-1], pipe[:-1].transform(X), y)  # the advice works
@@ -304,7 +389,7 @@ def test_refused_pipelines_name_their_parts():
 @pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
 def test_refused_searches_name_their_best_estimator(search):
     advice = "Pass the best estimator, search.best_estimator_, which is available after fit with refit=True."
-    expected = f"Expected a BackpropClassifier, got {type(search).__name__}. {advice}"
+    expected = f"Expected a BackpropClassifier or BackpropRegressor, got {type(search).__name__}. {advice}"
     assert refusal(search) == expected
     search = clone(search).fit(X, LABELS["three"])
     assert refusal(search) == expected
@@ -316,8 +401,8 @@ def test_refused_searches_over_pipelines_name_the_parts_of_the_best_pipeline():
     pipe = make_pipeline(StandardScaler(), BackpropClassifier((3,), max_iter=1))
     search = GridSearchCV(pipe, {"backpropclassifier__alpha": [0.1]}, cv=2).fit(X, LABELS["three"])
     assert refusal(search) == (
-        "Expected a BackpropClassifier, got GridSearchCV. Pass the last step of the best pipeline, "
-        "search.best_estimator_[-1], and the data search.best_estimator_[:-1].transform(X)."
+        "Expected a BackpropClassifier or BackpropRegressor, got GridSearchCV. Pass the last step of the best "
+        "pipeline, search.best_estimator_[-1], and the data search.best_estimator_[:-1].transform(X)."
     )
     loss_and_gradient(search.best_estimator_[-1], search.best_estimator_[:-1].transform(X), LABELS["three"])
 
@@ -325,14 +410,17 @@ def test_refused_searches_over_pipelines_name_the_parts_of_the_best_pipeline():
 def test_refused_meta_estimators():
     clf = BackpropClassifier()
     for meta in (OneVsRestClassifier(clf), VotingClassifier([("net", clf)]), BaggingClassifier(clf)):
-        expected = f"Expected a BackpropClassifier, got {type(meta).__name__}."
+        expected = f"Expected a BackpropClassifier or BackpropRegressor, got {type(meta).__name__}."
         assert refusal(meta) == f"{expected} Pass one of the fitted BackpropClassifiers in it."
+    meta = TransformedTargetRegressor(BackpropRegressor())
+    expected = "Expected a BackpropClassifier or BackpropRegressor, got TransformedTargetRegressor."
+    assert refusal(meta) == f"{expected} Pass one of the fitted BackpropRegressors in it."
 
 
 def test_refused_objects_of_other_kinds():
     # They contain no network: there is no advice to give.
     for other in (MLPClassifier(), BaggingClassifier(), OneVsRestClassifier(MLPClassifier()), None, "pipe", X):
-        assert refusal(other) == f"Expected a BackpropClassifier, got {type(other).__name__}."
+        assert refusal(other) == f"Expected a BackpropClassifier or BackpropRegressor, got {type(other).__name__}."
     assert refusal(BackpropClassifier) == "BackpropClassifier is a class, not an instance."
 
 
@@ -424,7 +512,7 @@ def test_initialize_again_forgets():
 
 @pytest.mark.parametrize(("kwargs", "message"), [
     ({"n_features": 0, "classes": [0, 1]}, "n_features == 0, must be >= 1"),
-    ({"n_features": 2, "classes": [1]}, "greater than one"),
+    ({"n_features": 2, "classes": []}, "0 samples"),
 ])  # fmt: skip
 def test_initialize_refuses(kwargs, message):
     clf, _ = make()

@@ -3,12 +3,13 @@ import sys
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
+from scipy.sparse import csr_array
+from sklearn.datasets import load_diabetes, load_digits
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from fastbp import BackpropClassifier, plots
+from fastbp import BackpropClassifier, BackpropRegressor, plots
 from fastbp.activations import Logistic
 from fastbp.inspection import gradient_flow, gradient_terms, loss_and_gradient, loss_slice, mean_loss
 
@@ -18,7 +19,7 @@ plt = pytest.importorskip("matplotlib.pyplot")
 
 X, y = load_digits(return_X_y=True)
 X, y = X[:300] / 16, y[:300]
-pytestmark = pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
+pytestmark = pytest.mark.filterwarnings("ignore:Stochastic Optimizer", "ignore:lbfgs failed to converge")
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +95,7 @@ def test_loss_curve_of_a_trained_clone():
 
 
 def test_loss_curve_with_the_accuracy_of_the_validation_data_only():
-    display = drawn(plots.LossCurveDisplay(loss=[2, 1], validation_accuracy=[0.5, 0.6]).plot(), 2)
+    display = drawn(plots.LossCurveDisplay(loss=[2, 1], validation_score=[0.5, 0.6]).plot(), 2)
     assert set(lines(display.axes_[1])) == {"validation"} and not hasattr(display, "estimator_")
 
 
@@ -107,7 +108,78 @@ def test_loss_curve_of_several_labels():
     labels = np.c_[y % 2, y > 4].astype(int)
     model = BackpropClassifier((5,), max_iter=2, random_state=0)
     display = plots.LossCurveDisplay.from_estimator(model, X, labels)
-    assert len(display.loss) == len(display.accuracy) == 2
+    assert len(display.loss) == len(display.score) == 2
+
+
+REGRESSION = [
+    ("squared_error", 1, {}), ("squared_error", 2, {}), ("poisson", 2, {}), ("absolute_error", 1, {}), ("huber", 2, {}),
+    ("quantile", 1, {}), ("quantile", 1, {"quantile": [0.1, 0.9]}),
+]  # fmt: skip
+
+
+def regression(loss, n_outputs, options):
+    """Return a regressor that is not fitted, inputs, and targets."""
+    inputs, targets = load_diabetes(return_X_y=True)
+    targets = targets / 100
+    reg = BackpropRegressor(loss, (6,), max_iter=3, random_state=0, dtype="float64", **options)
+    return reg, inputs * 20, targets if n_outputs == 1 else np.c_[targets, targets[::-1]]
+
+
+@pytest.mark.parametrize(("loss", "n_outputs", "options"), REGRESSION)
+def test_loss_curve_of_a_regressor(loss, n_outputs, options):
+    reg, inputs, targets = regression(loss, n_outputs, options)
+    train, rest = slice(0, 300), slice(300, None)
+    display = drawn(
+        plots.LossCurveDisplay.from_estimator(
+            reg, inputs[train], targets[train], X_val=inputs[rest], y_val=targets[rest]
+        ), 2,
+    )  # fmt: skip
+    trained = display.estimator_
+    assert [axis.get_ylabel() for axis in display.axes_] == ["Loss", "D²" if options else "R²"]
+    assert (display.loss[-1], display.score[-1]) == (
+        mean_loss(trained, inputs[train], targets[train]), trained.score(inputs[train], targets[train])
+    )  # fmt: skip
+    assert display.validation_loss[-1] == mean_loss(trained, inputs[rest], targets[rest])
+    np.testing.assert_array_equal(lines(display.axes_[1])["validation"][:, 1], display.validation_score)
+    assert display.validation_score[-1] == trained.score(inputs[rest], targets[rest])
+    fitted = drawn(plots.LossCurveDisplay.from_estimator(trained))
+    np.testing.assert_array_equal(fitted.loss, trained.loss_curve_)
+
+
+@pytest.mark.parametrize(("loss", "n_outputs", "options"), REGRESSION)
+def test_other_displays_of_a_regressor(loss, n_outputs, options):
+    reg, inputs, targets = regression(loss, n_outputs, options)
+    reg.fit(inputs, targets)
+    flow = drawn(plots.GradientFlowDisplay.from_estimator(reg, inputs, targets), 2)
+    assert [text.get_text() for text in flow.axes_[1].texts][-1] == ("n/a" if loss == "poisson" else "0%")
+    found = drawn(plots.LossSliceDisplay.from_estimator(reg, inputs, targets))
+    assert found.loss == loss_and_gradient(reg, inputs, targets)[0]
+    surface = drawn(plots.LossSurfaceDisplay.from_estimator(reg, inputs, targets, n_points=3, n_steps=2))
+    assert surface.losses[1, 1] == found.loss
+    activation = drawn(plots.ActivationDisplay.from_estimator(reg, layer=-1))
+    assert activation.ax_.get_title() == ("Exp()" if loss == "poisson" else "Identity()")
+    assert drawn(plots.WeightImageDisplay.from_estimator(reg, shape=(2, 5), n_units=3), 3).images.shape == (3, 2, 5)
+
+
+def test_displays_of_sparse_data(clf):
+    sparse = csr_array(X)
+    for display in (plots.GradientFlowDisplay, plots.LossSliceDisplay):
+        dense = display.from_estimator(clf, X, y)
+        values = "delta" if display is plots.GradientFlowDisplay else "losses"
+        found = getattr(drawn(display.from_estimator(clf, sparse, y), len(dense.axes_)), values)
+        np.testing.assert_allclose(found, getattr(dense, values), rtol=1e-10)
+    model = BackpropClassifier((5,), max_iter=2, random_state=0, dtype="float64")
+    curves = [plots.LossCurveDisplay.from_estimator(model, data, y, X_val=data, y_val=y) for data in (X, sparse)]
+    np.testing.assert_allclose(curves[1].validation_loss, curves[0].validation_loss, rtol=1e-10)
+
+
+def test_loss_curve_of_lbfgs_and_of_early_stopping():
+    for options in ({"solver": "lbfgs"}, {"early_stopping": True}):
+        model = BackpropClassifier((5,), max_iter=3, random_state=0, **options)
+        with pytest.raises(ValueError, match=f"{next(iter(options))}=.*pass the fitted estimator without X"):
+            plots.LossCurveDisplay.from_estimator(model, X, y)
+        display = drawn(plots.LossCurveDisplay.from_estimator(model.fit(X, y)))
+        np.testing.assert_array_equal(display.loss, model.loss_curve_)
 
 
 def test_nothing_is_computed_for_axes_that_do_not_fit(monkeypatch):
