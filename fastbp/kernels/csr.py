@@ -54,7 +54,8 @@ MULTIPLY_CSR, COLLECT_CSR, UPDATE_CSR = range(6, 9)
 
 # Steps after which all rows are caught up, which bounds the tables.
 MAX_LAZY_STEPS = 4096
-# Terms B_0 to B_7 of the series. The first that is left out, relative to B_0, must be below these.
+# Terms B_0 to B_7 of the series. The first that is left out, relative to B_0, must be below these if all steps have one
+# size.
 N_TERMS = 8
 MAX_RELATIVE_ERROR = {np.dtype(np.float32): 3e-8, np.dtype(np.float64): 1e-13}
 # Steps that a term of the series looks back, at most: beta_1 to this power is below this.
