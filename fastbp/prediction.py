@@ -44,10 +44,11 @@ class Predictor:
         arrays = [*coefs, *intercepts]
         self._is_in_place = all(array.flags.c_contiguous and array.dtype == self.dtype for array in arrays)
         self._row = max(map(self.network.row_stride, units))
-        self._layers, self._n_packed = prediction.plain_layers(self.network, coefs, intercepts)
+        self._layers: dict = {}  # what `_plain_layers` returns
         self._widest = self.network.widest
         self._work = forward_work(units)
         self._kernels = None
+        self._n_outputs = units[-1]
         self._addresses = {}  # of the kernel for each type of samples
 
     def uses(self, coefs, intercepts):
@@ -55,6 +56,18 @@ class Predictor:
         if len(coefs) != len(self._coefs) or len(intercepts) != len(self._intercepts):
             return False
         return all(map(_is, self._coefs, coefs)) and all(map(_is, self._intercepts, intercepts))
+
+    def _plain_layers(self, *, packs, csr=False):
+        """Return what `prediction.plain_layers` does, and the arrays whose addresses are in the table."""
+        if not self._is_in_place:  # copies, made in each call, so that edits take effect
+            coefs, intercepts = (
+                [np.ascontiguousarray(part, self.dtype) for part in parts] for parts in (self._coefs, self._intercepts)
+            )
+            return *prediction.plain_layers(self.network, coefs, intercepts, packs=packs, csr=csr), (coefs, intercepts)
+        if (packs, csr) not in self._layers:
+            arrays = self._coefs, self._intercepts
+            self._layers[packs, csr] = *prediction.plain_layers(self.network, *arrays, packs=packs, csr=csr), arrays
+        return self._layers[packs, csr]
 
     def outputs(self, x, n_jobs):
         """Compute the outputs for all rows of x.
@@ -74,14 +87,15 @@ class Predictor:
             Whether all inputs are finite numbers in the network's dtype; if not, `out` has no meaning.
         """
         n = x.shape[0]
-        out = np.empty((n, self._layers[-1, 3]), self.dtype)
+        out = np.empty((n, self._n_outputs), self.dtype)
         if not isinstance(x, np.ndarray):
             self._predict_csr(csr_matrix_of(x, self.dtype), out, n_jobs)
             return out, True
         if (n <= FEW_ROWS or n * self._work <= LITTLE_WORK) and self._is_in_place:
             x = x.astype(self.dtype, copy=False)
             space = np.empty((2, self._widest), self.dtype)
-            return out, prediction.predict_few(x, self._layers, self.network.coefficients, space, out)
+            layers, _, _ = self._plain_layers(packs=False)
+            return out, prediction.predict_few(x, layers, self.network.coefficients, space, out)
         if n >= MANY_ROWS and is_mostly_zero(x):
             return out, self._predict_indexed(x, out, n_jobs)
         bad = self._predict(prediction.predict, prediction.predict_on_threads, x, out, n_jobs, self._work, x.dtype)
@@ -94,21 +108,18 @@ class Predictor:
 
     def _predict(self, kernel, on_threads, x, out, n_jobs, work, kind):
         """Set `out` by a kernel that uses the weights in place, or packs them; return its `bad`."""
-        layers, n = self._layers, len(out)
-        if not self._is_in_place:
-            coefs, intercepts = (
-                [np.ascontiguousarray(part, self.dtype) for part in parts] for parts in (self._coefs, self._intercepts)
-            )
-            layers, _ = prediction.plain_layers(self.network, coefs, intercepts)
-        n_threads = threads.thread_count(n_jobs, work * n, threads.MIN_PREDICTION_PER_THREAD)
+        n = len(out)
+        packs = n >= PACKED_ROWS
+        layers, n_packed, _arrays = self._plain_layers(packs=packs, csr=kind == "csr")
+        n_threads = threads.thread_count(n_jobs, work * n, threads.MIN_WORK_AFTER_PAUSE)
         block = prediction_rows(n, n_threads)
         n_threads = min(n_threads, -(-n // block))
         if self._kernels is None:
             self._kernels = kernel_addresses(self.dtype, prefetch_write=False)
-        packed = np.empty(self._n_packed, self.dtype)
+        packed = np.empty(n_packed, self.dtype)
         space = np.empty((n_threads, 2, block * self._row), self.dtype)
         bad = np.zeros(n_threads, np.int64)
-        args = (x, layers, self.network.coefficients, self._kernels, packed, space, out, bad, block, n >= PACKED_ROWS)
+        args = (x, layers, self.network.coefficients, self._kernels, packed, space, out, bad, block, packs)
         if n_threads > 1 and kind not in self._addresses:
             self._addresses[kind] = threads.address_for(kernel, args)
         threads.run(kernel, on_threads, args, n_threads, self._addresses.get(kind))

@@ -625,7 +625,7 @@ def _predict(problem, X, block, n_threads=1, sparse=False, guards=Guards, packs=
     else:
         coefs, intercepts = map(guards.array, problem.coefs), map(guards.array, problem.intercepts)
         coefs, intercepts = list(coefs), list(intercepts)
-        layers, n_packed = prediction.plain_layers(network, coefs, intercepts)
+        layers, n_packed = prediction.plain_layers(network, coefs, intercepts, packs=packs)
         row = max(map(network.row_stride, network.units))
         packed = guards.array(np.full(n_packed, np.nan, problem.dtype))
         space = guards.array(np.full((n_threads, 2, block * row), np.nan, problem.dtype))
@@ -643,7 +643,7 @@ def _predict_few(problem, X, guards=Guards):
     network, guards = problem.network, guards()
     coefs = [guards.array(W) for W in problem.coefs]
     intercepts = [guards.array(b) for b in problem.intercepts]
-    layers, _ = prediction.plain_layers(network, coefs, intercepts)
+    layers, _ = prediction.plain_layers(network, coefs, intercepts, packs=False)
     space = guards.array(np.full((2, network.widest), np.nan, problem.dtype))
     out = guards.array(np.full((len(X), network.units[-1]), np.nan, problem.dtype))
     coefficients = guards.array(network.coefficients)

@@ -4,6 +4,7 @@ import mmap
 import sys
 from dataclasses import replace
 from itertools import chain, product
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -594,7 +595,7 @@ def _train_inside(case, n_threads, is_fenced):
 def _check_training():
     teams = []
     new_team, threads.new_team = threads.new_team, lambda wanted: teams.append(new_team(wanted)) or teams[-1]
-    threads.thread_count = lambda n_jobs, work: n_jobs
+    threads.thread_count = lambda n_jobs, work, least: n_jobs
     csr.MAX_LAZY_STEPS = 4
     rng = np.random.default_rng(0)
     inputs = [
@@ -622,12 +623,10 @@ def _check_training():
 def _check_prediction():
     from fastbp import prediction
 
-    threads.thread_count = lambda n_jobs, work: n_jobs
-    allocate = prediction.allocate_net
+    threads.thread_count = lambda n_jobs, work, min_work: n_jobs
 
-    def fenced_net(*args, **kwargs):
-        record = allocate(*args, **kwargs)
-        return record._replace(**{name: Fences().array(array) for name, array in record._asdict().items()})
+    def fenced_empty(shape, dtype):
+        return Fences().array(np.full(shape, np.nan, dtype))
 
     for units, dtype, n in product(([1], [3], [17, 3], [100, 33, 1]), DTYPES, (1, 9, 97, 200)):
         units = [70, *units]
@@ -638,12 +637,11 @@ def _check_prediction():
             predictor = Predictor(*([Fences().array(w) for w in part] for part in (coefs, intercepts)), activations, 70)
             matrix = csr_matrix_of(X, np.dtype(dtype))
             matrix = CsrMatrix(*map(Fences().array, matrix[:3]), 70)
-            prediction.allocate_net = fenced_net
             for n_threads in (1, 2, 3):
                 out = Fences().zeros(expected.shape, dtype)
-                predictor._predict_csr(matrix, out, n_threads)
+                with mock.patch.object(prediction.np, "empty", fenced_empty):
+                    predictor._predict_csr(matrix, out, n_threads)
                 np.testing.assert_array_equal(out, expected)
-            prediction.allocate_net = allocate
     print("inside")
 
 

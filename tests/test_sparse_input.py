@@ -471,7 +471,7 @@ rng = np.random.default_rng(0)
 X = sparse.csr_array((rng.random(20 * N), rng.integers(0, K, 20 * N), np.arange(0, 20 * N + 1, 20)), shape=(N, K))
 X = X.astype(np.float32)
 y = rng.integers(0, 2, N)
-few = sparse.csr_array((200, 50)), y[:200]
+few = sparse.csr_array((200, 50), dtype=np.float32), y[:200]
 peaks = {}
 for name in ("BackpropClassifier", "BackpropRegressor"):
     for options in ({}, {"alpha": 0.0}, {"early_stopping": True}, {"solver": "lbfgs"}):

@@ -23,6 +23,9 @@ def training_work(units):
     return 3 * forward_work(units) - 2.0 * units[0] * units[1]
 
 
+# Operations of the update of one parameter, about.
+UPDATE_WORK = 10.0
+
 # --- chunks of a batch ---
 
 # Bytes of the workspace: a larger batch goes through the network in chunks of rows.

@@ -44,14 +44,14 @@ class PlainLayer(NamedTuple):
     by_rows: int
     input_row: int  # row stride of its inputs in the workspace
     row: int  # row stride of its outputs
-    panels: int  # offset of its packed panels in the packed memory; a panel has fan_in rows
+    panels: int  # offset of panel 0 in the packed memory, where it is packed; a panel has fan_in rows
     padded_bias: int  # offset of its biases there, padded to whole vectors
 
 
 _load_layer = record_loader(PlainLayer)
 
 
-def plain_layers(network, coefs, intercepts):
+def plain_layers(network, coefs, intercepts, *, packs, csr=False):
     """Describe the layers of a network for `predict`.
 
     Parameters
@@ -60,6 +60,10 @@ def plain_layers(network, coefs, intercepts):
         Units, activations and type.
     coefs, intercepts : list of ndarray
         Weights and biases, C-ordered and of the network's type; they must outlive the result.
+    packs : bool
+        Whether all panels are packed, or the last of each layer only, where it is not a whole panel.
+    csr : bool, default=False
+        Whether the inputs are sparse rows, for which the weights of the first layer are not packed.
 
     Returns
     -------
@@ -68,19 +72,22 @@ def plain_layers(network, coefs, intercepts):
     size : int
         Length of the packed memory.
     """
-    table, end = [], 0
+    table: list[PlainLayer] = []
+    end = 0
     for coef, intercept, activation in zip(coefs, intercepts, network.activations, strict=True):
         fan_in, fan_out = coef.shape
+        first = 0 if packs else fan_out // network.panel * network.panel  # first column that is packed
+        first = fan_out if csr and not table else first
         padded = -(-fan_out // network.lanes) * network.lanes
-        forward = activation.forward_address(network.dtype)
+        n_packed = fan_in * (padded - first) if first < fan_out else 0
         strides = network.row_stride(fan_in), network.row_stride(fan_out)
-        places = end, end + fan_in * padded
         table.append(
             PlainLayer(
-                coef.ctypes.data, intercept.ctypes.data, fan_in, fan_out, forward, activation.by_rows, *strides, *places
+                coef.ctypes.data, intercept.ctypes.data, fan_in, fan_out, activation.forward_address(network.dtype),
+                activation.by_rows, *strides, end - first * fan_in, end + n_packed,
             )
-        )
-        end += (fan_in + 1) * padded
+        )  # fmt: skip
+        end += n_packed + padded
     return np.array(table, dtype=np.int64), end
 
 

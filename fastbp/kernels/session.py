@@ -12,6 +12,7 @@ from fastbp.kernels.csr import Csr, catch_up_all
 from fastbp.kernels.network import aligned_zeros
 from fastbp.kernels.plan import (
     BLOCK_ROWS,
+    UPDATE_WORK,
     count_prefetched_arrays,
     scratch_size,
     training_work,
@@ -129,10 +130,13 @@ class Session:
         batch_size = settings.batch_size
         n_inputs = network.units[0] if csr is None else csr.indices.size / len(csr.indptr)
         work = training_work([n_inputs, *network.units[1:]]) * min(batch_size, n_samples)
+        if csr is not None and settings.alpha != 0:
+            work += UPDATE_WORK * network.n_params  # in every step, for the rows of absent features too
         one_by_one = (
             batch_size == 1 < n_samples and not sparse and not keep and csr is None and online.is_small(network)
         )
-        self.n_threads = n_threads = 1 if one_by_one else threads.thread_count(settings.n_jobs, work)
+        least = threads.MIN_WORK_AFTER_PAUSE if settings.solver == "lbfgs" else threads.MIN_WORK_PER_THREAD
+        self.n_threads = n_threads = 1 if one_by_one else threads.thread_count(settings.n_jobs, work, least)
         self._chunk = batch_size if keep else min(batch_size, workspace_rows(network))
         self._train = online.train_online if one_by_one else backprop.train
         prefetch = count_prefetched_arrays(params, optimizer.first, optimizer.second, n_threads) > 0

@@ -183,8 +183,8 @@ def share(n, unit, rank, size):
 # Below this much work a thread's share is done before the others could begin theirs: about a microsecond
 # on one core (`benchmarks/choices.py`).
 MIN_WORK_PER_THREAD = 100_000.0
-# In prediction, where threads may have gone to sleep since the last call, and must be woken.
-MIN_PREDICTION_PER_THREAD = 2_500_000.0
+# In prediction and in the solver "lbfgs": the threads may have gone to sleep since the last call, and must be woken.
+MIN_WORK_AFTER_PAUSE = 2_500_000.0
 
 
 def thread_count(n_jobs, work, min_work=MIN_WORK_PER_THREAD):
