@@ -1,11 +1,12 @@
-"""Training speed against plain NumPy and scikit-learn's MLPClassifier: whole fits, and single epochs.
+"""Training speed against plain NumPy and scikit-learn's MLP: whole fits, and single epochs.
 
 **Whole fits.** ``python benchmarks/bench_training.py`` (4 to 12 minutes) prints a Markdown table of the speed that a
 scikit-learn user sees. It times a complete `fit`, checks of the input included, of `BackpropClassifier` and
 `MLPClassifier` with the same parameters, the same `random_state` and the same float64 arrays. Everything else is left
 at its default: `n_jobs=None` in fastbp, and as many BLAS threads as NumPy chooses for `MLPClassifier`. Before a pair is
 timed, the script checks that both stop after the same number of epochs, and compares `coefs_` and `intercepts_`.
-``--threads 1`` limits both to one thread. ``--turns 3`` takes less than half the time.
+``--estimator regressor`` does the same for `BackpropRegressor` and `MLPRegressor`. ``--threads 1`` limits both to one
+thread. ``--turns 3`` takes less than half the time.
 
 **Single epochs.** ``pytest benchmarks/bench_training.py`` (5 minutes), or a part of it with ``-k mnist``, compares
 the time of one epoch in float32, also with plain NumPy (`fastbp.plain`). All three train the same network on the same
@@ -25,6 +26,7 @@ import sys
 import time
 import warnings
 from functools import cache
+from typing import Any, NamedTuple
 
 if __name__ == "__main__":
     import conftest  # noqa: F401  # before NumPy: this sets the import path and the environment of its BLAS
@@ -34,11 +36,11 @@ import joblib
 import numpy as np
 from sklearn import datasets
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.neural_network import MLPClassifier
+from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import shuffle
 
-from fastbp import BackpropClassifier
+from fastbp import BackpropClassifier, BackpropRegressor
 from fastbp.activations import get_activation
 from fastbp.datasets import load_mnist
 from fastbp.initializers import initial_parameters
@@ -48,21 +50,61 @@ WORKLOADS = ("mnist-128", "mnist-100", "digits-100", "tabular-64x2", "online-16"
 TURNS = 3
 SECONDS = 0.3  # least duration of the epochs in one timed fit
 
-# Whole fits: the data, and `max_iter`. With 200, the default, small data are trained as a user would train them; larger
-# data get fewer epochs, so that no fit of MLPClassifier takes much longer than a second.
-DATA = {
-    "iris": (datasets.load_iris, 200),
-    "wine": (datasets.load_wine, 200),
-    "breast cancer": (datasets.load_breast_cancer, 200),
-    "digits": (datasets.load_digits, 50),
-    "make_classification": (lambda **chosen: made_classification(5_000, 20, **chosen), 20),
-    "make_classification, larger": (lambda **chosen: made_classification(20_000, 40, **chosen), 5),
-}
-CONFIGURATIONS = {
-    "default": {},
-    "`(50, 50)`, tanh": {"hidden_layer_sizes": (50, 50), "activation": "tanh"},
-    "sgd with momentum": {"solver": "sgd"},
-    "logistic, `batch_size=32`": {"activation": "logistic", "batch_size": 32},
+
+class Comparison(NamedTuple):
+    """Whole fits of two estimators.
+
+    Attributes
+    ----------
+    ours, theirs : type
+        The classes of the estimators.
+    data : dict of str to (callable, int)
+        How to load the data, and `max_iter`. With 200, the default, small data are trained as a user would train them;
+        larger data get fewer epochs, so that no fit of scikit-learn takes much longer than a second.
+    configurations : dict of str to dict
+        Parameters of both.
+    """
+
+    ours: Any
+    theirs: Any
+    data: dict
+    configurations: dict
+
+
+COMPARISONS = {
+    "classifier": Comparison(
+        BackpropClassifier,
+        MLPClassifier,
+        {
+            "iris": (datasets.load_iris, 200),
+            "wine": (datasets.load_wine, 200),
+            "breast cancer": (datasets.load_breast_cancer, 200),
+            "digits": (datasets.load_digits, 50),
+            "make_classification": (lambda **chosen: made_classification(5_000, 20), 20),
+            "make_classification, larger": (lambda **chosen: made_classification(20_000, 40), 5),
+        },
+        {
+            "default": {},
+            "`(50, 50)`, tanh": {"hidden_layer_sizes": (50, 50), "activation": "tanh"},
+            "sgd with momentum": {"solver": "sgd"},
+            "logistic, `batch_size=32`": {"activation": "logistic", "batch_size": 32},
+        },
+    ),
+    "regressor": Comparison(
+        BackpropRegressor,
+        MLPRegressor,
+        {
+            "diabetes": (datasets.load_diabetes, 200),
+            "make_regression": (lambda **chosen: made_regression(5_000, 20), 20),
+            "make_regression, larger": (lambda **chosen: made_regression(20_000, 40), 5),
+        },
+        {
+            "default": {},
+            "sgd with momentum": {"solver": "sgd"},
+            "lbfgs": {"solver": "lbfgs"},
+            "early stopping": {"early_stopping": True},
+        },
+    ),
 }
 ATTEMPTS = 4  # at a measurement that other programs disturb
 SAME = 1e-6  # largest difference of coefs_ and intercepts_ that is rounding, relative to the largest parameter
@@ -240,15 +282,25 @@ def test_epoch(benchmark, name, threads):
         benchmark.pedantic(fast.partial_fit, (X, y), rounds=3, warmup_rounds=1)
 
 
-def made_classification(n_samples, n_features, **chosen):
+def made_classification(n_samples, n_features):
     """Return scikit-learn's artificial classification data, half of the features informative."""
     return datasets.make_classification(n_samples, n_features, n_informative=n_features // 2, random_state=0)
 
 
-def standardized(name):
-    """Return the samples of a data set with mean 0 and variance 1 in float64, the labels, and `max_iter`."""
-    load, max_iter = DATA[name]
+def made_regression(n_samples, n_features):
+    """Return scikit-learn's artificial regression data, half of the features informative, with noise."""
+    return datasets.make_regression(n_samples, n_features, n_informative=n_features // 2, noise=10.0, random_state=0)
+
+
+def standardized(comparison, name):
+    """Return the samples of a data set with mean 0 and variance 1 in float64, the targets, and `max_iter`.
+
+    The targets of a regressor are standardized too.
+    """
+    load, max_iter = comparison.data[name]
     X, y = load(return_X_y=True)
+    if comparison is COMPARISONS["regressor"]:
+        y = (y - y.mean()) / y.std()
     return StandardScaler().fit_transform(X.astype(np.float64)), y, max_iter
 
 
@@ -265,30 +317,30 @@ def compare_models(first, second):
     return max(np.abs(a - b).max() / np.abs(b).max() for a, b in pairs)
 
 
-def check_same_model(name, configuration):
+def check_same_model(comparison, name, configuration):
     """Fit both estimators; return the number of epochs and the difference as from `compare_models`."""
-    X, y, max_iter = standardized(name)
-    models = [fit(estimator, X, y, max_iter) for estimator in both(configuration).values()]
+    X, y, max_iter = standardized(comparison, name)
+    models = [fit(estimator, X, y, max_iter) for estimator in both(comparison, configuration).values()]
     return models[0].n_iter_, compare_models(*models)
 
 
-def both(configuration):
+def both(comparison, configuration):
     """Return both estimators, with the same parameters."""
-    chosen = CONFIGURATIONS[configuration] | {"random_state": 0}
-    return {"fastbp": BackpropClassifier(**chosen), "sklearn": MLPClassifier(**chosen)}
+    chosen = comparison.configurations[configuration] | {"random_state": 0}
+    return {"fastbp": comparison.ours(**chosen), "sklearn": comparison.theirs(**chosen)}
 
 
-def whole_fit(name, configuration, threads, turns):
+def whole_fit(comparison, name, configuration, threads, turns):
     """Time complete fits of both estimators alternately, and return the result of `common.best_of_turns`."""
-    X, y, max_iter = standardized(name)
+    X, y, max_iter = standardized(comparison, name)
     measurements = {
         library: lambda estimator=estimator: seconds_of(lambda epochs: fit(estimator, X, y, epochs), max_iter)
-        for library, estimator in both(configuration).items()
+        for library, estimator in both(comparison, configuration).items()
     }
     return common.best_of_turns(measurements, threads=threads, turns=turns, patience=30.0)
 
 
-def measure_whole_fits(threads, turns):
+def measure_whole_fits(comparison, threads, turns):
     """Measure all data sets and configurations, again those that other programs have disturbed.
 
     Returns
@@ -296,27 +348,32 @@ def measure_whole_fits(threads, turns):
     found : dict
         (name, configuration) -> the result of `whole_fit`.
     """
-    found = {(name, configuration): (None, False) for name in DATA for configuration in CONFIGURATIONS}
+    found = {(name, chosen): (None, False) for name in comparison.data for chosen in comparison.configurations}
     for number in range(ATTEMPTS):
         for key, (_, quiet) in found.items():
             if not quiet:
                 print(f"attempt {number + 1}: {', '.join(key)}", file=sys.stderr, flush=True)
-                found[key] = whole_fit(*key, threads, turns)
+                found[key] = whole_fit(comparison, *key, threads, turns)
     return found
 
 
-def whole_fit_table(threads, turns):
+def whole_fit_table(comparison, threads, turns):
     """Yield the lines of the Markdown table of whole fits."""
+    configurations = comparison.configurations
     # These fits also compile, or load compiled code.
-    checked = {(name, chosen): check_same_model(name, chosen) for name in DATA for chosen in CONFIGURATIONS}
-    found = measure_whole_fits(threads, turns)
+    checked = {
+        (name, chosen): check_same_model(comparison, name, chosen)
+        for name in comparison.data
+        for chosen in configurations
+    }
+    found = measure_whole_fits(comparison, threads, turns)
     ratios = {key: seconds["sklearn"] / seconds["fastbp"] for key, (seconds, _) in found.items()}
-    yield f"| data | samples x features | max_iter | {' | '.join(CONFIGURATIONS)} |"
-    yield "|---|---:|---:" + "|---:" * len(CONFIGURATIONS) + "|"
-    for name in DATA:
-        X, _, max_iter = standardized(name)
+    yield f"| data | samples x features | max_iter | {' | '.join(configurations)} |"
+    yield "|---|---:|---:" + "|---:" * len(configurations) + "|"
+    for name in comparison.data:
+        X, _, max_iter = standardized(comparison, name)
         cells = []
-        for configuration in CONFIGURATIONS:
+        for configuration in configurations:
             seconds, quiet = found[name, configuration]
             n_iter, _ = checked[name, configuration]
             cell = f"{ratios[name, configuration]:.1f}{'*' * (not quiet)} "
@@ -324,7 +381,8 @@ def whole_fit_table(threads, turns):
             cells.append(cell + (f", {n_iter} epochs)" if n_iter < max_iter else ")"))
         yield f"| {name} | {len(X):,} x {X.shape[1]} | {max_iter} | {' | '.join(cells)} |"
     yield ""
-    yield "Each cell: time of MLPClassifier divided by time of BackpropClassifier, and the two times."
+    ours, theirs = comparison.ours.__name__, comparison.theirs.__name__
+    yield f"Each cell: time of {theirs} divided by time of {ours}, and the two times."
     counting = [ratios[key] for key, (_, quiet) in found.items() if quiet]
     if counting:
         yield (
@@ -344,18 +402,20 @@ def whole_fit_table(threads, turns):
 
 def main(arguments=None):
     """Print the table of whole fits."""
-    parser = argparse.ArgumentParser(description="Compare whole fits of BackpropClassifier and MLPClassifier.")
+    parser = argparse.ArgumentParser(description="Compare whole fits of fastbp and scikit-learn.")
+    parser.add_argument("--estimator", choices=COMPARISONS, default="classifier", help="default: classifier")
     parser.add_argument("--threads", type=int, help="limit both estimators; by default each uses its own default")
     parser.add_argument("--turns", type=int, default=7, help="fits of each, of which the fastest counts (default: 7)")
     options = parser.parse_args(arguments)
     threads = options.threads or joblib.cpu_count()
+    comparison = COMPARISONS[options.estimator]
 
     def report():
         print(f"Complete `fit` of both estimators in float64, the best of {options.turns}, measured alternately.")
         print(*common.machine(), sep="\n")
         what = f"by default, up to {threads}" if options.threads is None else f"limited to {threads}"
-        print(f"Threads of BLAS in MLPClassifier, and of BackpropClassifier: {what}.\n")
-        for line in whole_fit_table(threads, options.turns):
+        print(f"Threads of BLAS in scikit-learn, and of fastbp: {what}.\n")
+        for line in whole_fit_table(comparison, threads, options.turns):
             print(line, flush=True)
 
     if options.threads is None:

@@ -275,7 +275,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         y : array-like of shape (n_samples,) or (n_samples, n_labels)
             The target values: class labels, or an indicator matrix of 0 and 1 in multilabel classification.
         sample_weight : array-like of shape (n_samples,), default=None
-            Sample weights. If None, samples are equally weighted. A batch whose weights are all 0 is left out.
+            Sample weights. If None, samples are equally weighted. A batch whose weights sum to 0 is left out.
 
         Returns
         -------

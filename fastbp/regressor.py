@@ -297,7 +297,7 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             The target values.
         sample_weight : array-like of shape (n_samples,), default=None
-            Sample weights. If None, samples are equally weighted. A batch whose weights are all 0 is left out.
+            Sample weights. If None, samples are equally weighted. A batch whose weights sum to 0 is left out.
 
         Returns
         -------

@@ -106,6 +106,14 @@ def test_forgetting():
     assert all_of_them[-2] > 0.9 and all_of_them[-1] > 0.9
 
 
+def test_documentation():
+    shape, _, *rows = numbers("documentation")
+    assert shape[0] > 1000 and shape[2] > 10_000
+    without, ours, theirs = (row[-1] for row in rows)
+    # The same model as scikit-learn's, up to rounding in float32; chance is below 30 %.
+    assert ours == pytest.approx(theirs, abs=1) and min(without, ours) > 50
+
+
 @pytest.mark.parametrize("name", sorted(APPLICATIONS))
 def test_data_that_is_not_there(name, tmp_path):
     done = run(name, FASTBP_DATA=str(tmp_path))
