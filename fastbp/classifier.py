@@ -433,7 +433,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         """
         outputs = self._outputs(X)
         if self._binarizer.y_type_ == "multilabel-indicator":
-            return (outputs > 0.5).astype(int)
+            return self._binarizer.inverse_transform(outputs)  # sparse where y was
         if len(self.classes_) == 1:
             return np.repeat(self.classes_, len(outputs))
         if self.n_outputs_ == 1:
