@@ -43,7 +43,7 @@ class Predictor:
         self.dtype = self.network.dtype
         arrays = [*coefs, *intercepts]
         self._is_in_place = all(array.flags.c_contiguous and array.dtype == self.dtype for array in arrays)
-        self._row = max(map(self.network.row_stride, units))
+        self._strides = [self.network.row_stride(n) for n in units]
         self._layers: dict = {}  # what `_plain_layers` returns
         self._widest = self.network.widest
         self._work = forward_work(units)
@@ -117,7 +117,8 @@ class Predictor:
         if self._kernels is None:
             self._kernels = kernel_addresses(self.dtype, prefetch_write=False)
         packed = np.empty(n_packed, self.dtype)
-        space = np.empty((n_threads, 2, block * self._row), self.dtype)
+        row = max(self._strides[1:] if kind == "csr" else self._strides)
+        space = np.empty((n_threads, 2, block * row), self.dtype)
         bad = np.zeros(n_threads, np.int64)
         args = (x, layers, self.network.coefficients, self._kernels, packed, space, out, bad, block, packs)
         if n_threads > 1 and kind not in self._addresses:

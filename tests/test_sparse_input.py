@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 from sklearn.base import clone
+from sklearn.datasets import make_multilabel_classification
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.multioutput import MultiOutputClassifier
@@ -455,6 +456,18 @@ def test_same_weights_as_scikit_learn(estimator, options):
     np.testing.assert_allclose(a.predict(X), b.predict(X), rtol=1e-5, atol=1e-6)
     if hasattr(a, "predict_proba"):
         np.testing.assert_allclose(a.predict_proba(X), b.predict_proba(X), rtol=1e-5, atol=1e-8)
+
+
+def test_labels_as_a_sparse_indicator_matrix():
+    X, Y = make_multilabel_classification(n_samples=60, n_features=8, n_classes=3, random_state=0)
+    options = dict(hidden_layer_sizes=(5,), max_iter=20, random_state=0)
+    ours, theirs = BackpropClassifier(**options), MLPClassifier(**options)
+    for labels in (sparse.csr_matrix(Y), Y):
+        found, expected = (model.fit(X, labels).predict(X) for model in (ours, theirs))
+        assert sparse.issparse(found) == sparse.issparse(expected) == sparse.issparse(labels)
+        difference = found - expected
+        assert not difference.any() if isinstance(difference, np.ndarray) else difference.nnz == 0
+        assert ours.score(X, labels) == theirs.score(X, labels)
 
 
 # --- memory ---
