@@ -92,7 +92,8 @@ class Predictor:
             self._predict_csr(csr_matrix_of(x, self.dtype), out, n_jobs)
             return out, True
         if (n <= FEW_ROWS or n * self._work <= LITTLE_WORK) and self._is_in_place:
-            x = x.astype(self.dtype, copy=False)
+            with np.errstate(over="ignore"):  # infinity is noticed
+                x = x.astype(self.dtype, copy=False)
             space = np.empty((2, self._widest), self.dtype)
             layers, _, _ = self._plain_layers(packs=False)
             return out, prediction.predict_few(x, layers, self.network.coefficients, space, out)
