@@ -44,6 +44,7 @@ class Predictor:
         arrays = [*coefs, *intercepts]
         self._is_in_place = all(array.flags.c_contiguous and array.dtype == self.dtype for array in arrays)
         self._row = max(map(self.network.row_stride, units))
+        self._csr_row = max(map(self.network.row_stride, units[1:]))  # no room for inputs, of which there may be many
         self._layers, self._n_packed = prediction.plain_layers(self.network, coefs, intercepts)
         self._widest = self.network.widest
         self._work = forward_work(units)
@@ -73,7 +74,9 @@ class Predictor:
         finite : bool
             Whether all inputs are finite numbers in the network's dtype; if not, `out` has no meaning.
         """
-        n = x.shape[0]
+        n, n_features = x.shape
+        if n_features != self.network.units[0]:  # `n_features_in_` was edited, or another thread is fitting
+            raise ValueError(f"X has {n_features} features, but the network has {self.network.units[0]} inputs.")
         out = np.empty((n, self._layers[-1, 3]), self.dtype)
         if not isinstance(x, np.ndarray):
             self._predict_csr(csr_matrix_of(x, self.dtype), out, n_jobs)
@@ -106,7 +109,7 @@ class Predictor:
         if self._kernels is None:
             self._kernels = kernel_addresses(self.dtype, prefetch_write=False)
         packed = np.empty(self._n_packed, self.dtype)
-        space = np.empty((n_threads, 2, block * self._row), self.dtype)
+        space = np.empty((n_threads, 2, block * (self._csr_row if kind == "csr" else self._row)), self.dtype)
         bad = np.zeros(n_threads, np.int64)
         args = (x, layers, self.network.coefficients, self._kernels, packed, space, out, bad, block, n >= PACKED_ROWS)
         if n_threads > 1 and kind not in self._addresses:
