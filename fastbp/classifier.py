@@ -6,6 +6,7 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.sparse import csr_matrix
 from sklearn.base import ClassifierMixin
 from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import check_scalar
@@ -334,7 +335,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
             If the input is invalid, y has labels that are not in `classes`, or `early_stopping` is True.
         """
         with self._all_or_nothing():
-            if getattr(self, "t_", None) == 0:
+            if getattr(self, "t_", None) == 0 and not hasattr(self, "loss_"):
                 check_feature_names(self, X, reset=True)  # `initialize` does not know them
             if check_partial_fit_first_call(self, classes):
                 multilabel = type_of_target(y).startswith("multilabel")
@@ -429,11 +430,12 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         Returns
         -------
         ndarray of shape (n_samples,) or (n_samples, n_labels)
-            The predicted classes; in multilabel classification an indicator matrix of 0 and 1.
+            The predicted classes; in multilabel classification an indicator matrix of 0 and 1, sparse if y was.
         """
         outputs = self._outputs(X)
         if self._binarizer.y_type_ == "multilabel-indicator":
-            return (outputs > 0.5).astype(int)
+            labels = (outputs > 0.5).astype(int)
+            return csr_matrix(labels) if self._binarizer.sparse_input_ else labels  # as the y of the first training
         if len(self.classes_) == 1:
             return np.repeat(self.classes_, len(outputs))
         if self.n_outputs_ == 1:

@@ -348,7 +348,7 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
             If the input is invalid, or `early_stopping` is True.
         """
         with self._all_or_nothing():
-            if getattr(self, "t_", None) == 0:
+            if getattr(self, "t_", None) == 0 and not hasattr(self, "loss_"):
                 check_feature_names(self, X, reset=True)  # `initialize` does not know them
             return self._fit(X, y, sample_weight, incremental=True)
 
