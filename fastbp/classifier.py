@@ -61,6 +61,8 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         - "one_cycle" increases to `learning_rate_init` over the first 30 percent of `max_iter` epochs and decreases to
           almost 0 over the others (Smith 2018).
 
+        Calls of `partial_fit` count as epochs of these two; after `max_iter` of them the last, lowest rate remains.
+
     learning_rate_init : float, default=0.001
         The initial learning rate; the highest one of "cosine" and "one_cycle". Only for "sgd" and "adam".
 
@@ -334,7 +336,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
             If the input is invalid, y has labels that are not in `classes`, or `early_stopping` is True.
         """
         with self._all_or_nothing():
-            if getattr(self, "t_", None) == 0:
+            if getattr(self, "t_", None) == 0 and not hasattr(self, "loss_"):
                 check_feature_names(self, X, reset=True)  # `initialize` does not know them
             if check_partial_fit_first_call(self, classes):
                 multilabel = type_of_target(y).startswith("multilabel")
@@ -429,7 +431,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         Returns
         -------
         ndarray of shape (n_samples,) or (n_samples, n_labels)
-            The predicted classes; in multilabel classification an indicator matrix of 0 and 1.
+            The predicted classes; in multilabel classification an indicator matrix of 0 and 1, sparse if y was.
         """
         outputs = self._outputs(X)
         if self._binarizer.y_type_ == "multilabel-indicator":

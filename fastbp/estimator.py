@@ -130,6 +130,8 @@ class BaseBackprop(BaseEstimator):
         """Check the input and train; `incremental` for one epoch as `partial_fit`. A failure changes nothing."""
         with self._all_or_nothing():
             first = not (hasattr(self, "coefs_") and (incremental or self.warm_start))
+            if not first:  # the user may have edited them
+                check_shapes(self.coefs_, self.intercepts_, self.n_features_in_, self._activations)
             X, y, dtype = self._check_X(X, y, reset=first)
             Y = self._check_targets(y, reset=first, incremental=incremental)
             if self.early_stopping and incremental:
@@ -220,6 +222,12 @@ class BaseBackprop(BaseEstimator):
                 "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
             )
         X, Y, weight = X[held_out], Y[held_out], weight[held_out] if weight.size else None
+        if weight is not None and not weight.any():
+            raise ValueError(
+                "Sample weights must contain at least one non-zero number, also those of the samples that "
+                f"early_stopping holds out. Increase validation_fraction={self.validation_fraction} or leave out "
+                "samples of weight 0."
+            )
 
         def score(coefs, intercepts):
             outputs, _ = Predictor(coefs, intercepts, activations, X.shape[1]).outputs(X, self.n_jobs)
@@ -265,6 +273,7 @@ class BaseBackprop(BaseEstimator):
     def _set_fitted(self, network, coefs, intercepts, optimizer, progress):
         stops_early = progress.validation_scores is not None
         self.coefs_, self.intercepts_ = coefs, intercepts
+        _PREDICTORS.pop(self, None)  # it would keep the old weights
         self._optimizer = optimizer.store(network, self.solver)
         self._progress = progress
         self._activations = network.activations
@@ -430,6 +439,8 @@ def targets_and_weights(X, Y, sample_weight, dtype):
         weight = check_sample_weight(sample_weight, X, dtype=dtype)
         if not weight.any():  # scikit-learn before 1.9 lets these pass
             raise ValueError("Sample weights must contain at least one non-zero number.")
+        if weight.sum(dtype=np.float64) == 0:
+            raise ValueError("Sample weights must not sum to zero.")
     return declare_writeable(np.ascontiguousarray(Y, dtype=dtype)), declare_writeable(weight)
 
 

@@ -45,13 +45,13 @@ def fit(session, data, settings, progress, max_fun):
         On Ctrl-C before the end of the first iteration: there is nothing to keep.
     """
     progress.epochs = 0
-    # The padding of the packed parameters stays zero: neither it nor its gradient contributes to a product.
-    last = {"loss": None, "params": session.params.copy()}
+    places = session.parameter_places()  # scipy has no need to know the padding between them
+    last = {"loss": None, "params": session.params[places]}
 
     def loss_and_gradient(params):
-        session.params[:] = params
+        session.params[places] = params
         last["loss"], gradient = session.loss_and_gradient(data)
-        return last["loss"], gradient
+        return last["loss"], gradient[places]
 
     def after_iteration(params):
         last["params"] = params.copy()
@@ -64,17 +64,17 @@ def fit(session, data, settings, progress, max_fun):
 
     try:
         result = scipy.optimize.minimize(
-            loss_and_gradient, session.params.copy(), method="L-BFGS-B", jac=True, callback=after_iteration,
+            loss_and_gradient, last["params"], method="L-BFGS-B", jac=True, callback=after_iteration,
             options={"maxfun": max_fun, "maxiter": settings.max_iter, "gtol": settings.tol},
         )  # fmt: skip
-        session.params[:], progress.loss = result.x, float(result.fun)
+        session.params[places], progress.loss = result.x, float(result.fun)
         progress.epochs = min(result.nit, settings.max_iter)
         if result.status != 0:
             warn_user(_warning(result, progress.epochs, settings.max_iter), ConvergenceWarning)
     except KeyboardInterrupt:
         if progress.epochs == 0:
             raise
-        session.params[:] = last["params"]
+        session.params[places] = last["params"]
         warn_user("Training interrupted by user.")
     return session.parameters()
 

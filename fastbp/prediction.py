@@ -42,6 +42,7 @@ class Predictor:
         self.network = make_network(units, activations, coefs[0].dtype)
         self.dtype = self.network.dtype
         arrays = [*coefs, *intercepts]
+        self._shapes = [array.shape for array in arrays]
         self._is_in_place = all(array.flags.c_contiguous and array.dtype == self.dtype for array in arrays)
         self._strides = [self.network.row_stride(n) for n in units]
         self._layers: dict = {}  # what `_plain_layers` returns
@@ -52,10 +53,12 @@ class Predictor:
         self._addresses = {}  # of the kernel for each type of samples
 
     def uses(self, coefs, intercepts):
-        """Whether these are the same arrays as before, whatever their values."""
+        """Whether these are the same arrays as before, of the same shapes, whatever their values."""
         if len(coefs) != len(self._coefs) or len(intercepts) != len(self._intercepts):
             return False
-        return all(map(_is, self._coefs, coefs)) and all(map(_is, self._intercepts, intercepts))
+        if not (all(map(_is, self._coefs, coefs)) and all(map(_is, self._intercepts, intercepts))):
+            return False
+        return self._shapes == [array.shape for array in (*coefs, *intercepts)]  # `resize` works in place
 
     def _plain_layers(self, *, packs, csr=False):
         """Return what `prediction.plain_layers` does, and the arrays whose addresses are in the table."""
@@ -86,7 +89,9 @@ class Predictor:
         finite : bool
             Whether all inputs are finite numbers in the network's dtype; if not, `out` has no meaning.
         """
-        n = x.shape[0]
+        n, n_features = x.shape
+        if n_features != self.network.units[0]:  # `n_features_in_` was edited, or another thread is fitting
+            raise ValueError(f"X has {n_features} features, but the network has {self.network.units[0]} inputs.")
         out = np.empty((n, self._n_outputs), self.dtype)
         if not isinstance(x, np.ndarray):
             self._predict_csr(csr_matrix_of(x, self.dtype), out, n_jobs)

@@ -73,6 +73,8 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         - "one_cycle" increases to `learning_rate_init` over the first 30 percent of `max_iter` epochs and decreases to
           almost 0 over the others (Smith 2018).
 
+        Calls of `partial_fit` count as epochs of these two; after `max_iter` of them the last, lowest rate remains.
+
     learning_rate_init : float, default=0.001
         The initial learning rate; the highest one of "cosine" and "one_cycle". Only for "sgd" and "adam".
 
@@ -348,7 +350,7 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
             If the input is invalid, or `early_stopping` is True.
         """
         with self._all_or_nothing():
-            if getattr(self, "t_", None) == 0:
+            if getattr(self, "t_", None) == 0 and not hasattr(self, "loss_"):
                 check_feature_names(self, X, reset=True)  # `initialize` does not know them
             return self._fit(X, y, sample_weight, incremental=True)
 

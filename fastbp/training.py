@@ -130,7 +130,7 @@ def fit(session, data, settings, progress, random_state, *, one_epoch=False, sco
     if score is not None:
         best = session.parameters()  # of a warm start, the best so far
         if progress.validation_scores is None:
-            progress.validation_scores, progress.no_improvement = [], 0
+            progress.validation_scores, progress.best_score, progress.no_improvement = [], -np.inf, 0
     steps_before = session.optimizer.steps
     try:
         for _ in range(1 if one_epoch else settings.max_iter):

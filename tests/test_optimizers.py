@@ -129,4 +129,5 @@ def test_step_sizes():
 
 
 def test_codes():
-    assert {name: getattr(optimizers, name.upper()) for name in SOLVERS} == SOLVERS
+    assert SOLVERS == {"sgd": optimizers.SGD, "adam": optimizers.ADAM, "lbfgs": optimizers.NO_UPDATE}
+    assert len(set(SOLVERS.values())) == len(SOLVERS)

@@ -260,13 +260,23 @@ class Session:
         """
         loss = self.run(data, np.zeros(1))
         divisor = data.weight[data.order].sum(dtype=np.float64) if data.weight.size else data.order.size
-        return loss, (self._training_arrays.grads + self._penalty * self.params) / divisor
+        gradient = self._training_arrays.grads / divisor
+        if self.settings.alpha != 0:
+            gradient += self._penalty / divisor * self.params
+        return loss, gradient
 
     @cached_property
     def _penalty(self):
         """The factor of each parameter in the gradient of the L2 term: alpha for weights, 0 for biases."""
         coefs, intercepts = self.parameters()
-        return self._network.pack([np.full_like(w, self.settings.alpha) for w in coefs], map(np.zeros_like, intercepts))
+        return self._network.pack(
+            [np.full_like(w, self.settings.alpha) for w in coefs], list(map(np.zeros_like, intercepts))
+        )
+
+    def parameter_places(self):
+        """Return the places of the parameters, without their padding, in the packed vector."""
+        coefs, intercepts = self.parameters()
+        return np.flatnonzero(self._network.pack(list(map(np.ones_like, coefs)), list(map(np.ones_like, intercepts))))
 
     def parameters(self):
         """Return coefs and intercepts, as new arrays."""
