@@ -79,7 +79,9 @@ class Predictor:
             self._predict_csr(csr_matrix_of(x, self.dtype), out, n_jobs)
             return out, True
         if (n <= FEW_ROWS or n * self._work <= LITTLE_WORK) and self._is_in_place:
-            x = x.astype(self.dtype, copy=False)
+            if x.dtype != self.dtype:
+                with np.errstate(over="ignore"):  # what becomes infinite is noticed by the kernel
+                    x = x.astype(self.dtype)
             space = np.empty((2, self._widest), self.dtype)
             return out, prediction.predict_few(x, self._layers, self.network.coefficients, space, out)
         if n >= MANY_ROWS and is_mostly_zero(x):
