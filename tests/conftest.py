@@ -16,8 +16,12 @@ ESTIMATOR = {
     "test_classifier", "test_inputs", "test_meta_estimators", "test_plots", "test_regressor", "test_scikit_learn",
     "test_sparse_input",
 }  # fmt: skip
-# Of the estimator's tests those that compare with scikit-learn's results.
-NUMERICAL_OF_THE_ESTIMATOR = ("test_same_", "test_float32_", "test_any_layout_", "test_a_prediction_", "test_squared_")
+# Of the estimators' tests those that compare with scikit-learn's results.
+NUMERICAL_OF_THE_ESTIMATORS = {
+    "test_classifier": ("test_same_", "test_float32_", "test_any_layout_", "test_a_prediction_", "test_squared_"),
+    "test_regressor": ("test_the_gradient_",),
+    "test_scikit_learn": ("test_the_same_model[", "test_the_same_model_where_"),
+}
 
 _terminal = pytest.StashKey[int]()
 
@@ -32,8 +36,7 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        of_the_estimator = item.path.stem == "test_classifier" and item.name.startswith(NUMERICAL_OF_THE_ESTIMATOR)
-        if item.path.stem in NUMERICAL or of_the_estimator:
+        if item.path.stem in NUMERICAL or item.name.startswith(NUMERICAL_OF_THE_ESTIMATORS.get(item.path.stem, ())):
             item.add_marker("numerical")
         if item.path.stem in ESTIMATOR:
             item.add_marker("estimator")

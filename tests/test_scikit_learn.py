@@ -19,6 +19,10 @@ from sklearn.utils.fixes import parse_version
 
 import fastbp
 from fastbp import BackpropClassifier, BackpropRegressor
+from fastbp.codegen.target import lanes
+from fastbp.codegen.tiles import NV
+from fastbp.kernels.network import make_network
+from fastbp.kernels.online import is_small
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning", "ignore::UserWarning")
 
@@ -149,6 +153,18 @@ def test_the_same_model_with_other_options(name, problem):
     ours, theirs = pair(problem, **options)
     with np.errstate(all="ignore"):
         assert_same(ours.fit(X, y), theirs.fit(X, y), X, 1e-3 if ours.solver == "lbfgs" else 1e-6)
+
+
+@pytest.mark.parametrize("solver", ["plain", "nesterov", "adam"])
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_the_same_model_where_single_samples_have_a_kernel_of_their_own(problem, solver):
+    X, y = PROBLEMS[problem]()
+    n = min(6, NV * lanes(8))
+    X, y = X[:, 2 : n + 2], y % 3 if problem == "multiclass" else y
+    options = dict(hidden_layer_sizes=(n,), batch_size=1, max_iter=3, random_state=2) | SOLVERS[solver]
+    ours, theirs = pair(problem, **(options | dict(learning_rate_init=0.003)))
+    assert_same(ours.fit(X, y), theirs.fit(X, y), X)
+    assert is_small(make_network([n, n, ours.n_outputs_], ours._activations, np.float64, 1))
 
 
 @pytest.mark.parametrize("early", [False, True])
