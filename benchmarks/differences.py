@@ -26,9 +26,7 @@ SOLVERS = {
     "sgd, momentum": dict(solver="sgd", momentum=0.8, nesterovs_momentum=False, learning_rate_init=0.02),
     "sgd, Nesterov": dict(solver="sgd", learning_rate_init=0.01),
     "sgd, invscaling": dict(solver="sgd", learning_rate="invscaling", learning_rate_init=0.05, power_t=0.2),
-    "sgd, adaptive": dict(
-        solver="sgd", learning_rate="adaptive", learning_rate_init=0.02, tol=0.02, n_iter_no_change=1
-    ),
+    "sgd, adaptive": dict(solver="sgd", learning_rate="adaptive", learning_rate_init=0.02, tol=0.1, n_iter_no_change=1),
     "adam": dict(solver="adam", learning_rate_init=0.005),
     "lbfgs": dict(solver="lbfgs", max_iter=25),
 }

@@ -44,7 +44,7 @@ CONFIGURATIONS = [
     BackpropRegressor(early_stopping=True, validation_fraction=0.5),
     BackpropRegressor(dtype="float32", solver="lbfgs", n_jobs=1),
     BackpropRegressor(alpha=0.0, warm_start=True),
-    BackpropRegressor("squared_error", (8,), "silu", dtype="float64", shuffle=False),
+    BackpropRegressor("squared_error", (50,), "silu", dtype="float64", shuffle=False, learning_rate_init=0.01),
     BackpropClassifier((6, 6), "elu", dtype="float64", shuffle=False, learning_rate_init=0.01),
 ]
 CHECKS = parametrize_with_checks(CONFIGURATIONS).mark
