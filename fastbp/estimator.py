@@ -423,12 +423,14 @@ def _keep_float64(X, sources):
 def _state_of_0_1_0(state):
     """Return the state of a fitted estimator of version 0.1.0 as this version has it."""
     old = vars(state["_progress"])
-    progress = training.Progress(**old, loss=old["loss_curve"][-1] if old["loss_curve"] else None)
+    losses = old["loss_curve"]
+    rates = [np.nan] * len(losses)  # which it did not keep
+    progress = training.Progress(**old, lr_curve=rates, loss=losses[-1] if losses else None)
     others = {name: value for name, value in state.items() if name != "_memory"}
     return others | {
         "_optimizer": state["_memory"], "_progress": progress,
-        "_loss": Loss(state["_loss"], (0.0,) * state["n_outputs_"]), "lr_curve_": [], "validation_scores_": None,
-        "best_validation_score_": None,
+        "_loss": Loss(state["_loss"], (0.0,) * state["n_outputs_"]), "lr_curve_": list(rates),
+        "validation_scores_": None, "best_validation_score_": None,
     }  # fmt: skip
 
 

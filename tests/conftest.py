@@ -14,8 +14,11 @@ NUMERICAL = {
 }  # fmt: skip
 # What holds for all versions of scikit-learn; other tests of the estimators compare with the texts and rules of 1.9.
 ESTIMATOR = {"test_classifier", "test_plots", "test_regressor", "test_sparse_input"}
-# Of the estimator's tests those that compare with scikit-learn's results.
-NUMERICAL_OF_THE_ESTIMATOR = ("test_same_", "test_float32_", "test_any_layout_", "test_a_prediction_", "test_squared_")
+# Of the estimators' tests those that compare with scikit-learn's results.
+NUMERICAL_OF_THE_ESTIMATORS = {
+    "test_classifier": ("test_same_", "test_float32_", "test_any_layout_", "test_a_prediction_", "test_squared_"),
+    "test_regressor": ("test_the_gradient_",),
+}
 
 _terminal = pytest.StashKey[int]()
 
@@ -30,8 +33,7 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        of_the_estimator = item.path.stem == "test_classifier" and item.name.startswith(NUMERICAL_OF_THE_ESTIMATOR)
-        if item.path.stem in NUMERICAL or of_the_estimator:
+        if item.path.stem in NUMERICAL or item.name.startswith(NUMERICAL_OF_THE_ESTIMATORS.get(item.path.stem, ())):
             item.add_marker("numerical")
         if item.path.stem in ESTIMATOR:
             item.add_marker("estimator")

@@ -9,7 +9,18 @@ from guards import Fences, Guards, run_alone
 from numba import njit
 
 from fastbp import BackpropClassifier
-from fastbp.activations import ACTIVATIONS, Activation, Gaussian, Identity, Logistic, Relu, Softmax, Tanh, Threshold
+from fastbp.activations import (
+    ACTIVATIONS,
+    Activation,
+    Exp,
+    Gaussian,
+    Identity,
+    Logistic,
+    Relu,
+    Softmax,
+    Tanh,
+    Threshold,
+)
 from fastbp.codegen.bitmask import MASK_BITS
 from fastbp.codegen.memory import pointer
 from fastbp.codegen.target import CACHE_LINE, lanes
@@ -41,6 +52,10 @@ OUTPUTS = [
     ("log_loss", Softmax()),
     ("log_loss", Logistic()),
     *(("squared_error", activation) for activation in HIDDEN),
+    ("poisson", Exp()),
+    ("absolute_error", Identity()),
+    ("huber", Tanh()),
+    ("quantile", Logistic(slope=2.0)),
 ]
 # Where the derivative jumps.
 KINKS = {"piecewise_linear": (-1.0, 1.0), **dict.fromkeys(["relu", "leaky_relu", "elu", "selu"], (0.0,))}
@@ -66,6 +81,7 @@ class Problem:
     Y: np.ndarray
     weight: np.ndarray
     alpha: float = 0.0
+    loss_parameters: np.ndarray | float = 0.0  # for each output
     transpose_narrow: bool = True
 
     @property
@@ -87,15 +103,18 @@ class Problem:
         weight = self.weight[samples] if self.weight.size else None
         X, Y = self.X[samples].astype(np.float64), self.Y[samples].astype(np.float64)
         network = self.coefs, self.intercepts, self.pairs
-        return reference.backprop_naive(*network, self.loss, X, Y, self.alpha, weight)
+        return reference.backprop_naive(*network, self.loss, X, Y, self.alpha, weight, self.loss_parameters)
 
     def distance_from_kinks(self):
-        """How near to a kink of its activation any unit comes."""
-        _, pre_activations = reference.forward_naive(self.coefs, self.intercepts, self.pairs, self.X)
+        """How near to a kink of its activation or of the loss any unit comes."""
+        layers, pre_activations = reference.forward_naive(self.coefs, self.intercepts, self.pairs, self.X)
         smallest = np.inf
         for z, activation in zip(pre_activations, self.activations, strict=True):
             for kink in KINKS.get(activation.name, ()):
                 smallest = min(smallest, np.abs(z - kink).min())
+        if self.loss in ("absolute_error", "huber", "quantile"):
+            kinks = self.loss_parameters if self.loss == "huber" else 0.0
+            smallest = min(smallest, np.abs(np.abs(layers[-1] - self.Y) - kinks).min())
         return smallest
 
 
@@ -112,14 +131,18 @@ def make(
     coefs = [rng.uniform(-b, b, shape).astype(dtype) for b, shape in zip(bounds, shapes, strict=True)]
     intercepts = [rng.uniform(-b, b, shape[1]).astype(dtype) for b, shape in zip(bounds, shapes, strict=True)]
     X = rng.normal(size=(n, units[0])).astype(dtype)
-    if loss == "squared_error":
+    if loss == "poisson":
+        Y = rng.poisson(1.5, (n, units[-1])).astype(dtype)
+    elif loss != "log_loss":
         Y = rng.uniform(0, 1, (n, units[-1])).astype(dtype)
     elif isinstance(output, Softmax):
         Y = np.eye(units[-1], dtype=dtype)[rng.integers(0, units[-1], n)]
     else:
         Y = rng.integers(0, 2, (n, units[-1])).astype(dtype)
     weight = rng.uniform(0.2, 3, n if weighted else 0).astype(dtype)
-    return Problem([*hidden, output], loss, coefs, intercepts, X, Y, weight, alpha)
+    # Exact in both types; some errors are above the bounds of huber, and some below.
+    loss_parameters = np.linspace(0.25, 0.75, units[-1]).astype(np.float16) if loss in ("huber", "quantile") else 0.0
+    return Problem([*hidden, output], loss, coefs, intercepts, X, Y, weight, alpha, loss_parameters)
 
 
 def guarded_net(problem, n_rows, n_threads, sparse, guards, *, trains=False):
@@ -168,7 +191,7 @@ class Trainer:
         params = self.net.params.copy()
         task = Task(
             loss=LOSSES[self.problem.loss],
-            loss_parameters=self.guards.zeros(-(-self.network.units[-1] // 16) * 16, self.problem.dtype),
+            loss_parameters=self.guards.array(self._loss_parameters()),
             loss_scale=1.0,
             solver=SOLVERS[self.solver],
             constants=self.constants,
@@ -185,6 +208,13 @@ class Trainer:
         if self.optimizer is None:
             self.net.params[:] = params
         return self
+
+    def _loss_parameters(self):
+        """One number for each output; what pads them to whole vectors may be anything."""
+        n, width = self.network.units[-1], self.network.lanes
+        padded = np.full(-(-n // width) * width, np.nan, self.problem.dtype)
+        padded[:n] = self.problem.loss_parameters
+        return padded
 
     def gradients(self):
         """The mean gradient of the last batch without an optimizer: the velocity of a step of size 1, negated."""
@@ -227,7 +257,10 @@ def test_gradient(units, hidden, loss, output):
 
 
 EVERY = [*ACTIVATIONS.values(), Threshold("logistic"), Threshold("tanh"), Threshold("identity")]
-EVERY_OUTPUT = [("log_loss", Softmax()), ("log_loss", Logistic()), *(("squared_error", f) for f in EVERY)]
+EVERY_OUTPUT = [
+    *OUTPUTS[:2], *(("squared_error", f) for f in EVERY),
+    ("poisson", Exp()), *((loss, Identity()) for loss in ("absolute_error", "huber", "quantile")),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("loss", "output"), EVERY_OUTPUT, ids=str)
@@ -411,6 +444,8 @@ TRAINED = [
     ([6, 9, 5, 2], [Logistic(slope=2.0), Tanh()], "log_loss", Logistic()),
     ([6, 70, 3], Logistic(), "squared_error", Logistic()),
     ([6, 4], Tanh(), "squared_error", Identity()),
+    ([6, 9, 19], Tanh(), "huber", Identity()),
+    ([6, 5, 3], Relu(), "poisson", Exp()),
 ]
 
 

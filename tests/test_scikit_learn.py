@@ -1,5 +1,6 @@
 """The same model as scikit-learn's own MLP, for every parameter that both have."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -18,6 +19,10 @@ from sklearn.utils.fixes import parse_version
 
 import fastbp
 from fastbp import BackpropClassifier, BackpropRegressor
+from fastbp.codegen.target import lanes
+from fastbp.codegen.tiles import NV
+from fastbp.kernels.network import make_network
+from fastbp.kernels.online import is_small
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning", "ignore::UserWarning")
 
@@ -136,7 +141,9 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("problem", ["binary", "multiclass", "multilabel", "squared_error", "poisson, outputs"])
+@pytest.mark.parametrize(
+    "problem", ["binary", "multiclass", "multilabel", "squared_error", "squared_error, outputs", "poisson, outputs"]
+)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_same_model_with_other_options(name, problem):
     X, y = PROBLEMS[problem]()
@@ -146,6 +153,18 @@ def test_the_same_model_with_other_options(name, problem):
     ours, theirs = pair(problem, **options)
     with np.errstate(all="ignore"):
         assert_same(ours.fit(X, y), theirs.fit(X, y), X, 1e-3 if ours.solver == "lbfgs" else 1e-6)
+
+
+@pytest.mark.parametrize("solver", ["plain", "nesterov", "adam"])
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_the_same_model_where_single_samples_have_a_kernel_of_their_own(problem, solver):
+    X, y = PROBLEMS[problem]()
+    n = min(6, NV * lanes(8))
+    X, y = X[:, 2 : n + 2], y % 3 if problem == "multiclass" else y
+    options = dict(hidden_layer_sizes=(n,), batch_size=1, max_iter=3, random_state=2) | SOLVERS[solver]
+    ours, theirs = pair(problem, **(options | dict(learning_rate_init=0.003)))
+    assert_same(ours.fit(X, y), theirs.fit(X, y), X)
+    assert is_small(make_network([n, n, ours.n_outputs_], ours._activations, np.float64, 1))
 
 
 @pytest.mark.parametrize("early", [False, True])
@@ -299,8 +318,13 @@ def test_parameters_of_scikit_learn_are_taken():
         names = list(theirs().get_params(deep=False))
         estimator = ours(**theirs().get_params())
         assert {name: estimator.get_params()[name] for name in names} == theirs().get_params()
-        # And in the same order, where they may be given by position.
-        assert list(ours._get_param_names()) == sorted(ours().get_params())
+        # And those that may be given by position in the same order.
+        positional = [
+            [p.name for p in inspect.signature(cls).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+            for cls in (ours, theirs)
+        ]
+        assert positional[0] == positional[1]
+        assert isinstance(estimator.fit(*load_iris(return_X_y=True)), ours)
 
 
 @pytest.mark.parametrize("problem", ["binary", "multiclass", "multilabel", "squared_error, outputs", "poisson"])
