@@ -25,7 +25,10 @@ import fastbp
 from fastbp import BackpropClassifier, BackpropRegressor, inspection
 from fastbp.kernels.session import Session
 
-pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::sklearn.exceptions.ConvergenceWarning",
+    "ignore:scipy.optimize:DeprecationWarning",  # of an option that scikit-learn 1.7 passes
+)
 both = pytest.mark.parametrize("estimator", [BackpropClassifier, BackpropRegressor])
 N, K = 120, 50
 # scipy's own sums are those of another layout of the weights.
