@@ -231,7 +231,7 @@ def test_step(benchmark, workload, dtype, threads):
 
     plain = PlainNetwork(*start, activation=activation, solver=solver)
     network = make_network(units, [Relu()] * (len(units) - 2) + [Softmax()], dtype, m)
-    settings = BackpropClassifier(solver=solver, batch_size=m, n_jobs=threads)._step_settings(m)
+    settings = BackpropClassifier(solver=solver, batch_size=m, n_jobs=threads)._step_settings(m, units[-1])
     params = network.pack(*start)
     session = Session(network, params, OptimizerState.empty(network, solver, 1e-3), settings, m)
     if session.n_threads != threads:

@@ -28,6 +28,7 @@ from fastbp.kernels import threads, tuner
 from fastbp.kernels.plan import is_mostly_zero, training_work
 from fastbp.kernels.records import Data
 from fastbp.kernels.session import OptimizerState, Session, StepSettings
+from fastbp.losses import Loss
 
 
 def make_network(units, batch_size):
@@ -39,7 +40,9 @@ def make_network(units, batch_size):
 
 def session(units, batch_size, n_samples, n_jobs, sparse=False):
     """Return a training session with Adam."""
-    settings = StepSettings(loss="log_loss", solver="adam", alpha=0.0, batch_size=batch_size, n_jobs=n_jobs)
+    settings = StepSettings(
+        loss=Loss("log_loss", (0.0,) * units[-1]), solver="adam", alpha=0.0, batch_size=batch_size, n_jobs=n_jobs
+    )
     network, parameters = make_network(units, batch_size)
     optimizer = OptimizerState.empty(network, "adam", 1e-3)
     return Session(network, network.pack(*parameters), optimizer, settings, n_samples, sparse=sparse)

@@ -59,6 +59,7 @@ def warmup(report=None):
             clf = BackpropClassifier(max_iter=1, dtype=dtype).fit(X, y)
             clf.predict(X)
             clf.predict(X[:1])
+            clf.predict(np.where(values > 250, X, 0).astype(source))  # mostly zeros
             if source == dtype:
                 sparse = csr_array(X)
                 BackpropClassifier(max_iter=1).fit(sparse, y).predict(sparse)

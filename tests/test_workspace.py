@@ -14,6 +14,7 @@ from fastbp.kernels.plan import BLOCK_ROWS, LARGE
 from fastbp.kernels.records import Data
 from fastbp.kernels.session import OptimizerState, Session, StepSettings
 from fastbp.kernels.tuner import ThreadTuner
+from fastbp.losses import Loss
 
 # Units, samples, and rows of a batch and of a chunk. No input is zero: index lists are then as long as they can be.
 CASES = [
@@ -54,7 +55,9 @@ def _train(case, dtype, n_threads, sparse, keep, fenced):
     params = network.pack(*initial_parameters(units, [6.0] * len(activations), np.random.RandomState(0), dtype))
     assert (3 * params.nbytes >= LARGE) == (units[1] == 9000)
     params, first, second = map(_unaligned, (params, np.zeros_like(params), np.zeros_like(params)))
-    settings = StepSettings("squared_error", "adam", alpha=0.1, batch_size=batch_size, n_jobs=n_threads)
+    settings = StepSettings(
+        Loss("squared_error", (0.0,) * units[-1]), "adam", alpha=0.1, batch_size=batch_size, n_jobs=n_threads
+    )
     session.workspace_rows = lambda network: chunk
     trained = Session(network, params, OptimizerState(first, second, 0.01), settings, n, sparse=sparse, keep=keep)
     if fenced:
@@ -69,7 +72,7 @@ def _check_sessions():
     """Runs in a process that ends where anything after an array is read or written."""
     teams = []
     new_team, threads.new_team = threads.new_team, lambda wanted: teams.append(new_team(wanted)) or teams[-1]
-    threads.thread_count = lambda n_jobs, work: n_jobs
+    threads.thread_count = lambda n_jobs, work, least: n_jobs
     for case, dtype, sparse, keep in product(CASES, (np.float32, np.float64), (False, True), (False, True)):
         expected = _train(case, dtype, 1, sparse, keep, fenced=False)
         assert np.isfinite(expected[0])
