@@ -69,7 +69,7 @@ class Point:
         start = initial_parameters(units, [6.0] * (depth + 1), np.random.RandomState(0), np.float32)
         network = make_network(units, activations, np.float32, batch)
         # The estimator fills in the defaults of all other settings.
-        settings = BackpropClassifier(batch_size=batch, alpha=0.0, n_jobs=threads)._step_settings(rows)
+        settings = BackpropClassifier(batch_size=batch, alpha=0.0, n_jobs=threads)._step_settings(rows, units[-1])
         optimizer = OptimizerState.empty(network, settings.solver, 1e-3)
         self.session = Session(network, network.pack(*start), optimizer, settings, rows)
         self.flops = training_work(units) * batch
