@@ -14,7 +14,7 @@ from sklearn.utils.multiclass import type_of_target, unique_labels
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from fastbp.activations import Activation, Logistic, Softmax
-from fastbp.compat import StrOptions, check_feature_names, check_partial_fit_first_call, fit_context
+from fastbp.compat import StrOptions, check_partial_fit_first_call, fit_context
 from fastbp.estimator import BaseBackprop, targets_and_weights
 from fastbp.losses import Loss
 
@@ -336,8 +336,6 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
             If the input is invalid, y has labels that are not in `classes`, or `early_stopping` is True.
         """
         with self._all_or_nothing():
-            if getattr(self, "t_", None) == 0 and not hasattr(self, "loss_"):
-                check_feature_names(self, X, reset=True)  # `initialize` does not know them
             if check_partial_fit_first_call(self, classes):
                 multilabel = type_of_target(y).startswith("multilabel")
                 self._binarizer = LabelBinarizer().fit(y if multilabel else classes)

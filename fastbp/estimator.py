@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from fastbp import lbfgs, training
 from fastbp.activations import ACTIVATIONS, Activation, check_can_learn, get_activation
-from fastbp.compat import Interval, Options, StrOptions, check_sample_weight
+from fastbp.compat import Interval, Options, StrOptions, check_feature_names, check_sample_weight
 from fastbp.initializers import initial_parameters
 from fastbp.kernels.csr import split_inputs
 from fastbp.kernels.network import make_network
@@ -129,6 +129,8 @@ class BaseBackprop(BaseEstimator):
     def _fit(self, X, y, sample_weight, *, incremental):
         """Check the input and train; `incremental` for one epoch as `partial_fit`. A failure changes nothing."""
         with self._all_or_nothing():
+            if incremental and getattr(self, "t_", None) == 0 and not hasattr(self, "loss_"):
+                check_feature_names(self, X, reset=True)  # `initialize` does not know them
             first = not (hasattr(self, "coefs_") and (incremental or self.warm_start))
             if not first:  # the user may have edited them
                 check_shapes(self.coefs_, self.intercepts_, self.n_features_in_, self._activations)
@@ -243,13 +245,12 @@ class BaseBackprop(BaseEstimator):
 
     def _output_activation(self, n_outputs):
         """Return the activation of the output layer."""
-        name = self.loss
         if self.output_activation == "auto":
             return self._default_output_activation(n_outputs)
-        if name in CANONICAL_ACTIVATIONS:
+        if self.loss in CANONICAL_ACTIVATIONS:
             raise ValueError(
-                f"output_activation={self.output_activation!r} is not supported with loss={name!r}, whose outputs are "
-                f"{' or '.join(CANONICAL_ACTIVATIONS[name])}. Use output_activation='auto'."
+                f"output_activation={self.output_activation!r} is not supported with loss={self.loss!r}, whose outputs "
+                f"are {' or '.join(CANONICAL_ACTIVATIONS[self.loss])}. Use output_activation='auto'."
             )
         return get_activation(self.output_activation)
 

@@ -12,7 +12,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from fastbp.activations import Activation, Exp, Identity
-from fastbp.compat import Interval, StrOptions, check_feature_names, fit_context
+from fastbp.compat import Interval, StrOptions, fit_context
 from fastbp.estimator import BaseBackprop, targets_and_weights
 from fastbp.losses import Loss
 
@@ -349,10 +349,7 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         ValueError
             If the input is invalid, or `early_stopping` is True.
         """
-        with self._all_or_nothing():
-            if getattr(self, "t_", None) == 0 and not hasattr(self, "loss_"):
-                check_feature_names(self, X, reset=True)  # `initialize` does not know them
-            return self._fit(X, y, sample_weight, incremental=True)
+        return self._fit(X, y, sample_weight, incremental=True)
 
     @fit_context(prefer_skip_nested_validation=True)
     def initialize(self, n_features: int, n_outputs: int = 1) -> Self:
