@@ -26,7 +26,7 @@ from fastbp.codegen.memory import pointer
 from fastbp.codegen.target import CACHE_LINE, lanes
 from fastbp.codegen.tiles import MR, NV
 from fastbp.codegen.vectors import load_converted, store
-from fastbp.kernels import backprop, prediction, threads
+from fastbp.kernels import backprop, plan, prediction, threads
 from fastbp.kernels.addresses import kernel_addresses
 from fastbp.kernels.network import make_network
 from fastbp.kernels.online import is_small, train_online
@@ -40,7 +40,7 @@ from fastbp.kernels.plan import (
 )
 from fastbp.kernels.records import Data, NetArrays, Task, TrainingArrays
 from fastbp.kernels.session import OptimizerState, Session
-from fastbp.kernels.workspace import allocate_net
+from fastbp.kernels.workspace import allocate_net, read_layers
 from fastbp.losses import LOSSES
 from fastbp.optimizers import SOLVERS, step_sizes
 from fastbp.prediction import Predictor
@@ -157,7 +157,7 @@ class Trainer:
 
     def __init__(
         self, problem, *, optimizer=None, rate=0.1, batch_size=None, chunk=None, order=None, sparse=False,
-        n_threads=1, guards=Guards, kernel=backprop.train,
+        n_threads=1, guards=Guards, kernel=backprop.train, pass_rows=10**6,
     ):  # fmt: skip
         problem = replace(problem, transpose_narrow=problem.transpose_narrow and kernel is not train_online)
         network, dtype = problem.network, problem.dtype
@@ -168,6 +168,7 @@ class Trainer:
         self.solver, self.n_threads, self.kernel = solver, n_threads, kernel
         self.batch_size = len(order) if batch_size is None else batch_size
         self.chunk = self.batch_size if chunk is None else chunk
+        self.pass_rows = pass_rows
         self.n_batches = -(-len(order) // self.batch_size)
         self.guards = guards = guards()
         self.data = Data(*map(guards.array, (problem.X, problem.Y, problem.weight, order)))
@@ -199,6 +200,7 @@ class Trainer:
             alpha=self.problem.alpha,
             batch_size=self.batch_size,
             chunk=self.chunk,
+            pass_rows=self.pass_rows,
             first_batch=first,
             last_batch=last,
         )
@@ -509,6 +511,36 @@ def test_same_bits_in_chunks_of_any_size(optimizer, dtype):
     whole = Trainer(problem, optimizer=optimizer, batch_size=batch_size).run().bits()
     for chunk in (1, 2, 3, 7, 16, 22):
         assert Trainer(problem, optimizer=optimizer, batch_size=batch_size, chunk=chunk).run().bits() == whole
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("optimizer", [None, "nesterov", "adam"])
+def test_same_bits_with_packed_operands_and_in_passes_of_any_size(optimizer, dtype, monkeypatch):
+    """With a cache of some hundred bytes, what is done for wide layers and large batches is done for small ones."""
+    nr = NV * lanes(np.dtype(dtype).itemsize)
+    few = max(1, nr // NV // 2)
+    shapes = (
+        [9 * BLOCK_ROWS + 3, 8 * nr + 5, 4], [20, 8 * nr + 1, few], [130, 140, 3 * nr + 1, 150, 1], [5, 200, 9 * nr, 2],
+    )  # fmt: skip
+    seen = set()
+    for units in shapes:
+        problem = make(units, Logistic(), n=45, dtype=dtype, weighted=True, alpha=0.1)
+        kwargs = {"optimizer": optimizer, "batch_size": 45 if optimizer is None else 17}
+        with monkeypatch.context() as patch:
+            patch.setattr(plan, "L2_BYTES", 10**9)
+            trainer = Trainer(problem, **kwargs)
+            assert all(layer.left == layer.right == -1 for layer in read_layers(trainer.net.table))
+            whole = trainer.run().bits()
+        for l2_bytes, chunk, pass_rows, n_threads in product((200, 12_000), (17, 5), (1, 7), (1, 2)):
+            monkeypatch.setattr(plan, "L2_BYTES", l2_bytes)
+            trainer = Trainer(problem, chunk=chunk, pass_rows=pass_rows, n_threads=n_threads, **kwargs)
+            layers = read_layers(trainer.net.table)
+            seen |= {(x.is_transposed, x.left >= 0, x.right >= 0, x.together > 1) for x in layers}
+            assert trainer.run().bits() == whole, (units, l2_bytes, chunk, pass_rows, n_threads)
+    # Operands packed and not, in all combinations; several blocks of rows for each panel, and one.
+    assert {(left, right) for _, left, right, _ in seen} == set(product((False, True), repeat=2))
+    assert {together for _, left, right, together in seen if left and right} == {False, True}
+    assert (1, True, False) in {(transposed, left, right) for transposed, left, right, _ in seen}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -10,6 +10,7 @@ from fastbp.codegen.target import lanes
 from fastbp.codegen.tiles import MR, NV
 from fastbp.kernels.addresses import kernel_addresses
 from fastbp.kernels.matmul import matmul, multiply_panel, multiply_panel_prefetch_write, pack_transpose
+from fastbp.kernels.plan import reduction_block
 
 DTYPES = [np.float32, np.float64]
 
@@ -43,6 +44,28 @@ def test_matmul(dtype):
         place = (c.ravel(), c.shape[1], c.shape[1])
         run_matmul(kernel_addresses(dtype), m, n, k, wide.ravel(), k + a_gap, panels, k + b_gap, d, *place)
         np.testing.assert_array_equal(c, expected, err_msg=f"{m=} {n=} {k=}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_matmul_with_a_long_reduction(dtype):
+    rng = np.random.default_rng(0)
+    width = lanes(np.dtype(dtype).itemsize)
+    longest = reduction_block(NV * width * np.dtype(dtype).itemsize)
+    m, n = MR + 1, NV * width + 1
+    for k in (longest, longest + 1, 2 * longest, 2 * longest + 3):
+        a, b = rng.normal(size=(m, k)).astype(dtype), rng.normal(size=(k, n)).astype(dtype)
+        written = -(-n // width) * width
+        d = rng.normal(size=written).astype(dtype)
+        c = guarded(m, written, dtype)
+        whole = c.copy()
+        panels, kernels = pack_naive(b, k, dtype), kernel_addresses(dtype)
+        run_matmul(kernels, m, n, k, a.ravel(), k, panels, k, d, c.ravel(), written, written)
+        # Without cutting, a panel after the other: the same chain of multiply-adds.
+        for j, nv in ((0, NV), (NV * width, 1)):
+            run_multiply_panel(
+                m, nv, k, a.ravel(), k, 1, panels[j * k :], nv * width, d, j, 0, whole.ravel(), written + j, written
+            )  # fmt: skip
+        np.testing.assert_array_equal(c, whole, err_msg=f"{k=}")
 
 
 @njit

@@ -23,7 +23,7 @@ from fastbp.codegen.transpose import to_columns
 from fastbp.codegen.vectors import load_first, store
 from fastbp.kernels.csr import COLLECT_CSR, MULTIPLY_CSR
 from fastbp.kernels.gather import gather, gather_and_multiply, is_fused, prefetch_samples
-from fastbp.kernels.gradient import compute_gradients_and_update, make_step, transpose_all
+from fastbp.kernels.gradient import compute_gradients_and_update, make_step, pack_operands, transpose_all
 from fastbp.kernels.matmul import matmul
 from fastbp.kernels.records import (
     coefficients_of,
@@ -64,7 +64,7 @@ def forward(net, first, last, has_first_z):
             pass
         elif l == 0 and net.is_sparse:
             args = (
-                m, layer.fan_out, layer.fan_in, inputs, layer.input_row, net.masks, net.mask_rows, first, weights,
+                m, layer.fan_out, layer.fan_in, inputs, layer.input_row, net.masks, net.n_rows, first, weights,
                 layer.padded_in, bias, z, layer.row, net.indices,
             )  # fmt: skip
             call_at(load_scalar(net.kernels, MATMUL_SPARSE), args)
@@ -188,19 +188,26 @@ def _collect_csr(net, training, samples, position, m, team):
 
 
 @inlined
-def _pass_rows(net, loss, samples, position, first, last, m, fused, row_loss):
-    """Take rows [first, last) of a chunk of m samples through both passes: the first phase of a batch."""
-    if fused:
-        gather_and_multiply(net, samples, position, first, last, m)
-    elif net.is_csr:
-        _multiply_csr(net, samples, position, first, last)
-    else:
-        gather(net, get_layer(net, 0), samples, position, first, last)
-        prefetch_samples(samples, position + m + first, position + m + last)
-    forward(net, first, last, fused or net.is_csr)
-    set_output_delta(net, loss, samples, position, first, last)
-    set_losses(net, loss, samples, position, first, last, row_loss)
-    backward(net, first, last)
+def _pass_rows(net, loss, samples, position, first, last, m, rows, fused, row_loss):
+    """Take rows [first, last) of a chunk of m samples through both passes: the first phase of a batch.
+
+    At most `rows` of them, and about as many each time, go through together.
+    """
+    n_parts = (last - first + rows - 1) // rows
+    for part in range(n_parts):
+        begin, end = first + (last - first) * part // n_parts, first + (last - first) * (part + 1) // n_parts
+        if fused:
+            gather_and_multiply(net, samples, position, begin, end, first, last, m)
+        elif net.is_csr:
+            _multiply_csr(net, samples, position, begin, end)
+        else:
+            gather(net, get_layer(net, 0), samples, position, begin, end)
+            prefetch_samples(samples, position + m + begin, position + m + end)
+        forward(net, begin, end, fused or net.is_csr)
+        set_output_delta(net, loss, samples, position, begin, end)
+        set_losses(net, loss, samples, position, begin, end, row_loss)
+        backward(net, begin, end)
+        pack_operands(net, begin, end)
 
 
 @inlined
@@ -261,7 +268,9 @@ def train(data, arrays, training_arrays, task, losses, team_cells, wanted):
                 barrier(cells, team)
             first, last = share(m, 1, team.rank, team.size)
             if first < last:
-                _pass_rows(net, loss, samples, position, first, last, m, fused, training.row_loss)
+                _pass_rows(
+                    net, loss, samples, position, first, last, m, task.pass_rows, fused, training.row_loss
+                )  # fmt: skip
             barrier(cells, team)
             if team.rank == 0:
                 for i in range(m):

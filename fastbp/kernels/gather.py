@@ -72,8 +72,8 @@ def is_fused(net, samples, n_rows):
 
 
 @jit
-def gather_and_multiply(net, samples, position, first, last, stride):
-    """Gather inputs to rows [first, last) and compute z^1, tile by tile, and prefetch the samples of later rows.
+def gather_and_multiply(net, samples, position, begin, end, first, last, stride):
+    """Gather inputs to rows [begin, end) and compute z^1, tile by tile, and prefetch the samples of later rows.
 
     Parameters
     ----------
@@ -81,8 +81,10 @@ def gather_and_multiply(net, samples, position, first, last, stride):
         The network, and what it learns from.
     position : int64
         Place of row 0 in the order.
+    begin, end : int64
+        Rows to compute.
     first, last : int64
-        Rows of this thread.
+        All rows of this thread.
     stride : int64
         Distance in the order to the same rows of the next chunk.
     """
@@ -93,8 +95,8 @@ def gather_and_multiply(net, samples, position, first, last, stride):
     weights, bias = offset(net.params, layer.weights), offset(net.params, layer.bias)
     # The first panel; the others follow without gathering.
     nv = min(NV, layer.padded_out // width)
-    tiling = cut_into_tiles(last - first)
-    i = first
+    tiling = cut_into_tiles(end - begin)
+    i = begin
     for tile in range(tiling.n_tiles):
         rows = tile_height(tiling, tile)
         gather(net, layer, samples, position, i, i + rows)
@@ -112,7 +114,7 @@ def gather_and_multiply(net, samples, position, first, last, stride):
     done = nv * width
     if done < layer.padded_out:
         matmul(
-            net.kernels, last - first, layer.padded_out - done, k, offset(inputs, first * row), row,
+            net.kernels, end - begin, layer.padded_out - done, k, offset(inputs, begin * row), row,
             offset(weights, done * layer.padded_in), layer.padded_in, offset(bias, done),
-            offset(net.space, layer.z + first * layer.row + done), layer.row,
+            offset(net.space, layer.z + begin * layer.row + done), layer.row,
         )  # fmt: skip

@@ -63,7 +63,8 @@ class Part(NamedTuple):
     panel_rows: int
     n_panels: int
     n_blocks: int  # of all threads
-    first: int  # blocks of this thread: all panels of some rows, then of the next
+    together: int  # blocks of rows that take turns, see `Layer`
+    first: int  # blocks of this thread, in the order of `block_at`
     last: int
 
 
@@ -75,6 +76,7 @@ class Block(NamedTuple):
     rows: int
     row: int  # row stride: the numbers in each row, with padding
     begin: int  # offset in the parameter vector
+    number: int  # among all blocks of the layer, row by row
 
 
 @jit
@@ -86,16 +88,22 @@ def part_of(layer, width, rank, n_threads):
     n_panels = (padded_columns + NV * width - 1) // (NV * width)
     n_blocks = (n_rows + BLOCK_ROWS - 1) // BLOCK_ROWS * n_panels
     first, last = share(n_blocks, ONE, rank, n_threads)
-    return Part(n_rows, padded_columns, panel_rows, n_panels, n_blocks, first, last)
+    return Part(n_rows, padded_columns, panel_rows, n_panels, n_blocks, layer.together, first, last)
 
 
 @inlined
-def block_at(layer, part, number, width):
-    """Return the block of a number."""
-    p, panel = divmod(number, part.n_panels)
-    p, j = p * BLOCK_ROWS, panel * NV * width
+def block_at(layer, part, turn, width):
+    """Return the block whose turn it is: each panel of some rows, `part.together` blocks high, then of the next."""
+    above, turn = divmod(turn, part.together * part.n_panels)
+    above *= part.together
+    panel, row_of_blocks = divmod(turn, min(part.together, part.n_blocks // part.n_panels - above))
+    row_of_blocks += above
+    p, j = row_of_blocks * BLOCK_ROWS, panel * NV * width
     row = min(NV * width, part.padded_columns - j)
-    return Block(p, j, min(BLOCK_ROWS, part.n_rows - p), row, layer.weights + j * part.panel_rows + p * row)
+    return Block(
+        p, j, min(BLOCK_ROWS, part.n_rows - p), row, layer.weights + j * part.panel_rows + p * row,
+        row_of_blocks * part.n_panels + panel,
+    )  # fmt: skip
 
 
 @inlined
@@ -129,8 +137,8 @@ def transpose_all(net, team):
     for l in range(1, net.n_layers):
         layer = get_layer(net, l)
         part = part_of(layer, width, team.rank, team.size)
-        for number in range(part.first, part.last):
-            _transpose_block(net, layer, part, block_at(layer, part, number, width))
+        for turn in range(part.first, part.last):
+            _transpose_block(net, layer, part, block_at(layer, part, turn, width))
 
 
 # --- prefetch for write ---
@@ -155,6 +163,52 @@ def _prefetch_block(net, block):
     for i in range(block.begin, last, CACHE_LINE // itemsize(net.params)):
         prefetch_for_write(net.params, i)
     prefetch_for_write(net.params, last)
+
+
+# --- operands ---
+
+
+@inlined
+def _operands(layer):
+    """Return where the operands of the gradient of a stored matrix begin, and their row strides.
+
+    They are inputs and deltas, or in transposed storage deltas and inputs.
+    """
+    if layer.is_transposed:
+        return layer.delta, layer.row, layer.input, layer.input_row
+    return layer.input, layer.input_row, layer.delta, layer.row
+
+
+@typed_inlined
+def _pack(net, source, row, n_columns, panel, out, first, last):
+    """Pack rows [first, last) of an operand in panels of `panel` columns, which hold all rows of the workspace."""
+    for j in range(0, n_columns, panel):
+        n = min(panel, row - j)
+        for i in range(first, last):
+            place = out + j * net.n_rows + i * panel
+            for v in range(0, n, lane_count(net.space)):
+                store(net.space, place + v, load(net.space, source + i * row + j + v))
+
+
+@jit
+def pack_operands(net, first, last):
+    """Pack rows [first, last) of the operands that the weight gradients take from packed memory."""
+    for l in range(net.n_layers):
+        layer = get_layer(net, l)
+        left, left_row, right, right_row = _operands(layer)
+        n_rows, n_columns = (layer.fan_out, layer.fan_in) if layer.is_transposed else (layer.fan_in, layer.fan_out)
+        if layer.left >= 0:
+            _pack(net, left, left_row, n_rows, BLOCK_ROWS, layer.left, first, last)
+        if layer.right >= 0:
+            _pack(net, right, right_row, n_columns, NV * lane_count(net.space), layer.right, first, last)
+
+
+@inlined
+def _columns(net, packed, panel, begin, row, j):
+    """Return a pointer to the columns from j on, of a panel at most, of an operand, and their row stride."""
+    if packed >= 0:
+        return offset(net.space, packed + j * net.n_rows), np.int64(panel)
+    return offset(net.space, begin + j), row
 
 
 # --- weight gradient and update ---
@@ -201,17 +255,17 @@ def _update_weights(net, training, lines, step, layer, part, squares, is_sparse,
     # Whether the product for a block prefetches the next one: its reduction must have steps enough.
     fetches_next = training.n_prefetched > 0 and step.in_place and not is_sparse
     fetches_next = fetches_next and step.m * BLOCK_TILES >= training.n_prefetched * BLOCK_LINES
-    for number in range(part.first, part.last):
-        block = block_at(layer, part, number, width)
+    for turn in range(part.first, part.last):
+        block = block_at(layer, part, turn, width)
         grads = _grads_of(training, step, block.begin, width)
         n_lines = NONE
         if fetches_next:
-            following = block_at(layer, part, min(number + 1, part.last - 1), width)
+            following = block_at(layer, part, min(turn + 1, part.last - 1), width)
             n_lines = _list_block(net, training, lines, following)
-        if n_threads > 1 and step.ends and not is_sparse and (number == part.first or not fetches_next):
+        if n_threads > 1 and step.ends and not is_sparse and (turn == part.first or not fetches_next):
             _prefetch_block(net, block)
         if is_sparse:
-            _multiply_indexed(net, step, layer, block, grads, block.j == 0 or number == part.first)
+            _multiply_indexed(net, step, layer, block, grads, block.j == 0 or turn == part.first)
         else:
             _multiply(net, step, layer, block, grads, lines, n_lines)
         if step.ends:
@@ -219,7 +273,7 @@ def _update_weights(net, training, lines, step, layer, part, squares, is_sparse,
                 _clear_padding(grads, block.rows, block.row, layer.fan_in - block.j)
             n = block.rows * block.row
             square = update_params(net, training, step, training.alpha, block.begin, grads, n)
-            store_scalar(squares, number, square)
+            store_scalar(squares, block.number, square)
             if layer.transpose >= 0 and training.solver != NO_UPDATE:
                 _transpose_block(net, layer, part, block)
 
@@ -227,22 +281,20 @@ def _update_weights(net, training, lines, step, layer, part, squares, is_sparse,
 @typed_inlined
 def _multiply(net, step, layer, block, grads, lines, n_lines):
     """Sum the gradient of a block over the rows of a chunk, and prefetch `n_lines` cache lines to write to them."""
-    # The gradient is the product of inputs and deltas; in transposed storage, of deltas and inputs.
-    a, a_row, b, b_row = layer.input, layer.input_row, layer.delta, layer.row
-    if layer.is_transposed:
-        a, a_row, b, b_row = layer.delta, layer.row, layer.input, layer.input_row
-    x, y = offset(net.space, a + block.p), offset(net.space, b + block.j)
+    left, left_row, right, right_row = _operands(layer)
+    x, x_row = _columns(net, layer.left, BLOCK_ROWS, left, left_row, block.p)
+    y, y_row = _columns(net, layer.right, NV * lane_count(grads), right, right_row, block.j)
     start, start_row = (net.space, REPEATED) if step.begins else (grads, block.row)
     rows, row, nv = block.rows, block.row, block.row // lane_count(grads)
     if n_lines > 0:
         call_at(
             load_scalar(net.kernels, MULTIPLY_PREFETCH_WRITE),
-            (rows, nv, step.m, lines, n_lines, x, ONE, a_row, y, b_row, start, start_row, grads, row),
+            (rows, nv, step.m, lines, n_lines, x, ONE, x_row, y, y_row, start, start_row, grads, row),
         )
     else:
         call_at(
             load_scalar(net.kernels, MULTIPLY),
-            (rows, nv, step.m, x, ONE, a_row, y, b_row, start, start_row, grads, row),
+            (rows, nv, step.m, x, ONE, x_row, y, y_row, start, start_row, grads, row),
         )
 
 
@@ -252,9 +304,9 @@ def _multiply_indexed(net, step, layer, block, grads, is_new_row):
 
     The index lists are those of the block before, but for the first block of a row of blocks, and of a thread.
     """
-    capacity = net.mask_rows + MASK_BITS
+    capacity = net.n_rows + MASK_BITS
     if is_new_row:
-        masks = offset(net.masks, block.p // MASK_BITS * net.mask_rows)
+        masks = offset(net.masks, block.p // MASK_BITS * net.n_rows)
         call_at(load_scalar(net.kernels, INDEX_BLOCK), (masks, step.m, block.rows, net.indices, capacity))
     x, y = offset(net.space, layer.input + block.p), offset(net.space, layer.delta + block.j)
     start, start_row = (net.space, REPEATED) if step.begins else (grads, block.row)

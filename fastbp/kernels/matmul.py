@@ -19,10 +19,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastbp.codegen.jit import call_at, called_by_address, inlined
+from fastbp.codegen.jit import call_at, called_by_address, inlined, jit
 from fastbp.codegen.memory import lane_count, load_scalar, offset
+from fastbp.codegen.target import VECTOR_BITS
 from fastbp.codegen.tiles import MR, NV, micro_kernel, micro_kernel_prefetch, micro_kernel_prefetch_write
 from fastbp.codegen.transpose import transpose_tile
+from fastbp.kernels.plan import reduction_block
 
 # Arguments that are int64 variables: Numba would compile a function once more for a literal.
 NONE, ONE = np.int64(0), np.int64(1)
@@ -92,9 +94,14 @@ def multiply_panel_prefetch_write(m, nv, k, lines, n_lines, a, a_row, a_col, b, 
         i += rows
 
 
-@inlined
+_reduction_block = inlined(reduction_block)
+
+
+@jit
 def matmul(kernels, m, n, k, a, a_row, panels, panel_rows, d, c, c_row):
     """Compute C = A B + d for a packed B.
+
+    Panel after panel is multiplied with all rows of A, which should not be more than the L2 cache holds.
 
     Parameters
     ----------
@@ -112,13 +119,16 @@ def matmul(kernels, m, n, k, a, a_row, panels, panel_rows, d, c, c_row):
         Row-major C and its row stride; columns up to the next whole vector are written too.
     """
     width = lane_count(c)
-    for j in range(0, n, NV * width):
-        nv = min(NV, (n - j + width - 1) // width)
-        args = (
-            m, nv, k, a, a_row, ONE, offset(panels, j * panel_rows), nv * width, offset(d, j), REPEATED, offset(c, j),
-            c_row,
-        )  # fmt: skip
-        call_at(load_scalar(kernels, MULTIPLY), args)
+    longest = _reduction_block(NV * VECTOR_BITS // 8)
+    for p in range(0, k, longest):
+        for j in range(0, n, NV * width):
+            nv = min(NV, (n - j + width - 1) // width)
+            start, start_row = (offset(d, j), REPEATED) if p == 0 else (offset(c, j), c_row)
+            args = (
+                m, nv, min(longest, k - p), offset(a, p), a_row, ONE, offset(panels, j * panel_rows + p * nv * width),
+                nv * width, start, start_row, offset(c, j), c_row,
+            )  # fmt: skip
+            call_at(load_scalar(kernels, MULTIPLY), args)
 
 
 @inlined

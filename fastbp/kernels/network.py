@@ -17,6 +17,7 @@ import numpy as np
 
 from fastbp.codegen.target import lanes
 from fastbp.codegen.tiles import NV
+from fastbp.kernels.plan import BLOCK_ROWS, blocks_together, is_packed
 
 
 class Layer(NamedTuple):
@@ -43,6 +44,9 @@ class Layer(NamedTuple):
     forward: int  # address of the activation's forward kernel, 0 for none
     backward: int  # address of its backward kernel, 0 for none
     by_rows: int  # whether the forward kernel takes rows, as a softmax
+    left: int  # offset of the packed left operand of the weight gradient, -1 where it is not packed
+    right: int  # the same of the right one
+    together: int  # blocks of rows of the stored matrix that use a panel of the right operand one after the other
 
 
 class StoredMatrix(NamedTuple):
@@ -143,7 +147,7 @@ class Network:
         stored = [layer.stored() for layer in self._layers]
         return sum(-(-matrix.n_rows // rows) * -(-matrix.padded_columns // self.panel) for matrix in stored)
 
-    def workspace(self, n_rows, *, keep_z=False):
+    def workspace(self, n_rows, *, keep_z=False, pack_from=None):
         """Lay out the workspace: the activations and deltas of `n_rows` samples.
 
         Parameters
@@ -152,6 +156,8 @@ class Network:
             Rows of each layer.
         keep_z : bool, default=False
             Whether the pre-activations of all layers are kept beside the activations.
+        pack_from : int, default=None
+            The first layer for whose weight gradient the operands may be packed; None for no layer.
 
         Returns
         -------
@@ -172,16 +178,37 @@ class Network:
 
         source = reserve(strides[0])
         table = []
-        for layer, activation, (input_row, row) in zip(self._layers, self.activations, pairwise(strides), strict=True):
+        for index, (layer, activation) in enumerate(zip(self._layers, self.activations, strict=True)):
+            input_row, row = strides[index : index + 2]
             forward, backward = activation.forward_address(self.dtype), activation.backward_address(self.dtype)
             a = z = reserve(row)
             if activation.keeps_z or (keep_z and forward):
                 z = reserve(row)
             delta = reserve(row)
             places = (source, input_row, z, a, delta, row)
-            table.append(Layer(*layer[:-1], *places, forward, backward, int(activation.by_rows)))
+            left = right = -1
+            together = 1
+            if pack_from is not None and index >= pack_from:
+                left, right = (
+                    reserve(columns) if columns else -1
+                    for columns in self._packed_columns(layer, n_rows, input_row, row)
+                )
+                together = blocks_together(n_rows, self.dtype.itemsize) if left >= 0 and right >= 0 else 1
+            table.append(
+                Layer(*layer[:-1], *places, forward, backward, int(activation.by_rows), left, right, together)
+            )  # fmt: skip
             source = a
         return np.array(table, dtype=np.int64), end
+
+    def _packed_columns(self, layer, n_rows, input_row, row):
+        """Return the columns of both operands of a weight gradient, as far as they are packed, in whole panels."""
+        stored = layer.stored()
+        left_row, right_row = (row, input_row) if layer.is_transposed else (input_row, row)
+        n_blocks, n_panels = -(-stored.n_rows // BLOCK_ROWS), -(-stored.padded_columns // self.panel)
+        size = self.dtype.itemsize
+        left = n_blocks * BLOCK_ROWS if is_packed(n_rows, left_row * size, n_panels) else 0
+        right = n_panels * self.panel if is_packed(n_rows, right_row * size, n_blocks) else 0
+        return left, right
 
     def row_stride(self, n):
         """Return the row stride for n units: for wide rows an odd number of 64-byte lines.

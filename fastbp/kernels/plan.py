@@ -7,6 +7,7 @@ are made of.
 from itertools import pairwise
 
 from fastbp.codegen.bitmask import MASK_BITS
+from fastbp.codegen.caches import L2_BYTES
 from fastbp.codegen.target import CACHE_LINE, VECTOR_BITS
 from fastbp.codegen.tiles import MR, NV
 
@@ -61,6 +62,71 @@ BLOCK_TILES = -(-BLOCK_ROWS // MR)
 def scratch_size(lanes, row=0):
     """Return the numbers of workspace that a thread needs for the gradient of a block, or of a row."""
     return lanes + max(BLOCK_ROWS * NV * lanes, row)
+
+
+# --- blocks for the caches ---
+
+# After Low et al., "Analytical modeling is enough for high-performance BLIS", ACM TOMS 43(2), 2016, with one
+# difference. BLIS cuts the reduction so that a panel of B stays in the L1 cache: its KC is some 256. C is then read and
+# written once more for each piece. Here the panel is one stream, which arrives from the L2 cache as fast as it is used:
+# it is that cache in which a panel must stay.
+
+
+def reduction_block(row):
+    """Return into pieces of which length a reduction is cut: KC of BLIS.
+
+    Parameters
+    ----------
+    row : int
+        Bytes in each row of a panel of B, which then fills half of the L2 cache.
+    """
+    return L2_BYTES // 2 // row
+
+
+# The least rows that go through the network together: each panel of weights, which may come from memory, is used for
+# them all.
+MIN_PASS_ROWS = 16 * MR
+
+
+def pass_rows(network):
+    """Return how many rows of a batch go through both passes together: MC of BLIS.
+
+    Their activations and deltas fill half of the L2 cache, but for wide networks.
+    """
+    one_row = network.workspace(1)[1] * network.dtype.itemsize
+    return max(MIN_PASS_ROWS, L2_BYTES // 2 // one_row // MR * MR)
+
+
+# --- operands of the weight gradient ---
+
+# How often an operand is read, from where on packing pays: it takes as long as half of a reading.
+MIN_READINGS = 8
+
+
+def is_packed(n_rows, row, n_readings):
+    """Decide whether an operand of the weight gradient, activations or deltas, is packed in panels.
+
+    A block of the gradient takes a few columns of each operand: one cache line of each row. Where these lie far apart,
+    the processor cannot fetch them ahead.
+
+    Parameters
+    ----------
+    n_rows : int
+        Rows of the workspace.
+    row : int
+        Bytes from one row to the next.
+    n_readings : int
+        How often each number is read.
+    """
+    return n_rows * row > L2_BYTES // 2 and n_readings >= MIN_READINGS
+
+
+def blocks_together(n_rows, itemsize):
+    """Return how many blocks of BLOCK_ROWS rows use a panel of packed deltas one after the other.
+
+    The packed activations for them fill half of the L2 cache, so that both operands come from there.
+    """
+    return max(1, L2_BYTES // 2 // (BLOCK_ROWS * n_rows * itemsize))
 
 
 # --- prefetch ---

@@ -64,6 +64,7 @@ class Task(NamedTuple):
     alpha: float
     batch_size: int
     chunk: int  # rows of the workspace
+    pass_rows: int  # the most rows that go through both passes together
     first_batch: int
     last_batch: int  # one past
 
@@ -99,7 +100,7 @@ class Net(NamedTuple):
     kernels: Any
     is_sparse: bool  # whether zero inputs are left out
     masks: Any
-    mask_rows: int  # rows that the masks hold
+    n_rows: int  # of the workspace
     indices: Any  # this thread's part
     is_csr: bool  # whether the inputs are sparse rows
     csr: Any

@@ -14,6 +14,7 @@ from fastbp.kernels.plan import (
     BLOCK_ROWS,
     UPDATE_WORK,
     count_prefetched_arrays,
+    pass_rows,
     scratch_size,
     training_work,
     workspace_rows,
@@ -138,6 +139,7 @@ class Session:
         least = threads.MIN_WORK_AFTER_PAUSE if settings.solver == "lbfgs" else threads.MIN_WORK_PER_THREAD
         self.n_threads = n_threads = 1 if one_by_one else threads.thread_count(settings.n_jobs, work, least)
         self._chunk = batch_size if keep else min(batch_size, workspace_rows(network))
+        self._pass_rows = pass_rows(network)
         self._train = online.train_online if one_by_one else backprop.train
         prefetch = count_prefetched_arrays(params, optimizer.first, optimizer.second, n_threads) > 0
         kernels = kernel_addresses(
@@ -237,6 +239,7 @@ class Session:
             alpha=float(settings.alpha),
             batch_size=settings.batch_size,
             chunk=self._chunk,
+            pass_rows=self._pass_rows,
             first_batch=first_batch,
             last_batch=last_batch,
         )

@@ -35,7 +35,8 @@ def allocate_net(network, params, n_rows, n_threads, kernels, *, sparse=False, t
     -------
     NetArrays
     """
-    table, size = network.workspace(n_rows, keep_z=keep_z)
+    first_dense = 0 if csr is None and not sparse else 1
+    table, size = network.workspace(n_rows, keep_z=keep_z, pack_from=first_dense if trains else None)
     n_inputs = network.units[0] if csr is None else 0
     return NetArrays(
         table=table,
