@@ -23,6 +23,8 @@ from numba.extending import intrinsic
 
 from fastbp.compat import (
     DiskCache,
+    PartCompiler,
+    WholeCompiler,
     emit_call_of_compiled,
     machine_code_address,
     open_disk_cache,
@@ -33,8 +35,11 @@ from fastbp.user_warnings import warn_user
 # error_model="numpy": with Python's, each division is a branch that can raise, and
 # the loop around it is not vectorised. nogil: Python threads may run side by side.
 _OPTIONS = {"error_model": "numpy", "nogil": True}
+# Nothing here makes an array, whose references Numba would count, or computes with whole arrays, which it would fuse.
+_LEAN_OPTIONS = _OPTIONS | {"no_rewrites": True, "_nrt": False, "no_cfunc_wrapper": True}
 
-jit = partial(njit, no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)
+_whole = partial(njit, pipeline_class=WholeCompiler, **_LEAN_OPTIONS)
+jit = partial(njit, pipeline_class=PartCompiler, no_cpython_wrapper=True, **_LEAN_OPTIONS)
 inlined = partial(jit, inline="always")
 typed_inlined = partial(jit, forceinline=True)
 
@@ -56,14 +61,15 @@ def cached_jit(function=None, *, parallel=False):
     """
     if function is None:
         return partial(cached_jit, parallel=parallel)
-    dispatcher = njit(function, parallel=parallel, **_OPTIONS)
+    # A parallel loop makes arrays.
+    dispatcher = njit(function, parallel=True, no_cfunc_wrapper=True, **_OPTIONS) if parallel else _whole(function)
     set_disk_cache(dispatcher, _ForgivingCache(function))
     return dispatcher
 
 
 def called_by_address(function):
     """Compile a function of pointers and scalars, without a result, that kernels call by its address."""
-    dispatcher = jit(function)
+    dispatcher = _whole(function, no_cpython_wrapper=True)
     set_disk_cache(dispatcher, _ForgivingCache(function))
     return dispatcher
 
