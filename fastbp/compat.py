@@ -66,6 +66,7 @@ with _private_names_of("numba", _NUMBA_SEEN):
     from numba.core.codegen import JITCodeLibrary
     from numba.core.codegen import get_host_cpu_features as _get_host_cpu_features
     from numba.core.compiler import Compiler
+    from numba.core.untyped_passes import InlineClosureLikes
     from numba.np.ufunc import parallel as _numba_parallel
 
     _numba_config.CPU_NAME, _numba_config.CPU_FEATURES  # noqa: B018
@@ -80,7 +81,8 @@ with _private_names_of("scikit-learn", "1.7 to 1.9"):
     from sklearn.utils.validation import _check_feature_names, _check_sample_weight
 
 __all__ = [
-    "DiskCache", "Interval", "Options", "PartCompiler", "StrOptions", "WholeCompiler", "check_feature_names", "check_partial_fit_first_call",
+    "DiskCache", "Interval", "Options", "PartCompiler", "StrOptions", "WholeCompiler", "check_feature_names",
+    "check_partial_fit_first_call",
     "check_sample_weight", "cpu_features", "cpu_name", "emit_call_of_compiled", "fit_context", "machine_code_address",
     "mersenne_twister_of", "mersenne_twister_state", "numba_threads_are_started", "open_disk_cache", "set_disk_cache",
     "start_numba_threads",
@@ -186,12 +188,16 @@ class WholeCompiler(Compiler):
     library = _WholeLibrary
 
     def define_pipelines(self):
-        """Choose the library, then go on as Numba does."""
+        """Choose the library, then go on as Numba does; there are no closures to look for."""
         state = self.state
         if state.library is None:
             state.library = self.library(state.targetctx.codegen(), state.func_id.func_qualname)
             state.library.enable_object_caching()  # before it is optimised
-        return super().define_pipelines()
+        pipelines = super().define_pipelines()
+        for pipeline in pipelines:
+            pipeline.passes = [step for step in pipeline.passes if step[0] is not InlineClosureLikes]
+            pipeline.finalize()
+        return pipelines
 
 
 class PartCompiler(WholeCompiler):

@@ -18,9 +18,10 @@ from functools import cache, partial
 from importlib.resources import files
 
 from numba import config, njit, types
-from numba.core import event
+from numba.core import cgutils, event
 from numba.extending import intrinsic
 
+from fastbp.codegen.emit import INT64
 from fastbp.compat import (
     DiskCache,
     PartCompiler,
@@ -107,6 +108,31 @@ def call_at(typingctx, address, args):
         return context.get_dummy_value()
 
     return types.void(address, args), codegen
+
+
+@intrinsic
+def store_arguments(typingctx, args):
+    """Put a tuple on the stack of the calling function; return its address."""
+
+    def codegen(context, builder, signature, values):
+        return builder.ptrtoint(cgutils.alloca_once_value(builder, values[0]), INT64)
+
+    return types.int64(args), codegen
+
+
+@intrinsic
+def call_with_stored(typingctx, address, place):
+    """Do as `call_at`, with the tuple that a pointer points at."""
+    args = place.dtype
+
+    def codegen(context, builder, signature, values):
+        kind = context.get_value_type(args)
+        stored = builder.load(builder.bitcast(values[1], kind.as_pointer()))
+        unpacked = [builder.extract_value(stored, i) for i in range(len(args))]
+        emit_call_of_compiled(context, builder, values[0], args.types, unpacked)
+        return context.get_dummy_value()
+
+    return types.void(address, place), codegen
 
 
 # --- what a user hears of compiling ---
