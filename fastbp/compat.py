@@ -13,6 +13,11 @@ FunctionCache._cache_file._source_stamp         0.62 to 0.68
 numba.core.codegen: get_host_cpu_features       0.62 to 0.68
 numba.core.config: CPU_NAME, CPU_FEATURES       0.62 to 0.68
 call_conv of Numba's target context             0.62 to 0.68
+numba.core.codegen: JITCodeLibrary and its
+_codegen, _finalized, _finalize_final_module,
+_optimize_final_module, _optimize_functions     0.62 to 0.68
+CompilerBase.state.library                      0.62 to 0.68
+option _nrt of numba.njit                       0.62 to 0.68
 numba.np.ufunc.parallel: _is_initialized        0.62 to 0.68
 numba.np.ufunc.parallel: _launch_threads        0.62 to 0.68
 Dispatcher._cache                               0.62 to 0.68
@@ -58,11 +63,16 @@ _NUMBA_SEEN = "0.62 to 0.68"
 with _private_names_of("numba", _NUMBA_SEEN):
     from numba.core import config as _numba_config
     from numba.core.caching import FunctionCache, _Cache
+    from numba.core.codegen import JITCodeLibrary
     from numba.core.codegen import get_host_cpu_features as _get_host_cpu_features
+    from numba.core.compiler import Compiler
+    from numba.core.untyped_passes import InlineClosureLikes
     from numba.np.ufunc import parallel as _numba_parallel
 
     _numba_config.CPU_NAME, _numba_config.CPU_FEATURES  # noqa: B018
     _numba_parallel._is_initialized, _numba_parallel._launch_threads  # noqa: B018
+    JITCodeLibrary._finalize_final_module, JITCodeLibrary._optimize_final_module  # noqa: B018
+    JITCodeLibrary._optimize_functions  # noqa: B018
 
 with _private_names_of("scikit-learn", "1.7 to 1.9"):
     from sklearn.base import _fit_context
@@ -71,7 +81,8 @@ with _private_names_of("scikit-learn", "1.7 to 1.9"):
     from sklearn.utils.validation import _check_feature_names, _check_sample_weight
 
 __all__ = [
-    "DiskCache", "Interval", "Options", "StrOptions", "check_feature_names", "check_partial_fit_first_call",
+    "DiskCache", "Interval", "Options", "PartCompiler", "StrOptions", "WholeCompiler", "check_feature_names",
+    "check_partial_fit_first_call",
     "check_sample_weight", "cpu_features", "cpu_name", "emit_call_of_compiled", "fit_context", "machine_code_address",
     "mersenne_twister_of", "mersenne_twister_state", "numba_threads_are_started", "open_disk_cache", "set_disk_cache",
     "start_numba_threads",
@@ -119,6 +130,83 @@ def set_disk_cache(dispatcher, disk_cache):
     with _private_names_of("numba", _NUMBA_SEEN):
         dispatcher._cache  # noqa: B018
     dispatcher._cache = disk_cache
+
+
+class _WholeLibrary(JITCodeLibrary):
+    """The LLVM IR of a function, optimised once.
+
+    Numba optimises each function by itself, then the whole, then removes counts of references, and optimises all of it
+    once more. There are no such counts here, and loops over vectors need no vectorizer.
+    """
+
+    def _optimize_functions(self, ll_module):
+        ll_module.data_layout = self._codegen._data_layout
+
+    def _optimize_final_module(self):
+        manager, builder = self._codegen._module_pass_manager(loop_vectorize=False)
+        manager.run(self._final_module, builder)
+
+
+class _PartLibrary(_WholeLibrary):
+    """The LLVM IR of a function that is only ever compiled into others.
+
+    Numba would make machine code of it, and do so again for each function that contains it, and for each that
+    contains that one.
+    """
+
+    def _optimize_final_module(self):
+        pass
+
+    def _finalize_final_module(self):
+        self._finalized = True
+
+    def get_pointer_to_function(self, name):
+        self._ensure_finalized()
+        return 0  # as Numba does for a function without a wrapper for Python
+
+    @property
+    def codegen(self):
+        return _NoEnvironment(self._codegen)
+
+
+class _NoEnvironment:
+    """Numba's code generator; there is no machine code to tell where the globals of Python are."""
+
+    def __init__(self, codegen):
+        self._codegen = codegen
+
+    def __getattr__(self, name):
+        return getattr(self._codegen, name)
+
+    def set_env(self, name, environment):
+        pass
+
+
+class WholeCompiler(Compiler):
+    """Compiles a function that has machine code of its own."""
+
+    library = _WholeLibrary
+
+    def define_pipelines(self):
+        """Choose the library, then go on as Numba does; there are no closures to look for."""
+        state = self.state
+        if state.library is None:
+            state.library = self.library(state.targetctx.codegen(), state.func_id.func_qualname)
+            state.library.enable_object_caching()  # before it is optimised
+        pipelines = super().define_pipelines()
+        for pipeline in pipelines:
+            pipeline.passes = [step for step in pipeline.passes if step[0] is not InlineClosureLikes]
+            pipeline.finalize()
+        return pipelines
+
+
+class PartCompiler(WholeCompiler):
+    """Compiles a function that only compiled functions call: it is optimised, and becomes machine code, in these.
+
+    It must not raise, as the exception would be looked up among the globals of Python.
+    """
+
+    library = _PartLibrary
 
 
 def machine_code_address(compiled):

@@ -104,15 +104,15 @@ class Predictor:
             return out, prediction.predict_few(x, layers, self.network.coefficients, space, out)
         if n >= MANY_ROWS and is_mostly_zero(x):
             return out, self._predict_indexed(x, out, n_jobs)
-        bad = self._predict(prediction.predict, prediction.predict_on_threads, x, out, n_jobs, self._work, x.dtype)
+        bad = self._predict(prediction.predict, x, out, n_jobs, self._work, x.dtype)
         return out, not bad.any()
 
     def _predict_csr(self, csr, out, n_jobs):
         units = self.network.units
         work = forward_work([csr.indices.size / len(out), *units[1:]])
-        self._predict(prediction.predict_csr, prediction.predict_csr_on_threads, csr, out, n_jobs, work, "csr")
+        self._predict(prediction.predict_csr, csr, out, n_jobs, work, "csr")
 
-    def _predict(self, kernel, on_threads, x, out, n_jobs, work, kind):
+    def _predict(self, kernel, x, out, n_jobs, work, kind):
         """Set `out` by a kernel that uses the weights in place, or packs them; return its `bad`."""
         n = len(out)
         packs = n >= PACKED_ROWS
@@ -128,8 +128,8 @@ class Predictor:
         bad = np.zeros(n_threads, np.int64)
         args = (x, layers, self.network.coefficients, self._kernels, packed, space, out, bad, block, packs)
         if n_threads > 1 and kind not in self._addresses:
-            self._addresses[kind] = threads.address_for(kernel, args)
-        threads.run(kernel, on_threads, args, n_threads, self._addresses.get(kind))
+            self._addresses[kind] = threads.addresses_for(kernel, args)
+        threads.run(kernel, args, n_threads, self._addresses.get(kind))
         return bad
 
     def _predict_indexed(self, x, out, n_jobs):
@@ -141,7 +141,7 @@ class Predictor:
         arrays = allocate_net(network, params, MAX_PREDICTION_ROWS * n_threads, n_threads, kernels, sparse=True)
         bad = np.zeros(n_threads, np.int64)
         args = (x, np.arange(n), arrays, out, bad, MAX_PREDICTION_ROWS)
-        threads.run(prediction.predict_indexed, prediction.predict_indexed_on_threads, args, n_threads)
+        threads.run(prediction.predict_indexed, args, n_threads)
         return not bad.any()
 
 

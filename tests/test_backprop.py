@@ -205,7 +205,7 @@ class Trainer:
             last_batch=last,
         )
         args = (self.data, self.net, self.state, task, self.losses)
-        threads.run(self.kernel, backprop.train_on_threads, args, self.n_threads)
+        threads.run(self.kernel, args, self.n_threads)
         self.guards.check()
         if self.optimizer is None:
             self.net.params[:] = params
@@ -688,7 +688,7 @@ def _predict(problem, X, block, n_threads=1, sparse=False, guards=Guards, packs=
     if sparse:
         arrays = guarded_net(problem, block * n_threads, n_threads, True, guards)
         args = (guards.array(X), guards.array(np.arange(len(X))), arrays, out, bad, block)
-        threads.run(prediction.predict_indexed, prediction.predict_indexed_on_threads, args, n_threads)
+        threads.run(prediction.predict_indexed, args, n_threads)
     else:
         coefs, intercepts = map(guards.array, problem.coefs), map(guards.array, problem.intercepts)
         coefs, intercepts = list(coefs), list(intercepts)
@@ -699,7 +699,7 @@ def _predict(problem, X, block, n_threads=1, sparse=False, guards=Guards, packs=
         kernels = kernel_addresses(problem.dtype, prefetch_write=False)
         args = (guards.array(X), guards.array(layers), guards.array(network.coefficients), kernels, packed, space)
         args = (*args, out, bad, block, packs)
-        threads.run(prediction.predict, prediction.predict_on_threads, args, n_threads)
+        threads.run(prediction.predict, args, n_threads)
     guards.check()
     assert not bad.any()
     return out

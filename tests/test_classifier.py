@@ -398,7 +398,7 @@ def test_steps_are_counted_when_interrupted(digits, monkeypatch):
 
     def interrupted(*args, **options):
         run(*args, **options)
-        task = args[2][3]
+        task = args[1][3]
         calls.append(task.last_batch - task.first_batch)
         if sum(calls) > 50:
             raise KeyboardInterrupt

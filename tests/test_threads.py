@@ -143,13 +143,13 @@ def test_threads_stay_where_they_are_told_to(monkeypatch):
     monkeypatch.delenv("OMP_PROC_BIND", raising=False)
     monkeypatch.delenv("FASTBP_STAY", raising=False)
     monkeypatch.setattr(threads, "_count_cores", lambda: 2)
-    assert [int(threads.new_team(n)[threads._PINNED]) for n in (1, 2, 3)] == [0, 0, 1]
+    assert [bool(threads.new_team(n)[threads._SPREAD]) for n in (1, 2, 3)] == [False, True, False]
     monkeypatch.setenv("FASTBP_STAY", "1")
-    assert threads.new_team(2)[threads._PINNED] == 1
+    assert threads.new_team(2)[threads._SPREAD] == 0
     monkeypatch.setenv("FASTBP_STAY", "0")
-    assert threads.new_team(2)[threads._PINNED] == 0
+    assert threads.new_team(2)[threads._SPREAD] != 0
     monkeypatch.setenv("OMP_PROC_BIND", "true")
-    assert threads.new_team(2)[threads._PINNED] == 1
+    assert threads.new_team(2)[threads._SPREAD] == 0
 
 
 @njit

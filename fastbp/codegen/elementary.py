@@ -12,7 +12,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from fastbp.codegen.jit import inlined
+from fastbp.codegen.jit import typed_inlined
 from fastbp.codegen.vectors import (
     Vector,
     absolute,
@@ -73,14 +73,15 @@ def _overload_erf(x):
 
 
 def _by_type(x, single, double):
-    if isinstance(x, Vector):
-        return {types.float32: single, types.float64: double}.get(x.dtype)
-    return None
+    if not isinstance(x, Vector) or x.dtype not in (types.float32, types.float64):
+        return None
+    function = single if x.dtype is types.float32 else double
+    return lambda x: function(x)
 
 
 # exp(x) = 2^n exp(r), n = x / ln 2 rounded to an integer, r = x - n ln 2 in two steps, as ln 2 in one
 # number is not exact enough. These return n and exp(r) - 1.
-@inlined
+@typed_inlined
 def _reduced32(x):
     n = floor(fma(x, 1.442695040888963, 0.5))
     r = fma(n, -0.693359375, x)
@@ -93,7 +94,7 @@ def _reduced32(x):
     return n, fma(p, r * r, r)
 
 
-@inlined
+@typed_inlined
 def _reduced64(x):
     n = floor(fma(x, 1.4426950408889634, 0.5))
     r = fma(n, -6.93147180369123816490e-01, x)
@@ -115,6 +116,7 @@ def _reduced64(x):
 
 # 2^n is made from bits, in two factors: 2^128 and 2^-140 are no normal numbers, but the results that they belong
 # to may be.
+@typed_inlined
 def _exp32(x):
     x = select(x > 104.0, 104.0, x)
     n, p = _reduced32(select(x < -104.0, -104.0, x))
@@ -123,6 +125,7 @@ def _exp32(x):
     return (p + 1.0) * bits_as_float((half + 127) << 23) * bits_as_float((whole - half + 127) << 23)
 
 
+@typed_inlined
 def _exp64(x):
     x = select(x > 746.0, 746.0, x)
     n, p = _reduced64(select(x < -746.0, -746.0, x))
@@ -132,6 +135,7 @@ def _exp64(x):
 
 
 # expm1(x) = 2^n (exp(r) - 1) + (2^n - 1); half of all that at first, as 2^128 is no number.
+@typed_inlined
 def _expm1_32(x):
     x = select(x > 89.0, 89.0, x)
     n, p = _reduced32(select(x < -60.0, -60.0, x))
@@ -140,6 +144,7 @@ def _expm1_32(x):
     return half + half
 
 
+@typed_inlined
 def _expm1_64(x):
     x = select(x > 710.0, 710.0, x)
     n, p = _reduced64(select(x < -60.0, -60.0, x))
@@ -149,6 +154,7 @@ def _expm1_64(x):
 
 
 # log(x) = n ln 2 + log(1 + f), with 1 + f between sqrt(1/2) and sqrt(2). The bits of NaN would pass for a number.
+@typed_inlined
 def _log32(x):
     bits = float_as_bits(x) - 0x3F3504F3  # the bits of sqrt(1/2)
     n = bits >> 23
@@ -167,6 +173,7 @@ def _log32(x):
     return select(x > 0.0, fma(n, 0.693359375, f + fma(z, -0.5, p)), np.nan)
 
 
+@typed_inlined
 def _log64(x):
     bits = float_as_bits(x) - 0x3FE6A09E667F3BCD
     n = bits >> 52
@@ -187,6 +194,7 @@ def _log64(x):
 
 # Near zero a polynomial keeps the relative accuracy that 1 - 2 / (e^2|x| + 1) loses. Both are computed
 # and one is taken.
+@typed_inlined
 def _tanh32(x):
     size = absolute(x)
     z = x * x
@@ -199,6 +207,7 @@ def _tanh32(x):
     return with_sign_of(select(size < 0.625, near, far), x)
 
 
+@typed_inlined
 def _tanh64(x):
     size = absolute(x)
     z = x * x
@@ -213,6 +222,7 @@ def _tanh64(x):
 
 # Below 1 erf(x) / x - 1 is a series in x^2 (Taylor's). Above, erf(x) = 1 - exp(-x^2) erfcx(x), where (1 + 2x) erfcx(x)
 # is a polynomial in (x - 2) / (x + 2), fitted by Chebyshev interpolation up to where erf rounds to 1.
+@typed_inlined
 def _erf32(x):
     size = absolute(x)
     z = x * x
@@ -240,6 +250,7 @@ def _erf32(x):
     return with_sign_of(select(size < 1.0, near, far), x)
 
 
+@typed_inlined
 def _erf64(x):
     size = absolute(x)
     z = x * x

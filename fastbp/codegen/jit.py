@@ -18,11 +18,14 @@ from functools import cache, partial
 from importlib.resources import files
 
 from numba import config, njit, types
-from numba.core import event
+from numba.core import cgutils, event
 from numba.extending import intrinsic
 
+from fastbp.codegen.emit import INT64
 from fastbp.compat import (
     DiskCache,
+    PartCompiler,
+    WholeCompiler,
     emit_call_of_compiled,
     machine_code_address,
     open_disk_cache,
@@ -33,8 +36,11 @@ from fastbp.user_warnings import warn_user
 # error_model="numpy": with Python's, each division is a branch that can raise, and
 # the loop around it is not vectorised. nogil: Python threads may run side by side.
 _OPTIONS = {"error_model": "numpy", "nogil": True}
+# Nothing here makes an array, whose references Numba would count, or computes with whole arrays, which it would fuse.
+_LEAN_OPTIONS = _OPTIONS | {"no_rewrites": True, "_nrt": False, "no_cfunc_wrapper": True}
 
-jit = partial(njit, no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)
+_whole = partial(njit, pipeline_class=WholeCompiler, **_LEAN_OPTIONS)
+jit = partial(njit, pipeline_class=PartCompiler, no_cpython_wrapper=True, **_LEAN_OPTIONS)
 inlined = partial(jit, inline="always")
 typed_inlined = partial(jit, forceinline=True)
 
@@ -56,14 +62,15 @@ def cached_jit(function=None, *, parallel=False):
     """
     if function is None:
         return partial(cached_jit, parallel=parallel)
-    dispatcher = njit(function, parallel=parallel, **_OPTIONS)
+    # A parallel loop makes arrays.
+    dispatcher = njit(function, parallel=True, no_cfunc_wrapper=True, **_OPTIONS) if parallel else _whole(function)
     set_disk_cache(dispatcher, _ForgivingCache(function))
     return dispatcher
 
 
 def called_by_address(function):
     """Compile a function of pointers and scalars, without a result, that kernels call by its address."""
-    dispatcher = jit(function)
+    dispatcher = _whole(function, no_cpython_wrapper=True)
     set_disk_cache(dispatcher, _ForgivingCache(function))
     return dispatcher
 
@@ -101,6 +108,31 @@ def call_at(typingctx, address, args):
         return context.get_dummy_value()
 
     return types.void(address, args), codegen
+
+
+@intrinsic
+def store_arguments(typingctx, args):
+    """Put a tuple on the stack of the calling function; return its address."""
+
+    def codegen(context, builder, signature, values):
+        return builder.ptrtoint(cgutils.alloca_once_value(builder, values[0]), INT64)
+
+    return types.int64(args), codegen
+
+
+@intrinsic
+def call_with_stored(typingctx, address, place):
+    """Do as `call_at`, with the tuple that a pointer points at."""
+    args = place.dtype
+
+    def codegen(context, builder, signature, values):
+        kind = context.get_value_type(args)
+        stored = builder.load(builder.bitcast(values[1], kind.as_pointer()))
+        unpacked = [builder.extract_value(stored, i) for i in range(len(args))]
+        emit_call_of_compiled(context, builder, values[0], args.types, unpacked)
+        return context.get_dummy_value()
+
+    return types.void(address, place), codegen
 
 
 # --- what a user hears of compiling ---

@@ -4,9 +4,11 @@ Kernels pass a matrix as a typed pointer and strides, which count elements: a po
 seven, and Numba counts its references with an atomic operation wherever one changes hands.
 """
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
+from numba.np.numpy_support import as_dtype
 
 from fastbp.codegen.emit import BYTES, INT64, emit_offset, emit_prefetch
 from fastbp.codegen.target import lanes
@@ -132,6 +134,17 @@ def itemsize(typingctx, base):
         return INT64(base.dtype.bitwidth // 8)
 
     return types.int64(base), codegen
+
+
+@intrinsic
+def machine_epsilon(typingctx, base):
+    """Return the machine epsilon of a pointer's type of floats; a constant in compiled code."""
+
+    def codegen(context, builder, signature, args):
+        eps = np.finfo(as_dtype(base.dtype)).eps
+        return context.get_constant(types.float64, float(eps))
+
+    return types.float64(base), codegen
 
 
 @intrinsic

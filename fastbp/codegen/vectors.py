@@ -87,8 +87,14 @@ _ARITHMETIC: dict = {
 _COMPARISONS = {operator.lt: "<", operator.gt: ">", operator.le: "<=", operator.ge: ">="}
 
 
+class _Template(AbstractTemplate):
+    """Says the type of an operator's result. Numba tries what is for the CPU first, then thirty of its own."""
+
+    metadata = {"target": "cpu"}
+
+
 def _register_binary(function):
-    class Typing(AbstractTemplate):
+    class Typing(_Template):
         def generic(self, args, kws):
             vector = _common(args) if len(args) == 2 else None
             if vector is None:
@@ -116,7 +122,7 @@ for _function in (*_ARITHMETIC, *_COMPARISONS):
 
 
 @infer_global(operator.neg)
-class _Negation(AbstractTemplate):
+class _Negation(_Template):
     def generic(self, args, kws):
         return signature(args[0], args[0]) if isinstance(args[0], Vector) else None
 

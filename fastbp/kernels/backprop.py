@@ -13,11 +13,18 @@ Notation (Lopez Davila, secs. 2 to 5; Maren 2020): ::
 """
 
 import numpy as np
-from numba import prange
 
 from fastbp.activations import activate
 from fastbp.codegen.jit import cached_jit, call_at, inlined, jit, typed_inlined
-from fastbp.codegen.memory import lane_count, load_scalar, offset, pointer, stack_square, store_scalar
+from fastbp.codegen.memory import (
+    lane_count,
+    load_scalar,
+    machine_epsilon,
+    offset,
+    pointer,
+    stack_square,
+    store_scalar,
+)
 from fastbp.codegen.processor import flush_subnormals, restore_subnormals
 from fastbp.codegen.transpose import to_columns
 from fastbp.codegen.vectors import load_first, store
@@ -42,7 +49,7 @@ from fastbp.losses import CompiledLoss, is_canonical, loss_of_row, losses_of_col
 @inlined
 def point_at_loss(task, arrays):
     """Turn what a `Task` says of the loss into a `CompiledLoss`."""
-    return CompiledLoss(task.loss, pointer(task.loss_parameters, 0), np.float64(np.finfo(arrays.space.dtype).eps))
+    return CompiledLoss(task.loss, pointer(task.loss_parameters, 0), machine_epsilon(pointer(arrays.space, 0)))
 
 
 # --- the passes, over rows [first, last) of the workspace; row 0 is the sample at `position` of the order ---
@@ -285,10 +292,3 @@ def train(data, arrays, training_arrays, task, losses, team_cells, wanted):
     if team.rank == 0:
         training_arrays.done[0] = task.last_batch - task.first_batch
     restore_subnormals(mode)
-
-
-@cached_jit(parallel=True)
-def train_on_threads(address, data, arrays, training_arrays, task, losses, team_cells, wanted):
-    """Call `train`, whose machine code is at `address`, on each thread."""
-    for _ in prange(wanted):
-        call_at(address, (data, arrays, training_arrays, task, losses, team_cells, wanted))

@@ -8,7 +8,6 @@ vector, is packed always, as are the biases. A row's outputs have the same bits 
 from typing import NamedTuple
 
 import numpy as np
-from numba import prange
 
 from fastbp.activations import activate
 from fastbp.codegen.jit import cached_jit, call_at, inlined, jit
@@ -252,15 +251,6 @@ def predict(x, layers, coefficients, kernels, packed, space, out, bad, block, pa
     restore_subnormals(mode)
 
 
-@cached_jit(parallel=True)
-def predict_on_threads(address, x, layers, coefficients, kernels, packed, space, out, bad, block, packs, cells, wanted):
-    """Call `predict`, whose machine code is at `address`, on each thread."""
-    for _ in prange(wanted):
-        call_at(
-            address, (x, layers, coefficients, kernels, packed, space, out, bad, block, packs, cells, wanted)
-        )  # fmt: skip
-
-
 # --- rows of sparse inputs ---
 
 
@@ -301,15 +291,6 @@ def predict_csr(matrix, layers, coefficients, kernels, packed, space, out, bad, 
         _copy_outputs(m, n_outputs, inputs, output_row, offset(results, begin * n_outputs))
         begin = next_ticket(cells) * block
     restore_subnormals(mode)
-
-
-@cached_jit(parallel=True)
-def predict_csr_on_threads(
-    address, matrix, layers, coefficients, kernels, packed, space, out, bad, block, packs, cells, wanted
-):
-    """Call `predict_csr`, whose machine code is at `address`, on each thread."""
-    for _ in prange(wanted):
-        call_at(address, (matrix, layers, coefficients, kernels, packed, space, out, bad, block, packs, cells, wanted))
 
 
 # --- a few rows ---
@@ -406,10 +387,3 @@ def predict_indexed(x, order, arrays, out, bad, block, team_cells, wanted):
         begin = next_ticket(cells) * block
     bad[team.rank] = n_bad
     restore_subnormals(mode)
-
-
-@cached_jit(parallel=True)
-def predict_indexed_on_threads(address, x, order, arrays, out, bad, block, team_cells, wanted):
-    """Call `predict_indexed`, whose machine code is at `address`, on each thread."""
-    for _ in prange(wanted):
-        call_at(address, (x, order, arrays, out, bad, block, team_cells, wanted))

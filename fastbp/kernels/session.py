@@ -167,7 +167,7 @@ class Session:
         self._loss_parameters[: len(settings.loss.parameters)] = settings.loss.parameters
         self._layers = read_layers(self._arrays.table)
         self._is_ready = False
-        self._address = None
+        self._addresses = None
         kind = "dense" if self._csr is None else "lazy" if self._csr.is_lazy else "csr"
         self._tuner = tuner_for(
             tuple(network.units), batch_size, str(network.dtype), settings.solver, n_threads, kind
@@ -244,11 +244,11 @@ class Session:
             last_batch=last_batch,
         )
         args = (data, self._arrays, self._training_arrays, task, losses)
-        if n_threads > 1 and self._address is None:
-            self._address = threads.address_for(self._train, args)
+        if n_threads > 1 and self._addresses is None:
+            self._addresses = threads.addresses_for(self._train, args)
         done[0] = 0
         try:
-            threads.run(self._train, backprop.train_on_threads, args, n_threads, self._address)
+            threads.run(self._train, args, n_threads, self._addresses)
         finally:  # Ctrl-C is raised when compiled code returns: the batches that it has done count
             optimizer.steps += int(done[0])
 

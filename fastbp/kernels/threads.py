@@ -15,9 +15,19 @@ from typing import NamedTuple
 import joblib
 import numba
 import numpy as np
+from numba import prange, types
 
 from fastbp.codegen.atomics import atomic_add, atomic_load, atomic_store
-from fastbp.codegen.jit import address_of, inlined, jit
+from fastbp.codegen.jit import (
+    address_of,
+    cached_jit,
+    call_at,
+    call_with_stored,
+    called_by_address,
+    inlined,
+    jit,
+    store_arguments,
+)
 from fastbp.codegen.memory import load_scalar, offset, store_scalar
 from fastbp.codegen.processor import (
     MAX_CPUS,
@@ -33,9 +43,9 @@ from fastbp.compat import numba_threads_are_started, start_numba_threads
 
 # Cells of the team's array, 128 bytes apart, so that no two share a cache line. They hold the number of threads that
 # have arrived; the size of the team, 0 before it begins; the threads that wait at a barrier, and the barriers passed;
-# the next ticket; and whether threads stay on their processors (`_is_pinned`).
+# the next ticket; and the address of `_spread`, 0 where threads stay on their processors (`_is_pinned`).
 _SPACING = 16
-_ARRIVED, _SIZE, _WAITING, _BARRIERS, _TICKET, _PINNED, _CPUS = (_SPACING * i for i in range(7))
+_ARRIVED, _SIZE, _WAITING, _BARRIERS, _TICKET, _SPREAD, _CPUS = (_SPACING * i for i in range(7))
 # From _CPUS on each thread has: its processor, the set of those that it may use, and the set of those that it moves to.
 _SET_WORDS = MAX_CPUS // 64
 _PER_THREAD = _SPACING + 2 * _SET_WORDS
@@ -59,8 +69,8 @@ class Team(NamedTuple):
 def new_team(wanted):
     """Return the cells by which the threads of one call communicate."""
     cells = np.zeros(_CPUS + _PER_THREAD * wanted, dtype=np.int64)
-    if wanted > 1 and (_is_pinned() or wanted > _count_cores()):
-        cells[_PINNED] = 1
+    if wanted > 1 and not _is_pinned() and wanted <= _count_cores():
+        cells[_SPREAD] = address_of(_spread, _SPREAD_KINDS)
     return cells
 
 
@@ -111,12 +121,15 @@ def join_team(cells, wanted):
     while atomic_load(cells, _SIZE) == 0:
         spins = _spin_or_yield(spins)
     size = atomic_load(cells, _SIZE)
-    if size > 1 and atomic_load(cells, _PINNED) == 0:
-        _spread(cells, rank, size)
+    if size > 1 and atomic_load(cells, _SPREAD) != 0:
+        call_at(atomic_load(cells, _SPREAD), (cells, rank, size))
     return Team(rank, size)
 
 
-@jit
+_SPREAD_KINDS = (types.CPointer(types.int64), types.int64, types.int64)
+
+
+@called_by_address
 def _spread(cells, rank, size):
     """Leave a processor that another thread of the team has.
 
@@ -176,6 +189,32 @@ def share(n, unit, rank, size):
         return np.int64(0), n
     units = (n + unit - 1) // unit
     return min(n, units * rank // size * unit), min(n, units * (rank + 1) // size * unit)
+
+
+# --- in compiled code: a call on several threads ---
+
+
+@called_by_address
+def _call(address, arguments):
+    """Call the function at an address with the arguments at another: what each thread does."""
+    call_with_stored(address, arguments)
+
+
+@cached_jit(parallel=True)
+def _call_on_each(call, address, arguments, wanted):
+    """Run `_call`, whose machine code is at `call`, on each thread.
+
+    Numba takes seconds to compile a parallel loop that passes arrays on, for each combination of their types. This one
+    passes addresses, and is compiled once.
+    """
+    for _ in prange(wanted):
+        call_at(call, (address, arguments))
+
+
+@cached_jit
+def _call_on_threads(addresses, arguments, wanted):
+    """Call a function on each thread."""
+    call_at(addresses.call_on_each, (addresses.call, addresses.function, store_arguments(arguments), wanted))
 
 
 # --- in Python: how many threads, and calls on them ---
@@ -259,35 +298,46 @@ def _parallel_is_safe():
     return layer == "tbb" or (layer == "omp" and not _may_be_forked)
 
 
-def address_for(function, args):
-    """Compile or load a function for the arguments of `run`, and return the address of its machine code."""
-    return address_of(function, tuple(numba.typeof(arg) for arg in (*args, new_team(1), 1)))
+class Addresses(NamedTuple):
+    """The machine code for a call on several threads."""
+
+    function: int
+    call: int  # of `_call` for the arguments of the function
+    call_on_each: int
 
 
-def run(function, on_threads, args, n_threads, address=None):
+def addresses_for(function, args):
+    """Compile or load what `run` needs for a call on several threads with such arguments."""
+    arguments = numba.typeof((*args, new_team(1), 1))
+    return Addresses(
+        address_of(function, tuple(arguments)),
+        address_of(_call, (types.int64, types.CPointer(arguments))),
+        address_of(_call_on_each, (types.int64,) * 4),
+    )
+
+
+def run(function, args, n_threads, addresses=None):
     """Call a compiled function, on one thread or on several.
 
     Parameters
     ----------
     function : numba.core.dispatcher.Dispatcher
         Its last two parameters are the cells of a team and the number of threads wanted.
-    on_threads : numba.core.dispatcher.Dispatcher
-        Takes the address of `function` and its arguments, and calls it on each thread.
     args : tuple
         Its other arguments.
     n_threads : int
         With 1 this thread runs it, and no other is started.
-    address : int, default=None
-        From `address_for`, which takes longer than a call; None to look it up now.
+    addresses : Addresses, default=None
+        From `addresses_for`, which takes longer than a call; None to look them up now.
     """
-    if n_threads > 1 and address is None:
-        address = address_for(function, args)
+    if n_threads > 1 and addresses is None:
+        addresses = addresses_for(function, args)
     args = (*args, new_team(n_threads), n_threads)
     if n_threads == 1:
         function(*args)
         return
     with _limited_threads(n_threads):
-        on_threads(address, *args)
+        _call_on_threads(addresses, args, n_threads)
 
 
 @contextmanager
