@@ -20,7 +20,6 @@ from fastbp.codegen.target import HAS_FMA, VECTOR_BITS
 from fastbp.compat import cpu_name
 from fastbp.kernels.addresses import kernel_addresses
 from fastbp.kernels.backprop import train
-from fastbp.kernels.shuffle import MIN_SIZE, shuffle
 
 # Types of input, and the type of the network that they are compiled for: float32 and float64 data, images, and float64
 # data for the float32 networks of `initialize`.
@@ -51,7 +50,6 @@ def warmup(report=None):
     y = random_state.randint(0, 10, len(values))
     with no_compilation_notice(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        shuffle(np.arange(MIN_SIZE), random_state)
         for source, dtype in _VARIANTS:
             before = time.perf_counter()
             X = values.astype(source)

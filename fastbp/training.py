@@ -1,12 +1,15 @@
 """Training: the loop over epochs, the order of samples, stopping rules, history, Ctrl-C."""
 
+import math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
-from fastbp.kernels.shuffle import shuffle
+from fastbp.kernels.session import Watch
+from fastbp.kernels.shuffle import twister_of
 from fastbp.schedules import FINITE_SCHEDULES, after_epoch, after_plateau, step_rates
+from fastbp.stopping import watch_loss
 from fastbp.user_warnings import warn_user
 
 
@@ -74,8 +77,8 @@ class Progress:
     def watch_loss(self, tol):
         """Compare the last loss with the best."""
         assert self.loss is not None
-        self.no_improvement = self.no_improvement + 1 if self.loss > self.best_loss - tol else 0
-        self.best_loss = min(self.best_loss, self.loss)
+        count, self.best_loss = watch_loss(self.loss, self.best_loss, self.no_improvement, tol)
+        self.no_improvement = int(count)
 
     def watch_score(self, score, tol):
         """Compare a score with the best; return whether it is a new best."""
@@ -132,15 +135,16 @@ def fit(session, data, settings, progress, random_state, *, one_epoch=False, sco
         if progress.validation_scores is None:
             progress.validation_scores, progress.best_score, progress.no_improvement = [], -np.inf, 0
     steps_before = session.optimizer.steps
+    remaining, at_once = 1 if one_epoch else settings.max_iter, 1
+    twister = twister_of(random_state) if settings.shuffle else None
     try:
-        for _ in range(1 if one_epoch else settings.max_iter):
-            _run_epoch(session, data, settings, progress, random_state)
-            if score is None:
-                progress.watch_loss(settings.tol)
-            else:
-                best = _validate(session, settings, progress, score, best)
-            if _diverged(session, progress, score) or _stops(session.optimizer, settings, progress, score):
+        while remaining > 0:
+            n_epochs = min(remaining, at_once)
+            stops, best = _run_epochs(session, data, settings, progress, random_state, twister, n_epochs, score, best)
+            if stops:
                 break
+            remaining -= len(session.losses)
+            at_once = _next_number(at_once, session, data, settings, twister, score)
         else:
             if not one_epoch and settings.schedule not in FINITE_SCHEDULES:
                 warn_user(
@@ -157,19 +161,62 @@ def fit(session, data, settings, progress, random_state, *, one_epoch=False, sco
     return session.parameters() if best is None else best
 
 
-def _run_epoch(session, data, settings, progress, random_state):
-    """Train on all samples once."""
-    optimizer, n_samples = session.optimizer, data.order.size
-    if settings.shuffle:
-        shuffle(data.order, random_state)  # the order that sklearn.utils.shuffle would give
-    n_batches = -(-n_samples // session.settings.batch_size)
-    rates = step_rates(
-        settings.schedule, optimizer.rate, optimizer.steps, n_batches, settings.max_iter * n_batches
-    )  # fmt: skip
-    loss = session.run(data, rates)
-    progress.add_epoch(loss, float(rates[0]), n_samples)
-    if settings.verbose:
-        print(f"Iteration {progress.epochs}, loss = {loss:.8f}")
+# The most steps whose rates are computed ahead.
+_MAX_STEPS = 4096
+
+
+def _next_number(at_once, session, data, settings, twister, score):
+    """Return for how many epochs compiled code is entered next, after `at_once` the last time.
+
+    Their number grows, as it is not known when training stops.
+    """
+    if score is not None or (settings.shuffle and twister is None):
+        return 1  # Python has something to do between them
+    return min(2 * at_once, max(1, _MAX_STEPS // _count_batches(session, data)))
+
+
+def _count_batches(session, data):
+    return -(-data.order.size // session.settings.batch_size)
+
+
+def _rates(schedule, session, settings, progress, n_samples, n_batches, n_epochs):
+    """Return the learning rate of each step of some epochs, as far as no plateau changes it."""
+    optimizer = session.optimizer
+    if schedule != "invscaling":
+        total = settings.max_iter * n_batches
+        return step_rates(schedule, optimizer.rate, optimizer.steps, n_epochs * n_batches, total)
+    init, power = settings.learning_rate_init, settings.power_t
+    later = [
+        after_epoch(schedule, optimizer.rate, init, progress.samples_seen + i * n_samples, power)
+        for i in range(1, n_epochs)
+    ]
+    return np.repeat([optimizer.rate, *later], n_batches)
+
+
+def _run_epochs(session, data, settings, progress, random_state, twister, n_epochs, score, best):
+    """Train on all samples, at most `n_epochs` times; return whether training stops, and the best parameters."""
+    n_samples, n_batches = data.order.size, _count_batches(session, data)
+    if settings.shuffle and twister is None:
+        random_state.shuffle(data.order)  # the order that sklearn.utils.shuffle would give
+    rates = _rates(settings.schedule, session, settings, progress, n_samples, n_batches, n_epochs)
+    watch = None
+    if score is None and settings.schedule not in FINITE_SCHEDULES:
+        watch = Watch(progress.best_loss, progress.no_improvement, settings.tol, settings.n_iter_no_change)
+    stops, interrupted = False, True
+    try:
+        session.run(data, rates, twister=twister, watch=watch)
+        interrupted = False
+    finally:  # after Ctrl-C too
+        for i, loss in enumerate(session.losses.tolist()):
+            progress.add_epoch(loss, float(rates[i * n_batches]), n_samples)
+            if settings.verbose:
+                print(f"Iteration {progress.epochs}, loss = {loss:.8f}")
+            if score is None:
+                progress.watch_loss(settings.tol)
+            elif not interrupted:
+                best = _validate(session, settings, progress, score, best)
+            stops = _diverged(session, progress, score) or _stops(session.optimizer, settings, progress, score)
+    return stops, best
 
 
 def _validate(session, settings, progress, score, best):
@@ -186,7 +233,7 @@ def _diverged(session, progress, score):
 
     With early stopping it goes on, as in scikit-learn, and the parameters of the best score are kept.
     """
-    return score is None and not np.isfinite(progress.loss) and not np.isfinite(session.params).all()
+    return score is None and not math.isfinite(progress.loss) and not np.isfinite(session.params).all()
 
 
 def _stops(optimizer, settings, progress, score):

@@ -28,6 +28,7 @@ from fastbp.codegen.tiles import MR, NV
 from fastbp.codegen.vectors import load_converted, store
 from fastbp.kernels import backprop, plan, prediction, threads
 from fastbp.kernels.addresses import kernel_addresses
+from fastbp.kernels.epochs import N_WATCHED
 from fastbp.kernels.network import make_network
 from fastbp.kernels.online import is_small, train_online
 from fastbp.kernels.plan import (
@@ -38,7 +39,7 @@ from fastbp.kernels.plan import (
     MEDIUM,
     scratch_size,
 )
-from fastbp.kernels.records import Data, NetArrays, Task, TrainingArrays
+from fastbp.kernels.records import Data, Epochs, NetArrays, Task, TrainingArrays
 from fastbp.kernels.session import OptimizerState, Session
 from fastbp.kernels.workspace import allocate_net, read_layers
 from fastbp.losses import LOSSES
@@ -204,7 +205,16 @@ class Trainer:
             first_batch=first,
             last_batch=last,
         )
-        args = (self.data, self.net, self.state, task, self.losses)
+        epochs = Epochs(
+            n_batches=self.n_batches,
+            losses=self.guards.zeros(1, np.float64),
+            watch=self.guards.zeros(N_WATCHED, np.float64),
+            tol=0.0,
+            patience=np.inf,
+            twister=np.empty(0, np.uint32),
+            draws=np.empty(0, np.uint32),
+        )
+        args = (self.data, self.net, self.state, task, epochs, self.losses)
         threads.run(self.kernel, args, self.n_threads)
         self.guards.check()
         if self.optimizer is None:
@@ -490,7 +500,8 @@ def test_a_session_does_the_same(optimizer, sparse):
     params = _packed(problem)
     state = OptimizerState.empty(network, solver, 0.01)
     session = Session(network, params, state, model._step_settings(n, 4), n, sparse=sparse)
-    loss = session.run(Data(problem.X, problem.Y, problem.weight, order), np.full(trainer.n_batches, 0.01))
+    session.run(Data(problem.X, problem.Y, problem.weight, order), np.full(trainer.n_batches, 0.01))
+    (loss,) = session.losses
     assert params.tobytes() == trainer.net.params.tobytes()
     assert state.first.tobytes() == trainer.state.first.tobytes()
     assert state.second.tobytes() == trainer.state.second.tobytes()

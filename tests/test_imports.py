@@ -11,21 +11,23 @@ import pytest
 import fastbp
 
 PACKAGE = Path(fastbp.__file__).parent
-FORMULAS = {"activations", "initializers", "losses", "optimizers", "schedules"}
+FORMULAS = {"activations", "initializers", "losses", "optimizers", "schedules", "stopping"}
 # From the bottom to the top; a module imports only from the floors below. In CONTRIBUTING.md codegen is one floor, and
 # so are the kernels.
 FLOORS = [
     {"compat", "user_warnings"},
-    {"codegen.jit", "codegen.target"},
+    {"codegen.caches", "codegen.target"},
     {"codegen.emit"},
+    {"codegen.jit"},
     {"codegen.atomics", "codegen.bitmask", "codegen.memory", "codegen.processor", "codegen.tiles", "codegen.vectors"},
     {"codegen.elementary", "codegen.rows", "codegen.transpose"},
     FORMULAS,
-    {"kernels.network", "kernels.plan"},
+    {"kernels.plan"},
+    {"kernels.network"},
     {"kernels.records"},
     {"kernels.matmul", "kernels.prefetch", "kernels.shuffle", "kernels.threads", "kernels.tuner", "kernels.workspace"},
     {"kernels.csr", "kernels.gather", "kernels.sparse"},
-    {"kernels.addresses", "kernels.gradient"},
+    {"kernels.addresses", "kernels.epochs", "kernels.gradient"},
     {"kernels.backprop"},
     {"kernels.online", "kernels.prediction"},
     {"kernels.session"},
@@ -43,14 +45,14 @@ DOORS = {
     "lbfgs": set(),
     "estimator": {"kernels.csr", "kernels.network", "kernels.plan", "kernels.records", "kernels.session"},
     "inspection": {"kernels.csr", "kernels.network", "kernels.records", "kernels.session"},
-    "training": {"kernels.shuffle"},
+    "training": {"kernels.session", "kernels.shuffle"},
     "prediction": {
         "kernels.addresses", "kernels.csr", "kernels.network", "kernels.plan", "kernels.prediction", "kernels.threads",
         "kernels.records", "kernels.workspace",
     },
     "kernels.records": {"kernels.network", "kernels.plan", "codegen.jit", "codegen.memory"},
-    "kernels.network": {"codegen.target", "codegen.tiles"},
-    "kernels.plan": {"codegen.bitmask", "codegen.target", "codegen.tiles"},
+    "kernels.network": {"codegen.target", "codegen.tiles", "kernels.plan"},
+    "kernels.plan": {"codegen.bitmask", "codegen.caches", "codegen.target", "codegen.tiles"},
 }  # fmt: skip
 
 

@@ -504,7 +504,6 @@ import numpy as np
 from numba.core.dispatcher import Dispatcher
 import fastbp
 from fastbp.codegen.jit import _ForgivingCache
-from fastbp.kernels.shuffle import MIN_SIZE
 from fastbp.system import _VARIANTS
 warnings.simplefilter("ignore")
 fastbp.warmup()
@@ -513,9 +512,9 @@ before = {d: len(d.overloads) for d in ours}
 for source, dtype in _VARIANTS:
     for zeros in (0.0, 0.95):
         rng = np.random.default_rng(0)
-        X = (rng.integers(1, 99, (MIN_SIZE, 40)) * (rng.random((MIN_SIZE, 40)) > zeros)).astype(source)
+        X = (rng.integers(1, 99, (5_000, 40)) * (rng.random((5_000, 40)) > zeros)).astype(source)
         model = fastbp.BackpropClassifier((70, 5), activation=["tanh", "gelu"], max_iter=2, dtype=dtype)
-        model.fit(X, np.arange(MIN_SIZE) % 3).predict(X)
+        model.fit(X, np.arange(5_000) % 3).predict(X)
         model.predict(X[:2])
 print(json.dumps([len(ours) > 20, sorted(d.__name__ for d in ours if len(d.overloads) > before[d])]))
 """

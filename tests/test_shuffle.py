@@ -2,22 +2,24 @@
 
 import numpy as np
 import pytest
+from numba import njit
 from sklearn.exceptions import ConvergenceWarning
 
 from fastbp import BackpropClassifier
-from fastbp.kernels import shuffle as kernel
-from fastbp.kernels.shuffle import MIN_SIZE, N_WORDS, shuffle
+from fastbp.codegen.memory import pointer
+from fastbp.kernels import shuffle as module
+from fastbp.kernels.shuffle import N_WORDS, shuffle, twister_of
 
 
-@pytest.fixture
-def any_length(monkeypatch):
-    monkeypatch.setattr(kernel, "MIN_SIZE", 0)
+@njit
+def run_shuffle(order, words, draws):
+    shuffle(pointer(order, 0), order.size, pointer(words, 0), pointer(draws, 0))
 
 
 def assert_same(n, ours, numpys, times=3):
     for _ in range(times):
         order, expected = np.arange(n), np.arange(n)
-        shuffle(order, ours)
+        run_shuffle(order, twister_of(ours).words, np.empty(N_WORDS, np.uint32))
         numpys.shuffle(expected)
         np.testing.assert_array_equal(order, expected)
     # The generators continue alike.
@@ -29,13 +31,11 @@ def assert_same(n, ours, numpys, times=3):
 @pytest.mark.parametrize(
     "n", [0, 1, 2, 3, 4, 5, 31, 32, 33, N_WORDS - 1, N_WORDS, N_WORDS + 1, 4096, 4097, 4098, 70_000]
 )
-@pytest.mark.usefixtures("any_length")
 def test_is_that_of_numpy(n):
     for seed in (0, 1, 2):
         assert_same(n, np.random.RandomState(seed), np.random.RandomState(seed))
 
 
-@pytest.mark.usefixtures("any_length")
 def test_continues_from_any_state():
     for used in (1, 623, 624, 625):
         ours, numpys = np.random.RandomState(5), np.random.RandomState(5)
@@ -45,33 +45,23 @@ def test_continues_from_any_state():
         assert_same(100, ours, numpys)
 
 
-def test_compiled_only_for_what_is_long(monkeypatch):
-    called = []
-    monkeypatch.setattr(kernel, "shuffle_with", lambda order, *_: called.append(order.size))
-    for n in (MIN_SIZE - 1, MIN_SIZE):
-        shuffle(np.arange(n), np.random.RandomState(0))
-    assert called == [MIN_SIZE]
-
-
-@pytest.mark.usefixtures("any_length")
 def test_left_to_numpy(monkeypatch):
-    def fail(*_):
-        raise AssertionError("this is not for the kernel")
-
-    monkeypatch.setattr(kernel, "shuffle_with", fail)
-    assert_same(100, *(np.random.RandomState(np.random.PCG64(3)) for _ in range(2)))
-    monkeypatch.setattr(kernel, "mersenne_twister_state", lambda *_: None)
-    assert_same(100, np.random.RandomState(3), np.random.RandomState(3))
+    assert twister_of(np.random.RandomState(np.random.PCG64(3))) is None
+    assert twister_of(np.random.RandomState(3)) is not None
+    monkeypatch.setattr(module, "mersenne_twister_state", lambda *_: None)
+    assert twister_of(np.random.RandomState(3)) is None
 
 
-def test_training_sees_the_order_of_numpy(monkeypatch):
+@pytest.mark.parametrize("n", [7, 5_000])
+def test_training_sees_the_order_of_numpy(n, monkeypatch):
     rng = np.random.default_rng(0)
-    X, y = rng.normal(size=(MIN_SIZE, 3)).astype(np.float32), np.arange(MIN_SIZE) % 2
-    how = {"hidden_layer_sizes": 2, "max_iter": 2, "random_state": 0, "tol": 0.0}
+    X, y = rng.normal(size=(n, 3)).astype(np.float32), np.arange(n) % 2
+    how = {"hidden_layer_sizes": 2, "max_iter": 5, "random_state": 0, "tol": 0.0, "batch_size": 6}
     with pytest.warns(ConvergenceWarning):
         ours = BackpropClassifier(**how).fit(X, y)
-    monkeypatch.setattr(kernel, "mersenne_twister_state", lambda *_: None)
+    monkeypatch.setattr(module, "mersenne_twister_state", lambda *_: None)
     with pytest.warns(ConvergenceWarning):
         numpys = BackpropClassifier(**how).fit(X, y)
     for a, b in zip(ours.coefs_, numpys.coefs_, strict=True):
         np.testing.assert_array_equal(a, b)
+    assert ours.loss_curve_ == numpys.loss_curve_

@@ -29,6 +29,7 @@ from fastbp.codegen.processor import flush_subnormals, restore_subnormals
 from fastbp.codegen.transpose import to_columns
 from fastbp.codegen.vectors import load_first, store
 from fastbp.kernels.csr import COLLECT_CSR, MULTIPLY_CSR
+from fastbp.kernels.epochs import begin_epoch, end_epoch
 from fastbp.kernels.gather import gather, gather_and_multiply, is_fused, prefetch_samples
 from fastbp.kernels.gradient import compute_gradients_and_update, make_step, pack_operands, transpose_all
 from fastbp.kernels.matmul import matmul
@@ -225,21 +226,51 @@ def _sum(values, n):
     return total
 
 
+@inlined
+def _train_batch(net, training, samples, task, loss, start, stop, size, fused, n_squares, cells, team):
+    """Take a step of the optimizer with samples [start, stop) of the order; return their mean loss before it."""
+    divisor = batch_weight(samples, start, stop)
+    if divisor == 0:  # all samples of the batch have the weight 0: nothing to learn from
+        return 0.0
+    total = 0.0
+    for position in range(start, stop, task.chunk):
+        m = min(task.chunk, stop - position)
+        if net.is_csr:
+            _collect_csr(net, training, samples, position, m, team)
+            barrier(cells, team)
+        first, last = share(m, 1, team.rank, team.size)
+        if first < last:
+            _pass_rows(net, loss, samples, position, first, last, m, task.pass_rows, fused, training.row_loss)
+        barrier(cells, team)
+        if team.rank == 0:
+            for i in range(m):
+                total += load_scalar(training.row_loss, i)
+        step = make_step(training, m, size, divisor, position == start, position + m == stop)
+        compute_gradients_and_update(net, training, samples, step, team)
+        barrier(cells, team)
+    squares = 0.0
+    if team.rank == 0 and task.alpha != 0:
+        squares = _sum(training.squares, n_squares)
+    return (total * task.loss_scale + 0.5 * task.alpha * squares) / divisor
+
+
 @cached_jit
-def train(data, arrays, training_arrays, task, losses, team_cells, wanted):
+def train(data, arrays, training_arrays, task, epochs, losses, team_cells, wanted):
     """Train on batches [first_batch, last_batch); on each thread of a team this does the thread's share.
 
     Parameters
     ----------
     data : Data
-        Samples and their order.
+        Samples and their order, which changes from epoch to epoch.
     arrays : NetArrays
         The network and its workspace; changed in place.
     training_arrays : TrainingArrays
         The optimizer's state and workspace; changed in place.
     task : Task
         What to do.
-    losses : ndarray of shape (n_batches,), float64
+    epochs : Epochs
+        What to do between batches; changed in place.
+    losses : ndarray of shape (n_epochs * n_batches,), float64
         Becomes the mean loss of each batch before its update, with the L2 term.
     team_cells : ndarray of int64
         From `threads.new_team`, new for each call.
@@ -257,38 +288,23 @@ def train(data, arrays, training_arrays, task, losses, team_cells, wanted):
     sizes, results = pointer(task.sizes, 0), pointer(losses, 0)
     fused = is_fused(net, samples, task.batch_size)
     loss = point_at_loss(task, arrays)
+    done = 0
 
     transpose_all(net, team)
     barrier(cells, team)
     for batch in range(task.first_batch, task.last_batch):
-        start = batch * task.batch_size
+        begin_epoch(batch, epochs, data.order, cells, team)
+        start = batch % epochs.n_batches * task.batch_size
         stop = min(start + task.batch_size, samples.n_seen)
-        divisor = batch_weight(samples, start, stop)
-        if divisor == 0:  # all samples of the batch have the weight 0: nothing to learn from
-            store_scalar(results, batch, 0.0)
-            continue
-        total = 0.0
-        for position in range(start, stop, task.chunk):
-            m = min(task.chunk, stop - position)
-            if net.is_csr:
-                _collect_csr(net, training, samples, position, m, team)
-                barrier(cells, team)
-            first, last = share(m, 1, team.rank, team.size)
-            if first < last:
-                _pass_rows(
-                    net, loss, samples, position, first, last, m, task.pass_rows, fused, training.row_loss
-                )  # fmt: skip
-            barrier(cells, team)
-            if team.rank == 0:
-                for i in range(m):
-                    total += load_scalar(training.row_loss, i)
-            size = load_scalar(sizes, batch - task.first_batch)
-            step = make_step(training, m, size, divisor, position == start, position + m == stop)
-            compute_gradients_and_update(net, training, samples, step, team)
-            barrier(cells, team)
+        size = load_scalar(sizes, batch - task.first_batch)
+        value = _train_batch(
+            net, training, samples, task, loss, start, stop, size, fused, training_arrays.squares.size, cells, team
+        )  # fmt: skip
         if team.rank == 0:
-            squares = _sum(training.squares, training_arrays.squares.size) if task.alpha != 0 else 0.0
-            store_scalar(results, batch, (total * task.loss_scale + 0.5 * task.alpha * squares) / divisor)
+            store_scalar(results, batch, value)
+        done += 1
+        if end_epoch(batch, epochs, results, task.batch_size, samples.n_seen, cells, team):
+            break
     if team.rank == 0:
-        training_arrays.done[0] = task.last_batch - task.first_batch
+        training_arrays.done[0] = done
     restore_subnormals(mode)

@@ -5,6 +5,8 @@ hundred instructions, fewer than the general kernel needs to find its way, and e
 Formulas and arrays are those of `backprop`; the sums over units are made in several parts, which are ready sooner.
 """
 
+import numpy as np
+
 from fastbp.activations import activate
 from fastbp.codegen.jit import cached_jit, inlined
 from fastbp.codegen.memory import lane_count, load_scalar, offset, pointer, store_scalar
@@ -12,6 +14,7 @@ from fastbp.codegen.processor import flush_subnormals, restore_subnormals
 from fastbp.codegen.rows import short_row_kernel
 from fastbp.codegen.vectors import fma, load, store
 from fastbp.kernels.backprop import batch_weight, multiply_by_derivative, point_at_loss, set_output_delta
+from fastbp.kernels.epochs import begin_epoch, end_epoch
 from fastbp.kernels.gather import gather, prefetch_samples
 from fastbp.kernels.gradient import make_step, update_params
 from fastbp.kernels.matmul import ONE, pack_transpose
@@ -22,6 +25,7 @@ from fastbp.kernels.records import (
     point_at_samples,
     point_at_training,
 )
+from fastbp.kernels.threads import Team
 from fastbp.losses import loss_of_row
 
 # Samples between the one that is prefetched and the one that is trained on.
@@ -101,12 +105,34 @@ def _transpose_all(net):
         )  # fmt: skip
 
 
+@inlined
+def _train_sample(net, training, samples, task, loss, position, size, n_params):
+    """Take a step of the optimizer with one sample of the order; return its loss before it."""
+    inputs, outputs = get_layer(net, 0), get_layer(net, net.n_layers - 1)
+    weight = batch_weight(samples, position, position + 1)
+    if weight == 0:
+        return 0.0
+    gather(net, inputs, samples, position, 0, 1)
+    _forward(net)
+    set_output_delta(net, loss, samples, position, 0, 1)
+    y = offset(samples.y, load_scalar(samples.order, position) * outputs.fan_out)
+    value = loss_of_row(loss, outputs.by_rows, outputs.fan_out, y, offset(net.space, outputs.a)) * weight
+    value *= task.loss_scale
+    _backward(net)
+    _compute_gradients(net, training.grads)
+    step = make_step(training, 1, size, weight, True, True)
+    value += 0.5 * task.alpha * _update(net, training, step, training.grads, n_params)
+    _transpose_all(net)
+    return value / weight
+
+
 @cached_jit
-def train_online(data, arrays, training_arrays, task, losses, team_cells, wanted):
+def train_online(data, arrays, training_arrays, task, epochs, losses, team_cells, wanted):
     """Do what `backprop.train` does, in batches of one sample, on one thread.
 
     `is_small` is true for the network, and `training_arrays.grads` holds all parameters.
     """
+    cells, team = pointer(team_cells, 0), Team(np.int64(0), np.int64(1))
     mode = flush_subnormals()
     net = point_at_net(arrays, task.chunk, 0, 1)
     samples = point_at_samples(data, arrays, 0, 1)
@@ -114,26 +140,17 @@ def train_online(data, arrays, training_arrays, task, losses, team_cells, wanted
     sizes, results = pointer(task.sizes, 0), pointer(losses, 0)
     loss = point_at_loss(task, arrays)
     n_params = arrays.params.size
-    inputs, outputs = get_layer(net, 0), get_layer(net, net.n_layers - 1)
+    done = 0
 
     _transpose_all(net)
     for batch in range(task.first_batch, task.last_batch):
-        prefetch_samples(samples, batch + PREFETCH_SAMPLES, batch + PREFETCH_SAMPLES + 1)
-        weight = batch_weight(samples, batch, batch + 1)
-        if weight == 0:
-            store_scalar(results, batch, 0.0)
-            continue
-        gather(net, inputs, samples, batch, 0, 1)
-        _forward(net)
-        set_output_delta(net, loss, samples, batch, 0, 1)
-        y = offset(samples.y, load_scalar(samples.order, batch) * outputs.fan_out)
-        value = loss_of_row(loss, outputs.by_rows, outputs.fan_out, y, offset(net.space, outputs.a)) * weight
-        value *= task.loss_scale
-        _backward(net)
-        _compute_gradients(net, training.grads)
-        step = make_step(training, 1, load_scalar(sizes, batch - task.first_batch), weight, True, True)
-        value += 0.5 * task.alpha * _update(net, training, step, training.grads, n_params)
-        _transpose_all(net)
-        store_scalar(results, batch, value / weight)
-    training_arrays.done[0] = task.last_batch - task.first_batch
+        begin_epoch(batch, epochs, data.order, cells, team)
+        position = batch % epochs.n_batches
+        prefetch_samples(samples, position + PREFETCH_SAMPLES, position + PREFETCH_SAMPLES + 1)
+        size = load_scalar(sizes, batch - task.first_batch)
+        store_scalar(results, batch, _train_sample(net, training, samples, task, loss, position, size, n_params))
+        done += 1
+        if end_epoch(batch, epochs, results, 1, samples.n_seen, cells, team):
+            break
+    training_arrays.done[0] = done
     restore_subnormals(mode)

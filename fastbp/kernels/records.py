@@ -69,6 +69,18 @@ class Task(NamedTuple):
     last_batch: int  # one past
 
 
+class Epochs(NamedTuple):
+    """What one call has to do between batches; its batches are numbered over all epochs."""
+
+    n_batches: int  # of an epoch
+    losses: np.ndarray  # (n_epochs,) float64: becomes the mean loss of each epoch
+    watch: np.ndarray  # (epochs.N_WATCHED,) float64
+    tol: float  # what counts as an improvement of the loss
+    patience: float  # the most epochs without one
+    twister: np.ndarray  # uint32: the words of a `shuffle.Twister`, or empty to keep the order
+    draws: np.ndarray  # uint32, as many: working memory
+
+
 class _WriteableMemory:
     """The memory of an array, declared as writeable."""
 

@@ -1,6 +1,7 @@
 """A session: one network in training, with its arrays and the calls into compiled code."""
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,6 +10,7 @@ import numpy as np
 from fastbp.kernels import backprop, online, threads
 from fastbp.kernels.addresses import kernel_addresses
 from fastbp.kernels.csr import Csr, catch_up_all
+from fastbp.kernels.epochs import STOPPED
 from fastbp.kernels.network import aligned_zeros
 from fastbp.kernels.plan import (
     BLOCK_ROWS,
@@ -19,7 +21,8 @@ from fastbp.kernels.plan import (
     training_work,
     workspace_rows,
 )
-from fastbp.kernels.records import Task, TrainingArrays
+from fastbp.kernels.records import Epochs, Task, TrainingArrays
+from fastbp.kernels.shuffle import N_WORDS
 from fastbp.kernels.tuner import tuner_for
 from fastbp.kernels.workspace import allocate_net, read_layers
 from fastbp.losses import LOSSES, Loss
@@ -95,6 +98,24 @@ class OptimizerState:
         return cls(parts[0], parts[1], stored["rate"], stored["steps"])
 
 
+@dataclass
+class Watch:
+    """The rule that stops training after an epoch; see `stopping.watch_loss`.
+
+    Attributes
+    ----------
+    best, count : float
+        The lowest loss, and the epochs without improvement, so far.
+    tol, patience : float
+        What counts as an improvement, and the most epochs without one.
+    """
+
+    best: float = np.inf
+    count: float = 0.0
+    tol: float = 0.0
+    patience: float = np.inf
+
+
 class Session:
     """One network in training.
 
@@ -121,6 +142,8 @@ class Session:
     ----------
     n_threads : int
         The most threads that it uses.
+    losses : ndarray
+        Mean loss of the samples in each epoch of the last `run`: each batch before its own update.
     """
 
     def __init__(self, network, params, optimizer, settings, n_samples, *, sparse=False, keep=False, csr=None):
@@ -166,6 +189,8 @@ class Session:
         self._loss_parameters = aligned_zeros(len(settings.loss.parameters) + network.lanes, network.dtype)
         self._loss_parameters[: len(settings.loss.parameters)] = settings.loss.parameters
         self._layers = read_layers(self._arrays.table)
+        self._constants = settings.constants(network.dtype)
+        self.losses = np.empty(0)
         self._is_ready = False
         self._addresses = None
         kind = "dense" if self._csr is None else "lazy" if self._csr.is_lazy else "csr"
@@ -173,26 +198,28 @@ class Session:
             tuple(network.units), batch_size, str(network.dtype), settings.solver, n_threads, kind
         )  # fmt: skip
 
-    def run(self, data, rates):
-        """Train on the samples of `data` once, in its order, batch after batch.
+    def run(self, data, rates, *, twister=None, watch=None):
+        """Train on the samples of `data` for whole epochs, batch after batch.
+
+        Afterwards, and after Ctrl-C, `losses` has the epochs that are done.
 
         Parameters
         ----------
         data : Data
-            Samples and their order.
-        rates : ndarray of shape (n_batches,)
+            Samples and their order; a twister changes the order.
+        rates : ndarray of shape (n_epochs * n_batches,)
             Learning rate of each batch.
-
-        Returns
-        -------
-        float
-            Mean loss of the samples, each batch before its own update.
+        twister : Twister, default=None
+            Draws a new order before each epoch; None keeps the order.
+        watch : Watch, default=None
+            The rule that stops after some epoch, not changed; None to train for all.
 
         Raises
         ------
         ValueError
             If the samples have not as many inputs and targets as the network.
         """
+        self.losses = np.empty(0)
         inputs, outputs = self._layers[0], self._layers[-1]
         n_inputs = inputs.fan_in if self._csr is None else 0
         if data.x.shape[1] != n_inputs or data.y.shape[1] != outputs.fan_out:
@@ -200,31 +227,41 @@ class Session:
                 f"Samples of {data.x.shape[1]} inputs and {data.y.shape[1]} targets do not fit a network from "
                 f"{n_inputs} to {outputs.fan_out} units."
             )
-        batch_size = self.settings.batch_size
-        n = data.order.size
-        n_batches = -(-n // batch_size)
-        losses = np.empty(n_batches)
+        n_batches = -(-data.order.size // self.settings.batch_size)
+        watch = watch or Watch()
+        epochs = Epochs(
+            n_batches=n_batches,
+            losses=np.empty(len(rates) // n_batches),
+            watch=np.array([watch.best, watch.count, 0.0]),
+            tol=float(watch.tol),
+            patience=float(watch.patience),
+            twister=np.empty(0, np.uint32) if twister is None else twister.words,
+            draws=np.empty(0 if twister is None else N_WORDS, np.uint32),
+        )
+        lock = nullcontext() if twister is None else twister.lock
+        losses = np.empty(len(rates))
         if not self._is_ready:
             for n_threads in self._tuner.options:  # so that the tuner does not measure the time of compiling
-                self._call(data, rates, 0, 0, losses, n_threads)
+                self._call(data, rates, 0, 0, epochs, losses, n_threads)
             self._is_ready = True
-        done = 0
-        while done < n_batches:
-            n_threads, count = self._tuner.choose()
-            if self._csr is not None:
-                if self._csr.steps_left() == 0:
-                    self._catch_up()
-                count = min(count, self._csr.steps_left())
-            stop = min(n_batches, done + count)
-            begin = time.perf_counter()
-            self._call(data, rates, done, stop, losses, n_threads)
-            self._tuner.measure(n_threads, stop - done, time.perf_counter() - begin)
-            done = stop
-        rows = np.full(n_batches, batch_size)
-        rows[-1] = n - (n_batches - 1) * batch_size
-        return float(np.dot(losses, rows) / n)
+        done, begun = 0, self.optimizer.steps
+        try:
+            while done < len(rates) and not epochs.watch[STOPPED]:
+                n_threads, count = self._tuner.choose()
+                if self._csr is not None:
+                    if self._csr.steps_left() == 0:
+                        self._catch_up()
+                    count = min(count, self._csr.steps_left())
+                stop = min(len(rates), done + count)
+                begin = time.perf_counter()
+                with lock:
+                    self._call(data, rates, done, stop, epochs, losses, n_threads)
+                before, done = done, self.optimizer.steps - begun
+                self._tuner.measure(n_threads, done - before, time.perf_counter() - begin)
+        finally:
+            self.losses = epochs.losses[: (self.optimizer.steps - begun) // n_batches]
 
-    def _call(self, data, rates, first_batch, last_batch, losses, n_threads):
+    def _call(self, data, rates, first_batch, last_batch, epochs, losses, n_threads):
         """Enter compiled code for batches [first_batch, last_batch)."""
         settings, optimizer, done = self.settings, self.optimizer, self._training_arrays.done
         task = Task(
@@ -232,7 +269,7 @@ class Session:
             loss_parameters=self._loss_parameters,
             loss_scale=float(settings.loss.scale),
             solver=SOLVERS[settings.solver],
-            constants=settings.constants(self.params.dtype),
+            constants=self._constants,
             sizes=step_sizes(
                 settings.solver, rates[first_batch:last_batch], optimizer.steps, settings.beta_1, settings.beta_2
             ),
@@ -243,7 +280,7 @@ class Session:
             first_batch=first_batch,
             last_batch=last_batch,
         )
-        args = (data, self._arrays, self._training_arrays, task, losses)
+        args = (data, self._arrays, self._training_arrays, task, epochs, losses)
         if n_threads > 1 and self._addresses is None:
             self._addresses = threads.addresses_for(self._train, args)
         done[0] = 0
@@ -261,7 +298,8 @@ class Session:
         gradient : ndarray of shape (n_params,)
             Packed as the parameters are; 0 where they are padded.
         """
-        loss = self.run(data, np.zeros(1))
+        self.run(data, np.zeros(1))
+        loss = float(self.losses[0])
         divisor = data.weight[data.order].sum(dtype=np.float64) if data.weight.size else data.order.size
         gradient = self._training_arrays.grads / divisor
         if self.settings.alpha != 0:

@@ -1,4 +1,4 @@
-"""The order of an epoch, as `numpy.random.RandomState.shuffle` would draw it, in a third of the time.
+"""The order of an epoch, as `numpy.random.RandomState.shuffle` would draw it, in compiled code.
 
 References
 ----------
@@ -6,37 +6,41 @@ M. Matsumoto and T. Nishimura, "Mersenne Twister", ACM TOMACS 8(1), 1998. D. Knu
 Programming*, vol. 2, sec. 3.4.2, algorithm P.
 """
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
-from fastbp.codegen.jit import cached_jit, inlined
-from fastbp.codegen.memory import load_scalar, pointer, store_scalar
+from fastbp.codegen.jit import inlined, jit
+from fastbp.codegen.memory import load_scalar, store_scalar
 from fastbp.compat import mersenne_twister_of, mersenne_twister_state
 
 # Words of the generator's state, and the distance of the two that make a new one.
 N_WORDS, DISTANCE = 624, 397
-# With fewer numbers than this, the gain would not pay for compiling.
-MIN_SIZE = 5_000
 
 
-def shuffle(order, random_state):
-    """Shuffle in place; the result, and the state of the generator after it, are those of NumPy.
+class Twister(NamedTuple):
+    """The Mersenne Twister of a RandomState."""
+
+    lock: Any  # who changes the words holds it
+    words: np.ndarray  # its memory: uint32 of shape (N_WORDS + 1,)
+
+
+def twister_of(random_state):
+    """Return what `shuffle` needs of a random state.
 
     Parameters
     ----------
-    order : ndarray of int64, contiguous
-        Numbers to shuffle.
     random_state : numpy.random.RandomState
         Source of randomness.
+
+    Returns
+    -------
+    Twister or None
+        None where it has another generator, or this NumPy keeps it in another way.
     """
     generator = mersenne_twister_of(random_state)
-    state = None
-    if generator is not None and MIN_SIZE <= order.size <= 2**32:
-        state = mersenne_twister_state(generator, N_WORDS)
-    if state is None:
-        random_state.shuffle(order)
-        return
-    with generator.lock:
-        shuffle_with(order, state, np.empty(N_WORDS, np.uint32))
+    words = None if generator is None else mersenne_twister_state(generator, N_WORDS)
+    return None if words is None else Twister(generator.lock, words)
 
 
 @inlined
@@ -64,22 +68,21 @@ def _temper(y):
     return y ^ (y >> np.uint32(18))
 
 
-@cached_jit
-def shuffle_with(order, state, draws):
-    """Shuffle with a Mersenne Twister.
+@jit
+def shuffle(items, n, words, accepted):
+    """Shuffle in place; the result, and the words after it, are those of NumPy.
 
     Parameters
     ----------
-    order : ndarray of int64
+    items, n : pointer to int64, int64
         At most 2^32 numbers.
-    state : ndarray of uint32 of shape (N_WORDS + 1,)
+    words : pointer to uint32
         The words of the generator, and how many of them have been used; changed in place.
-    draws : ndarray of uint32 of shape (N_WORDS,)
-        Working memory.
+    accepted : pointer to uint32
+        Working memory for N_WORDS numbers.
     """
-    items, words, accepted = pointer(order, 0), pointer(state, 0), pointer(draws, 0)
     position = np.int64(load_scalar(words, N_WORDS))
-    last = order.size - 1
+    last = n - 1
     while last > 0:
         if position >= N_WORDS:
             _renew(words)
@@ -89,13 +92,13 @@ def shuffle_with(order, state, draws):
             mask = 2 * mask + 1
         # Draws above `last` are rejected: two in seven, which no processor can predict. So each is stored, and counted
         # only if it is accepted; the exchanges follow, which need not wait for each other.
-        n = np.int64(0)
-        while position < N_WORDS and last - n > mask >> 1:
+        count = np.int64(0)
+        while position < N_WORDS and last - count > mask >> 1:
             draw = np.int64(_temper(load_scalar(words, position))) & mask
-            store_scalar(accepted, n, draw)
-            n += np.int64(draw <= last - n)
+            store_scalar(accepted, count, draw)
+            count += np.int64(draw <= last - count)
             position += 1
-        for i in range(n):
+        for i in range(count):
             j = np.int64(load_scalar(accepted, i))
             item = load_scalar(items, last)
             store_scalar(items, last, load_scalar(items, j))
