@@ -326,7 +326,7 @@ def test_values_that_are_no_numbers_of_the_network(estimator):
     for empty in (sparse.csr_array((0, K)), sparse.csr_array((N, 0))):
         with pytest.raises(ValueError, match="Found array with 0"):
             new(estimator).fit(empty, y[: empty.shape[0]])
-    with pytest.raises(ValueError, match="Expected 2D|inconsistent numbers of samples"):  # scikit-learn 1.9, or 1.7
+    with pytest.raises(ValueError, match=r"Expected 2D|inconsistent numbers of samples"):  # scikit-learn 1.9, or 1.7
         new(estimator).fit(sparse.coo_array(np.ones(3)), y[:3])
 
 
