@@ -119,13 +119,14 @@ def run_epochs(trained, data, n_epochs=3, rates=None):
     batch_size = trained.settings.batch_size
     n_batches = -(-data.order.size // batch_size)
     losses, gradients = [], []
+    flat = np.concatenate([part.ravel() for parts in trained.parameters() for part in parts])
     for epoch in range(n_epochs):
         rng.shuffle(data.order)
         if trained.settings.solver == "lbfgs":
-            loss, gradient = trained.loss_and_gradient(data)
-            coefs, intercepts = trained._network.unpack(gradient)
-            gradients += [*coefs, *intercepts]
-            trained.params[:] -= (0.1 * gradient).astype(trained.params.dtype)
+            loss, gradient = trained.loss_and_gradient(data, flat)
+            gradients.append(gradient)
+            flat = flat - trained.params.dtype.type(0.1) * gradient
+            trained.set_parameters(flat)
         else:
             some = np.full(n_batches, 0.01) if rates is None else rates[epoch * n_batches :][:n_batches]
             loss = trained.run(data, some)
