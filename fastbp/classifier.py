@@ -11,11 +11,11 @@ from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import check_scalar
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import type_of_target, unique_labels
-from sklearn.utils.validation import check_is_fitted, column_or_1d
+from sklearn.utils.validation import column_or_1d
 
 from fastbp.activations import Activation, Logistic, Softmax
 from fastbp.compat import StrOptions, check_partial_fit_first_call, fit_context
-from fastbp.estimator import BaseBackprop, targets_and_weights
+from fastbp.estimator import BaseBackprop
 from fastbp.losses import Loss
 
 
@@ -335,11 +335,12 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         ValueError
             If the input is invalid, y has labels that are not in `classes`, or `early_stopping` is True.
         """
-        with self._all_or_nothing():
-            if check_partial_fit_first_call(self, classes):
+        with self._all_at_once() as model:
+            if check_partial_fit_first_call(model, classes):
                 multilabel = type_of_target(y).startswith("multilabel")
-                self._binarizer = LabelBinarizer().fit(y if multilabel else classes)
-            return self._fit(X, y, sample_weight, incremental=True)
+                model._binarizer = LabelBinarizer().fit(y if multilabel else classes)
+            model._fit(X, y, sample_weight, incremental=True, knows_classes=True)
+        return self
 
     @fit_context(prefer_skip_nested_validation=True)
     def initialize(self, n_features: int, classes: ArrayLike) -> Self:
@@ -362,18 +363,18 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
             The estimator, as after zero epochs of training. With ``dtype="auto"`` its weights are float32.
         """
         n_features = check_scalar(n_features, "n_features", Integral, min_val=1)
-        with self._all_or_nothing():
+        with self._all_at_once() as model:
             for name in ("coefs_", "classes_", "feature_names_in_"):
-                self.__dict__.pop(name, None)
-            self._binarizer = LabelBinarizer().fit(column_or_1d(classes))
-            self.classes_ = self._binarizer.classes_
-            n_outputs = self._binarizer.transform(self.classes_).shape[1]
-            self._initialize_network(int(n_features), n_outputs)
+                model.__dict__.pop(name, None)
+            model._binarizer = LabelBinarizer().fit(column_or_1d(classes))
+            model.classes_ = model._binarizer.classes_
+            n_outputs = model._binarizer.transform(model.classes_).shape[1]
+            model._initialize_network(int(n_features), n_outputs)
         return self
 
-    def _check_targets(self, y, *, reset, incremental):
+    def _check_targets(self, y, *, reset):
         """Check the labels and learn the classes, or compare with those known; return the labels as 0 and 1."""
-        if not hasattr(self, "classes_") or not (self.warm_start or incremental):
+        if reset:
             self._binarizer = LabelBinarizer().fit(y)
             self.classes_ = self._binarizer.classes_
         elif self.warm_start and set(unique_labels(y)) != set(self.classes_):
@@ -382,24 +383,18 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
                 f"Previously got {self.classes_}, `y` has {unique_labels(y)}"
             )
         else:
-            self._check_known(y)
+            return self._encode_targets(y)
         return self._binarizer.transform(y)
 
-    def _check_known(self, y):
-        """Check that y has no other classes than those of the first training."""
+    def _encode_targets(self, y):
+        """Check that y has no other classes than those of the first training; return the labels as 0 and 1."""
         labels = unique_labels(y)
         several = self._binarizer.y_type_ == "multilabel-indicator"
         if several != (y.ndim == 2) or len(np.setdiff1d(labels, self.classes_, assume_unique=True)):
             raise ValueError(
                 f"`y` has classes not in `self.classes_`. `self.classes_` has {self.classes_}. 'y' has {labels}."
             )
-
-    def _encode(self, X, y, sample_weight=None):
-        """Check data of a fitted estimator; return inputs, targets and weights as the kernels take them."""
-        check_is_fitted(self)
-        X, y, dtype = self._check_X(X, y, reset=False)
-        self._check_known(y)
-        return X, *targets_and_weights(X, self._binarizer.transform(y), sample_weight, dtype)
+        return self._binarizer.transform(y)
 
     def _loss_of(self, n_outputs):
         return Loss(self.loss, (0.0,) * n_outputs)
@@ -431,14 +426,14 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         ndarray of shape (n_samples,) or (n_samples, n_labels)
             The predicted classes; in multilabel classification an indicator matrix of 0 and 1, sparse if y was.
         """
-        outputs = self._outputs(X)
-        if self._binarizer.y_type_ == "multilabel-indicator":
-            return self._binarizer.inverse_transform(outputs)  # sparse where y was
-        if len(self.classes_) == 1:
-            return np.repeat(self.classes_, len(outputs))
-        if self.n_outputs_ == 1:
-            return self.classes_[(outputs[:, 0] > 0.5).astype(int)]
-        return self.classes_[outputs.argmax(axis=1)]
+        outputs, model = self._outputs(X)
+        if model._binarizer.y_type_ == "multilabel-indicator":
+            return model._binarizer.inverse_transform(outputs)  # sparse where y was
+        if len(model.classes_) == 1:
+            return np.repeat(model.classes_, len(outputs))
+        if model.n_outputs_ == 1:
+            return model.classes_[(outputs[:, 0] > 0.5).astype(int)]
+        return model.classes_[outputs.argmax(axis=1)]
 
     def predict_proba(self, X: ArrayLike) -> np.ndarray:
         """Probability estimates.
@@ -457,17 +452,17 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
             The predicted probability of each sample for each class, in the order of `classes_`; the dtype is that of
             the weights.
         """
-        outputs = self._outputs(X)
-        exclusive = self._binarizer.y_type_ != "multilabel-indicator"
-        if self._loss.name == "squared_error":
+        outputs, model = self._outputs(X)
+        exclusive = model._binarizer.y_type_ != "multilabel-indicator"
+        if model._loss.name == "squared_error":
             np.clip(outputs, 0, 1, out=outputs)
-            if exclusive and self.n_outputs_ > 1:
+            if exclusive and model.n_outputs_ > 1:
                 total = outputs.sum(axis=1, keepdims=True)
                 # Where all outputs are 0, all classes are equally likely.
                 outputs[total[:, 0] == 0] = 1
-                total[total == 0] = self.n_outputs_
+                total[total == 0] = model.n_outputs_
                 outputs /= total
-        if exclusive and self.n_outputs_ == 1:
+        if exclusive and model.n_outputs_ == 1:
             return np.hstack([1 - outputs, outputs])
         return outputs
 

@@ -16,7 +16,7 @@ from fastbp import lbfgs, training
 from fastbp.activations import ACTIVATIONS, Activation, check_can_learn, get_activation
 from fastbp.compat import Interval, Options, StrOptions, check_feature_names, check_sample_weight
 from fastbp.initializers import initial_parameters
-from fastbp.kernels.csr import split_inputs
+from fastbp.kernels.csr import csr_matrix_of, split_inputs
 from fastbp.kernels.network import make_network
 from fastbp.kernels.plan import is_mostly_zero
 from fastbp.kernels.records import Data, declare_writeable
@@ -126,23 +126,30 @@ class BaseBackprop(BaseEstimator):
             )
         return True
 
-    def _fit(self, X, y, sample_weight, *, incremental):
-        """Check the input and train; `incremental` for one epoch as `partial_fit`. A failure changes nothing."""
-        with self._all_or_nothing():
-            if incremental and getattr(self, "t_", None) == 0 and not hasattr(self, "loss_"):
-                check_feature_names(self, X, reset=True)  # `initialize` does not know them
-            first = not (hasattr(self, "coefs_") and (incremental or self.warm_start))
+    def _fit(self, X, y, sample_weight, *, incremental, knows_classes=False):
+        """Check the input and train; `incremental` for one epoch as `partial_fit`."""
+        with self._all_at_once() as model:
+            if incremental and getattr(model, "t_", None) == 0 and not hasattr(model, "loss_"):
+                check_feature_names(model, X, reset=True)  # `initialize` does not know them
+            first = not (hasattr(model, "coefs_") and (incremental or model.warm_start))
+            fitted_units = None
             if not first:  # the user may have edited them
-                check_shapes(self.coefs_, self.intercepts_, self.n_features_in_, self._activations)
-            X, y, dtype = self._check_X(X, y, reset=first)
-            Y = self._check_targets(y, reset=first, incremental=incremental)
-            if self.early_stopping and incremental:
+                fitted_units = check_shapes(model.coefs_, model.intercepts_, model.n_features_in_, model._activations)
+            X, y, dtype = model._check_X(X, y, reset=first)
+            Y = model._check_targets(y, reset=first and not knows_classes)
+            if model.early_stopping and incremental:
                 raise _NotSupportedError("partial_fit does not support early_stopping=True")
             Y, weight = targets_and_weights(X, Y, sample_weight, dtype)
-            self._fit_network(X, Y, weight, dtype, first=first, one_epoch=incremental)
+            model._fit_network(X, Y, weight, dtype, fitted_units=fitted_units, one_epoch=incremental)
         return self
 
-    def _fit_network(self, X, Y, weight, dtype, *, first, one_epoch):
+    def _encode(self, X, y, sample_weight=None):
+        """Check data of a fitted estimator; return inputs, targets and weights as the kernels take them."""
+        check_is_fitted(self)
+        X, y, dtype = self._check_X(X, y, reset=False)
+        return X, *targets_and_weights(X, self._encode_targets(y), sample_weight, dtype)
+
+    def _fit_network(self, X, Y, weight, dtype, *, fitted_units, one_epoch):
         """Train, and set the fitted attributes.
 
         Parameters
@@ -155,34 +162,38 @@ class BaseBackprop(BaseEstimator):
             Weights of the samples, or nothing.
         dtype : dtype
             Type of the network's numbers.
-        first : bool
-            Whether to begin with new weights.
+        fitted_units : list of int or None
+            The units of the network whose weights to begin with; None for new weights.
         one_epoch : bool
             Whether this is `partial_fit`: one epoch, with the optimizer's state of the last call.
         """
         units, activations = self._layout(X.shape[1], Y.shape[1])
         check_can_learn(activations)
         random_state = check_random_state(self.random_state)
-        if first:
+        if fitted_units is None:
             coefs, intercepts = self._draw_parameters(units, activations, random_state, dtype)
             progress = training.Progress()
         else:
             coefs, intercepts = self.coefs_, self.intercepts_
-            self._check_shapes(units)
+            if fitted_units != units:
+                raise ValueError(
+                    f"The fitted network has layers of {fitted_units} units, this call needs {units}. Training can "
+                    "continue only in the same shape: set warm_start=False and call fit to start anew."
+                )
             progress = self._progress.copy()
         # The line search of lbfgs compares losses that differ by less than the precision of float32.
         work_dtype = np.dtype(np.float64) if self.solver == "lbfgs" else dtype
         x, csr = split_inputs(X, work_dtype)  # before scipy takes samples from X: it does not check its index arrays
         order, score = np.arange(X.shape[0]), None
         if self.early_stopping and self.solver != "lbfgs":
-            order, score = self._hold_out(X, Y, weight, activations, random_state)
+            order, score = self._hold_out(X, Y, weight, coefs, intercepts, activations, random_state)
         else:
             progress.validation_scores = None
         data = Data(x, Y.astype(work_dtype, copy=False), weight.astype(work_dtype, copy=False), order)
         step_settings = self._step_settings(order.size, Y.shape[1])
         network = make_network(units, activations, work_dtype, step_settings.batch_size, csr is not None)
         optimizer = OptimizerState.empty(network, self.solver, self.learning_rate_init)
-        if one_epoch and not first:
+        if one_epoch and fitted_units is not None:
             optimizer = OptimizerState.restore(self._optimizer, network, self.solver) or optimizer
         params = network.pack(coefs, intercepts)
         session = Session(
@@ -203,7 +214,7 @@ class BaseBackprop(BaseEstimator):
         coefs, intercepts = ([part.astype(dtype, copy=False) for part in parts] for parts in (coefs, intercepts))
         self._set_fitted(network, coefs, intercepts, optimizer, progress)
 
-    def _hold_out(self, X, Y, weight, activations, random_state):
+    def _hold_out(self, X, Y, weight, coefs, intercepts, activations, random_state):
         """Split off the samples of early stopping, with scikit-learn's draws.
 
         Returns
@@ -231,8 +242,19 @@ class BaseBackprop(BaseEstimator):
                 "samples of weight 0."
             )
 
+        # To make a predictor, or to check sparse rows, takes longer than a small epoch: here once, for all of them.
+        own = [np.array(part, Y.dtype, order="C") for part in (*coefs, *intercepts)]
+        predictor = Predictor(own[: len(coefs)], own[len(coefs) :], activations, X.shape[1])
+        rows = csr_matrix_of(X, Y.dtype) if issparse(X) else None
+
         def score(coefs, intercepts):
-            outputs, _ = Predictor(coefs, intercepts, activations, X.shape[1]).outputs(X, self.n_jobs)
+            for mine, part in zip(own, (*coefs, *intercepts), strict=True):
+                mine[...] = part
+            if rows is None:
+                outputs, _ = predictor.outputs(X, self.n_jobs)
+            else:
+                outputs = np.empty(Y.shape, Y.dtype)
+                predictor._predict_csr(rows, outputs, self.n_jobs)
             return self._score_outputs(outputs, Y, weight)
 
         return train, score
@@ -274,7 +296,6 @@ class BaseBackprop(BaseEstimator):
     def _set_fitted(self, network, coefs, intercepts, optimizer, progress):
         stops_early = progress.validation_scores is not None
         self.coefs_, self.intercepts_ = coefs, intercepts
-        _PREDICTORS.pop(self, None)  # it would keep the old weights
         self._optimizer = optimizer.store(network, self.solver)
         self._progress = progress
         self._activations = network.activations
@@ -335,25 +356,31 @@ class BaseBackprop(BaseEstimator):
         several = isinstance(self.activation, list | tuple)
         return Activation.init_factor if several else get_activation(self.activation).init_factor
 
-    def _check_shapes(self, units):
-        have = check_shapes(self.coefs_, self.intercepts_, self.n_features_in_, self._activations)
-        if have != units:
-            raise ValueError(
-                f"The fitted network has layers of {have} units, this call needs {units}. Training can continue only "
-                "in the same shape: set warm_start=False and call fit to start anew."
-            )
+    def _as_it_is(self):
+        """Return an estimator with the present attributes, also when another thread has fitted this one."""
+        model = object.__new__(type(self))
+        model.__dict__ = self.__dict__
+        return model
 
-    def _predictor(self):
+    def _predictor_for(self, model):
         predictor = _PREDICTORS.get(self)
-        if predictor is None or not predictor.uses(self.coefs_, self.intercepts_):
-            predictor = Predictor(self.coefs_, self.intercepts_, self._activations, self.n_features_in_)
+        if predictor is None or not predictor.uses(model.coefs_, model.intercepts_):
+            predictor = Predictor(model.coefs_, model.intercepts_, model._activations, model.n_features_in_)
             _PREDICTORS[self] = predictor
         return predictor
 
     def _outputs(self, X):
-        """Return the activations of the output layer, of shape (n_samples, n_outputs)."""
-        check_is_fitted(self)
-        predictor = self._predictor()
+        """Compute the activations of the output layer.
+
+        Returns
+        -------
+        outputs : ndarray of shape (n_samples, n_outputs)
+        model : BaseBackprop
+            With the attributes to which they belong, also where another thread has fitted this estimator meanwhile.
+        """
+        model = self._as_it_is()
+        check_is_fitted(model)
+        predictor = self._predictor_for(model)
         # scikit-learn's checks take longer than the network for a few rows. An array of the right type and shape needs
         # only the check for finite numbers, which the kernel does; if it fails, scikit-learn's checks raise the error.
         if (
@@ -362,14 +389,14 @@ class BaseBackprop(BaseEstimator):
             and X.flags.c_contiguous
             and X.ndim == 2
             and X.shape[0] > 0
-            and X.shape[1] == self.n_features_in_
-            and "feature_names_in_" not in self.__dict__
+            and X.shape[1] == model.n_features_in_
+            and "feature_names_in_" not in model.__dict__
         ):
-            outputs, finite = predictor.outputs(declare_writeable(X), self.n_jobs)
+            outputs, finite = predictor.outputs(declare_writeable(X), model.n_jobs)
             if finite:
-                return outputs
-        X, _ = self._check_X(X, reset=False)
-        return predictor.outputs(X, self.n_jobs)[0]
+                return outputs, model
+        X, _ = model._check_X(X, reset=False)
+        return predictor.outputs(X, model.n_jobs)[0], model
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -383,16 +410,16 @@ class BaseBackprop(BaseEstimator):
         super().__setstate__(_state_of_0_1_0(state) if "_memory" in state else state)
 
     @contextmanager
-    def _all_or_nothing(self):
-        """Restore all attributes when the block fails."""
-        before = self.__dict__.copy()
-        try:
-            yield
-        except BaseException:
-            self.__dict__.update(before)
-            for name in self.__dict__.keys() - before.keys():
-                del self.__dict__[name]
-            raise
+    def _all_at_once(self):
+        """Yield a copy to change; this estimator has its attributes when the block ends, and none if it fails.
+
+        Until then other threads predict with the old ones.
+        """
+        model = object.__new__(type(self))
+        model.__dict__ = self.__dict__.copy()
+        yield model
+        self.__dict__ = model.__dict__
+        _PREDICTORS.pop(self, None)  # it would keep the old weights
 
 
 def _keep_float64(X, sources):

@@ -5,6 +5,7 @@ References
 D. C. Liu and J. Nocedal, "On the limited memory BFGS method for large scale optimization", 1989.
 """
 
+import numpy as np
 import scipy.optimize
 from sklearn.exceptions import ConvergenceWarning
 
@@ -45,13 +46,12 @@ def fit(session, data, settings, progress, max_fun):
         On Ctrl-C before the end of the first iteration: there is nothing to keep.
     """
     progress.epochs = 0
-    places = session.parameter_places()  # scipy has no need to know the padding between them
-    last = {"loss": None, "params": session.params[places]}
+    start = np.concatenate([part.ravel() for parts in session.parameters() for part in parts])
+    last = {"loss": None, "params": start}
 
     def loss_and_gradient(params):
-        session.params[places] = params
-        last["loss"], gradient = session.loss_and_gradient(data)
-        return last["loss"], gradient[places]
+        last["loss"], gradient = session.loss_and_gradient(data, params)
+        return last["loss"], gradient
 
     def after_iteration(params):
         last["params"] = params.copy()
@@ -64,17 +64,18 @@ def fit(session, data, settings, progress, max_fun):
 
     try:
         result = scipy.optimize.minimize(
-            loss_and_gradient, last["params"], method="L-BFGS-B", jac=True, callback=after_iteration,
+            loss_and_gradient, start, method="L-BFGS-B", jac=True, callback=after_iteration,
             options={"maxfun": max_fun, "maxiter": settings.max_iter, "gtol": settings.tol},
         )  # fmt: skip
-        session.params[places], progress.loss = result.x, float(result.fun)
+        session.set_parameters(result.x)
+        progress.loss = float(result.fun)
         progress.epochs = min(result.nit, settings.max_iter)
         if result.status != 0:
             warn_user(_warning(result, progress.epochs, settings.max_iter), ConvergenceWarning)
     except KeyboardInterrupt:
         if progress.epochs == 0:
             raise
-        session.params[places] = last["params"]
+        session.set_parameters(last["params"])
         warn_user("Training interrupted by user.")
     return session.parameters()
 

@@ -9,11 +9,10 @@ from numpy.typing import ArrayLike
 from sklearn.base import RegressorMixin
 from sklearn.utils import check_scalar
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import check_is_fitted
 
 from fastbp.activations import Activation, Exp, Identity
 from fastbp.compat import Interval, StrOptions, fit_context
-from fastbp.estimator import BaseBackprop, targets_and_weights
+from fastbp.estimator import BaseBackprop
 from fastbp.losses import Loss
 
 
@@ -372,12 +371,12 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         """
         n_features = check_scalar(n_features, "n_features", Integral, min_val=1)
         n_outputs = check_scalar(n_outputs, "n_outputs", Integral, min_val=1)
-        with self._all_or_nothing():
+        with self._all_at_once() as model:
             for name in ("coefs_", "feature_names_in_"):
-                self.__dict__.pop(name, None)
-            n_levels = len(self._levels(n_outputs))
-            self._n_targets = int(n_outputs)
-            self._initialize_network(int(n_features), self._n_targets if n_levels == 1 else n_levels)
+                model.__dict__.pop(name, None)
+            n_levels = len(model._levels(n_outputs))
+            model._n_targets = int(n_outputs)
+            model._initialize_network(int(n_features), model._n_targets if n_levels == 1 else n_levels)
         return self
 
     def predict(self, X: ArrayLike) -> np.ndarray:
@@ -393,7 +392,7 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         ndarray of shape (n_samples,) or (n_samples, n_outputs)
             The predicted values, of the dtype of the weights.
         """
-        outputs = self._outputs(X)
+        outputs, _ = self._outputs(X)
         return outputs.ravel() if outputs.shape[1] == 1 else outputs
 
     def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
@@ -435,21 +434,19 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
             )
         return levels.tolist()
 
-    def _check_targets(self, y, *, reset, incremental):
-        """Return the targets, one column for each output."""
+    def _check_targets(self, y, *, reset):
+        """Learn the number of targets, or compare with that known; return them, one column for each output."""
+        if reset:
+            self._n_targets = 1 if y.ndim == 1 else y.shape[1]
+        return self._encode_targets(y)
+
+    def _encode_targets(self, y):
+        """Check that y has as many columns as in the first training; return one column for each output."""
         Y = y.reshape(len(y), -1)
-        if not reset and Y.shape[1] != self._n_targets:
+        if Y.shape[1] != self._n_targets:
             raise ValueError(f"y has {Y.shape[1]} columns; the estimator was fitted with {self._n_targets}.")
-        self._n_targets = Y.shape[1]
         n_levels = len(self._levels(Y.shape[1]))
         return Y if n_levels == 1 else np.repeat(Y, n_levels, axis=1)
-
-    def _encode(self, X, y, sample_weight=None):
-        """Check data of a fitted estimator; return inputs, targets and weights as the kernels take them."""
-        check_is_fitted(self)
-        X, y, dtype = self._check_X(X, y, reset=False)
-        Y = self._check_targets(y, reset=False, incremental=True)
-        return X, *targets_and_weights(X, Y, sample_weight, dtype)
 
     def _loss_of(self, n_outputs):
         if self.loss == "quantile":

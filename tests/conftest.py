@@ -9,11 +9,14 @@ import pytest
 # Tests whose results depend on the vector instructions in use; `.ci/run` repeats them for each width of vectors.
 NUMERICAL = {
     "test_activations", "test_backprop", "test_bitmask", "test_csr", "test_elementary", "test_inspection",
-    "test_losses", "test_matmul", "test_memory", "test_optimizers", "test_processor", "test_sparse", "test_target",
-    "test_tiles", "test_transpose", "test_vectors", "test_workspace",
+    "test_losses", "test_matmul", "test_memory", "test_optimizers", "test_processor", "test_sparse", "test_tiles",
+    "test_transpose", "test_vectors", "test_workspace",
 }  # fmt: skip
-# What holds for all versions of scikit-learn; other tests of the estimators compare with the texts and rules of 1.9.
-ESTIMATOR = {"test_classifier", "test_plots", "test_regressor", "test_sparse_input"}
+# The others that `.ci/run` repeats with the oldest versions. Of the estimators what holds for all versions of
+# scikit-learn: other tests of theirs compare with the texts and rules of 1.9.
+VERSIONS = {"test_classifier", "test_plots", "test_regressor", "test_sparse_input", "test_target"}
+# In files of the first kind but of the second: they choose the vector instructions, or count beyond 2^31.
+NOT_NUMERICAL = ("test_nothing_after_an_array_is_read_on_the_least_", "test_more_than_two_to_the_31_")
 # Of the estimators' tests those that compare with scikit-learn's results.
 NUMERICAL_OF_THE_ESTIMATORS = {
     "test_classifier": ("test_same_", "test_float32_", "test_any_layout_", "test_a_prediction_", "test_squared_"),
@@ -25,7 +28,7 @@ _terminal = pytest.StashKey[int]()
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "numerical: what is computed depends on the processor's vector instructions")
-    config.addinivalue_line("markers", "estimator: what users of scikit-learn see")
+    config.addinivalue_line("markers", "versions: what else depends on those of Numba, NumPy and scikit-learn")
     config.stash[_terminal] = os.dup(2)  # pytest captures the stream itself during a test
     if numba.config.DISABLE_JIT:
         raise pytest.UsageError("NUMBA_DISABLE_JIT is set, and the kernels run only as compiled code")
@@ -33,10 +36,12 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if item.path.stem in NUMERICAL or item.name.startswith(NUMERICAL_OF_THE_ESTIMATORS.get(item.path.stem, ())):
+        file, name = item.path.stem, item.name
+        is_excluded = name.startswith(NOT_NUMERICAL)
+        if (file in NUMERICAL and not is_excluded) or name.startswith(NUMERICAL_OF_THE_ESTIMATORS.get(file, ())):
             item.add_marker("numerical")
-        if item.path.stem in ESTIMATOR:
-            item.add_marker("estimator")
+        if file in VERSIONS or is_excluded:
+            item.add_marker("versions")
 
 
 # pytest-timeout interrupts a test from Python. Compiled code does not notice that: a kernel that waits for ever, as a

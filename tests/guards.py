@@ -26,16 +26,15 @@ class Guards:
         values = np.asarray(values, dtype)
         whole = np.full(values.size + 2 * GUARD, np.array(CANARY).astype(values.dtype))
         whole[GUARD:-GUARD] = values.ravel()
-        self.wholes.append(whole)
+        self.wholes.append((whole, whole[:GUARD].tobytes()))
         return whole[GUARD:-GUARD].reshape(values.shape)
 
     def zeros(self, n, dtype):
         return self.array(np.zeros(n, dtype))
 
     def check(self):
-        for whole in self.wholes:
-            canary = np.array(CANARY).astype(whole.dtype)
-            assert (whole[:GUARD] == canary).all() and (whole[-GUARD:] == canary).all()
+        for whole, canaries in self.wholes:
+            assert whole[:GUARD].tobytes() == whole[-GUARD:].tobytes() == canaries
 
 
 class Fences(Guards):

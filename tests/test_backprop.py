@@ -185,6 +185,7 @@ class Trainer:
             done=guards.zeros(1, np.int64),
         )
         self.constants = guards.array(constants)
+        self.loss_parameters = guards.array(self._loss_parameters())
         self.losses = guards.zeros(self.n_batches, np.float64)
 
     def run(self, first=0, last=None):
@@ -193,7 +194,7 @@ class Trainer:
         params = self.net.params.copy()
         task = Task(
             loss=LOSSES[self.problem.loss],
-            loss_parameters=self.guards.array(self._loss_parameters()),
+            loss_parameters=self.loss_parameters,
             loss_scale=1.0,
             solver=SOLVERS[self.solver],
             constants=self.constants,

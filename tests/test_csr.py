@@ -119,13 +119,14 @@ def run_epochs(trained, data, n_epochs=3, rates=None):
     batch_size = trained.settings.batch_size
     n_batches = -(-data.order.size // batch_size)
     losses, gradients = [], []
+    flat = np.concatenate([part.ravel() for parts in trained.parameters() for part in parts])
     for epoch in range(n_epochs):
         rng.shuffle(data.order)
         if trained.settings.solver == "lbfgs":
-            loss, gradient = trained.loss_and_gradient(data)
-            coefs, intercepts = trained._network.unpack(gradient)
-            gradients += [*coefs, *intercepts]
-            trained.params[:] -= (0.1 * gradient).astype(trained.params.dtype)
+            loss, gradient = trained.loss_and_gradient(data, flat)
+            gradients.append(gradient)
+            flat = flat - trained.params.dtype.type(0.1) * gradient
+            trained.set_parameters(flat)
         else:
             some = np.full(n_batches, 0.01) if rates is None else rates[epoch * n_batches :][:n_batches]
             loss = trained.run(data, some)
@@ -351,20 +352,19 @@ def test_waiting_rows_against_a_loop_of_adam(betas, dtype):
             (w, m, v), after = _wait(settings, dtype, rates, (moments, squares))
             v[v < limits.tiny] = 0  # as the processor takes them
             m[np.abs(m) < limits.tiny] = 0
-            expected = [np.array(part, np.longdouble) for part in (w, m, v)]
+            moved, *expected = (np.array(part, np.longdouble) for part in (np.zeros_like(w), m, v))
             sizes = step_sizes("adam", rates, 0, *betas)
-            path = np.zeros_like(expected[0]), np.abs(expected[1]), expected[2].copy()
             epsilon = settings.constants(dtype)[2]
-            lazy_adam_naive(*expected, sizes, *betas, epsilon)
-            lazy_adam_naive(*path, sizes, *betas, epsilon)
+            lazy_adam_naive(moved, *expected, sizes, *betas, epsilon)
             eps = limits.eps
             close = {"rtol": 30 * eps, "atol": limits.tiny}
             # The series is cut off where the rest is small against steps of one size: here, the largest.
             step = max(sizes) * np.abs(m) / (np.sqrt(v) + epsilon)
-            bound = 2 * eps * np.abs(w) + 30 * eps * np.abs(path[0]) + (1e-13 if dtype == np.float64 else 0) * step
-            assert (np.abs(after[0] - expected[0]) <= bound).all()
-            np.testing.assert_allclose(after[1], expected[1].astype(dtype), **close)
-            np.testing.assert_allclose(after[2], expected[2].astype(dtype), **close)
+            # All steps have the sign of m, so that `moved` is also the length of the way.
+            bound = 2 * eps * np.abs(w) + 30 * eps * np.abs(moved) + (1e-13 if dtype == np.float64 else 0) * step
+            assert (np.abs(after[0] - (w + moved)) <= bound).all()
+            np.testing.assert_allclose(after[1], expected[0].astype(dtype), **close)
+            np.testing.assert_allclose(after[2], expected[1].astype(dtype), **close)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -30,14 +30,15 @@ def exact_erf(x):
     if x.dtype == np.float64:
         return erf_of(x)
     size = np.abs(x)
-    total = term = size.copy()
-    square = np.minimum(size, 3) ** 2
+    near = size[size < 2]
+    total = term = near
+    square = near**2
     for k in range(1, 80):
         term = term * -square / k
         total = total + term / (2 * k + 1)
-    series = 2 / np.sqrt(np.longdouble("3.14159265358979323846264338327950288")) * total
-    far = 1 - np.exp(-(size**2)) * erfcx(np.minimum(size, 30).astype(np.float64))
-    return np.copysign(np.where(size < 2, series, far), x)
+    out = 1 - np.exp(-(size**2)) * erfcx(np.minimum(size, 30).astype(np.float64))
+    out[size < 2] = 2 / np.sqrt(np.longdouble("3.14159265358979323846264338327950288")) * total
+    return np.copysign(out, x)
 
 
 KERNELS = {

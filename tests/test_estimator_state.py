@@ -1,12 +1,15 @@
 """Faults of edited, refitted and oddly weighted estimators."""
 
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from scipy.sparse import csr_matrix, issparse
 
+from fastbp import training
 from fastbp.classifier import BackpropClassifier
+from fastbp.prediction import Predictor
 from fastbp.regressor import BackpropRegressor
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -32,6 +35,75 @@ def test_best_score_is_one_of_the_scores():
     clf.set_params(early_stopping=False).fit(X, Y)
     clf.set_params(early_stopping=True, max_iter=2).fit(X, 1 - Y)
     assert clf.best_validation_score_ == max(clf.validation_scores_)
+
+
+def in_another_thread(function, *args):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function, *args).result()
+
+
+OTHER_X, OTHER_Y = np.hstack([X, X]), np.array(["a", "b", "c"])[Y + (X[:, 1] > 0)]
+
+
+@pytest.mark.parametrize("method", ["fit", "partial_fit", "initialize"])
+def test_a_thread_predicts_with_the_old_model_while_another_fits(method, monkeypatch):
+    clf = BackpropClassifier((3,), max_iter=3, random_state=0).fit(X, Y)
+    labels, outputs = clf.predict(X), clf.predict_proba(X)
+    seen = []
+
+    def and_look(function):
+        def call(*args, **kwargs):
+            seen.extend(in_another_thread(ask, X) for ask in (clf.predict, clf.predict_proba))
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(training, "fit", and_look(training.fit))
+    monkeypatch.setattr(training, "Progress", and_look(training.Progress))
+    if method == "fit":
+        clf.fit(OTHER_X, OTHER_Y)
+    elif method == "partial_fit":
+        clf.partial_fit(X, Y)
+    else:
+        clf.initialize(20, ["a", "b", "c"])
+    assert seen
+    for got in seen:
+        np.testing.assert_array_equal(got, labels if got.ndim == 1 else outputs)
+    new_X = X if method == "partial_fit" else OTHER_X
+    assert set(clf.predict(new_X)) <= set(Y if method == "partial_fit" else OTHER_Y)
+    assert method == "initialize" or not np.array_equal(clf.predict_proba(new_X), outputs)
+
+
+@pytest.mark.parametrize("ask", ["predict", "predict_proba"])
+@pytest.mark.parametrize("loss", ["log_loss", "squared_error"])
+def test_a_fit_that_ends_during_a_prediction_does_not_mix_with_it(loss, ask, monkeypatch):
+    clf = BackpropClassifier((3,), max_iter=3, random_state=0, loss=loss).fit(X, Y)
+    expected = getattr(clf, ask)(X)
+    outputs = Predictor.outputs
+
+    def and_fit(self, *args):
+        computed = outputs(self, *args)
+        monkeypatch.undo()
+        in_another_thread(clf.fit, OTHER_X, OTHER_Y)
+        return computed
+
+    monkeypatch.setattr(Predictor, "outputs", and_fit)
+    np.testing.assert_array_equal(getattr(clf, ask)(X), expected)
+    assert clf.n_features_in_ == 20 and clf.predict_proba(OTHER_X).shape == (60, 3)
+
+
+@pytest.mark.parametrize("n_rows", [60, 600])
+def test_early_stopping_is_the_same_for_sparse_rows(n_rows):
+    """Their prediction has the bits of dense rows of which none is zero."""
+    rng = np.random.RandomState(1)
+    dense = rng.uniform(0.5, 1, (n_rows, 10))
+    y = rng.randint(0, 3, n_rows)
+    kwargs = dict(hidden_layer_sizes=(5,), learning_rate_init=0.1, max_iter=8, random_state=0)
+    kwargs |= dict(early_stopping=True, validation_fraction=0.5)
+    clf = BackpropClassifier(**kwargs).fit(csr_matrix(dense), y)
+    twin = BackpropClassifier(**kwargs).fit(dense, y)
+    assert clf.validation_scores_ == twin.validation_scores_
+    assert len(set(clf.validation_scores_)) > 1
 
 
 @pytest.mark.parametrize("estimator", [BackpropClassifier, BackpropRegressor])

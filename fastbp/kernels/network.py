@@ -10,6 +10,7 @@ The packed weights of a layer of few units would be mostly padding: an output la
 Training packs their transpose instead (*transposed storage*): 2 rows, as wide as the layer below.
 """
 
+import math
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -233,34 +234,41 @@ class Network:
         ndarray of shape (n_params,)
         """
         params = aligned_zeros(self.n_params, self.dtype)
-        for layer, coef, intercept in zip(self._layers, coefs, intercepts, strict=True):
-            stored = coef.T if layer.is_transposed else coef
-            for columns, panel in self._panels(params, layer):
-                panel[...] = stored[:, columns]
-            params[layer.bias :][: layer.fan_out] = intercept
+        for packed, logical in self.parts(params, coefs, intercepts):
+            packed[...] = logical
         return params
 
     def unpack(self, params):
         """Return coefs and intercepts, the logical parameters of a packed vector, as new arrays."""
-        coefs, intercepts = [], []
-        for layer in self._layers:
-            coef = np.empty((layer.fan_in, layer.fan_out), dtype=self.dtype)
-            stored = coef.T if layer.is_transposed else coef
-            for columns, panel in self._panels(params, layer):
-                stored[:, columns] = panel
-            coefs.append(coef)
-            intercepts.append(params[layer.bias :][: layer.fan_out].copy())
+        coefs = [np.empty(shape, self.dtype) for shape in pairwise(self.units)]
+        intercepts = [np.empty(n, self.dtype) for n in self.units[1:]]
+        for packed, logical in self.parts(params, coefs, intercepts):
+            logical[...] = packed
         return coefs, intercepts
 
-    def _panels(self, params, layer):
-        """Yield the columns of each panel of a layer, and a view of them in the parameter vector."""
-        n_rows, n_columns, padded_rows, padded_columns = layer.stored()
-        for left in range(0, n_columns, layer.panel):
-            width = min(layer.panel, padded_columns - left)
-            begin = layer.weights + left * padded_rows
-            panel = params[begin : begin + padded_rows * width].reshape(padded_rows, width)
-            columns = slice(left, min(left + width, n_columns))
-            yield columns, panel[:n_rows, : columns.stop - left]
+    def split(self, flat):
+        """Return coefs and intercepts as views of a flat vector: the weights of all layers, then all biases."""
+        shapes = [*pairwise(self.units), *((n,) for n in self.units[1:])]
+        ends = np.cumsum([math.prod(shape) for shape in shapes])
+        arrays = [part.reshape(shape) for part, shape in zip(np.split(flat, ends[:-1]), shapes, strict=True)]
+        return arrays[: len(self._layers)], arrays[len(self._layers) :]
+
+    def parts(self, params, coefs, intercepts):
+        """Yield views of the parts of a packed vector, each with the same part of the logical parameters."""
+        for layer, coef, intercept in zip(self._layers, coefs, intercepts, strict=True):
+            matrix = coef.T if layer.is_transposed else coef
+            n_rows, n_columns, padded_rows, padded_columns = layer.stored()
+            count, rest = divmod(n_columns, layer.panel)
+            whole = n_columns - rest
+            weights = params[layer.weights : layer.weights + padded_rows * padded_columns]
+            if count:
+                panels = weights[: padded_rows * whole].reshape(count, padded_rows, layer.panel)
+                logical = matrix[:, :whole].reshape(n_rows, count, layer.panel)
+                yield panels[:, :n_rows], logical.swapaxes(0, 1)
+            if rest:  # a last panel, which may be narrower
+                panel = weights[padded_rows * whole :].reshape(padded_rows, -1)
+                yield panel[:n_rows, :rest], matrix[:, whole:]
+            yield params[layer.bias :][: layer.fan_out], intercept
 
 
 def make_network(units, activations, dtype, batch_size=None, csr_input=False):

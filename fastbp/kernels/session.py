@@ -4,6 +4,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -114,6 +115,16 @@ class Watch:
     count: float = 0.0
     tol: float = 0.0
     patience: float = np.inf
+
+
+class _Flat(NamedTuple):
+    """Parameters and gradient without padding, and the parts of packed vectors with theirs."""
+
+    params: np.ndarray
+    gradient: np.ndarray
+    n_weights: int
+    to_params: list
+    from_grads: list
 
 
 class Session:
@@ -289,35 +300,53 @@ class Session:
         finally:  # Ctrl-C is raised when compiled code returns: the batches that it has done count
             optimizer.steps += int(done[0])
 
-    def loss_and_gradient(self, data):
+    def loss_and_gradient(self, data, params):
         """Compute the mean loss of a batch of all samples with its L2 term, and the gradient; for the solver "lbfgs".
+
+        Parameters
+        ----------
+        data : Data
+            Samples.
+        params : ndarray
+            As in `set_parameters`.
 
         Returns
         -------
         loss : float
-        gradient : ndarray of shape (n_params,)
-            Packed as the parameters are; 0 where they are padded.
+        gradient : ndarray
+            In the order of `params`.
         """
+        self.set_parameters(params)
         self.run(data, np.zeros(1))
         loss = float(self.losses[0])
-        divisor = data.weight[data.order].sum(dtype=np.float64) if data.weight.size else data.order.size
-        gradient = self._training_arrays.grads / divisor
+        divisor = float(data.weight[data.order].sum(dtype=np.float64) if data.weight.size else data.order.size)
+        flat = self._flat
+        for packed, part in flat.from_grads:
+            part[...] = packed
+        gradient = flat.gradient / divisor
         if self.settings.alpha != 0:
-            gradient += self._penalty / divisor * self.params
+            weights = flat.params[: flat.n_weights]  # needed no more
+            weights *= self.settings.alpha / divisor
+            gradient[: flat.n_weights] += weights
         return loss, gradient
 
-    @cached_property
-    def _penalty(self):
-        """The factor of each parameter in the gradient of the L2 term: alpha for weights, 0 for biases."""
-        coefs, intercepts = self.parameters()
-        return self._network.pack(
-            [np.full_like(w, self.settings.alpha) for w in coefs], list(map(np.zeros_like, intercepts))
-        )
+    def set_parameters(self, params):
+        """Set all parameters from one vector: the weights of all layers, then all biases, without padding."""
+        flat = self._flat
+        flat.params[:] = params
+        for packed, part in flat.to_params:
+            packed[...] = part
 
-    def parameter_places(self):
-        """Return the places of the parameters, without their padding, in the packed vector."""
+    @cached_property
+    def _flat(self):
         coefs, intercepts = self.parameters()
-        return np.flatnonzero(self._network.pack(list(map(np.ones_like, coefs)), list(map(np.ones_like, intercepts))))
+        n = sum(array.size for array in (*coefs, *intercepts))
+        params, gradient = np.empty((2, n), self._network.dtype)
+        return _Flat(
+            params, gradient, sum(coef.size for coef in coefs),
+            list(self._network.parts(self.params, *self._network.split(params))),
+            list(self._network.parts(self._training_arrays.grads, *self._network.split(gradient))),
+        )  # fmt: skip
 
     def parameters(self):
         """Return coefs and intercepts, as new arrays."""
