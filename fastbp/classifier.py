@@ -375,16 +375,15 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
     def _check_targets(self, y, *, reset):
         """Check the labels and learn the classes, or compare with those known; return the labels as 0 and 1."""
         if reset:
-            self._binarizer = LabelBinarizer().fit(y)
+            self._binarizer, Y = _fit_binarizer(y)
             self.classes_ = self._binarizer.classes_
-        elif self.warm_start and set(unique_labels(y)) != set(self.classes_):
+            return Y
+        if self.warm_start and set(unique_labels(y)) != set(self.classes_):
             raise ValueError(
                 "warm_start can only be used where `y` has the same classes as in the previous call to fit. "
                 f"Previously got {self.classes_}, `y` has {unique_labels(y)}"
             )
-        else:
-            return self._encode_targets(y)
-        return self._binarizer.transform(y)
+        return self._binarizer.transform(y) if self.warm_start else self._encode_targets(y)
 
     def _encode_targets(self, y):
         """Check that y has no other classes than those of the first training; return the labels as 0 and 1."""
@@ -490,3 +489,19 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = True
         return tags
+
+
+def _fit_binarizer(y):
+    """Return a fitted `LabelBinarizer`, and the labels as 0 and 1.
+
+    For one column of numbers or strings, scikit-learn's own way takes longer than a small network takes to train.
+    """
+    if type(y) is np.ndarray and y.ndim == 1 and y.dtype.kind in "biuU":
+        classes, places = np.unique(y, return_inverse=True)
+        binarizer = LabelBinarizer()
+        binarizer.classes_, binarizer.sparse_input_ = classes, False
+        binarizer.y_type_ = "multiclass" if len(classes) > 2 else "binary"
+        columns = np.arange(len(classes)) if len(classes) > 2 else np.ones(1, int)
+        return binarizer, places[:, None] == columns
+    binarizer = LabelBinarizer()
+    return binarizer, binarizer.fit_transform(y)

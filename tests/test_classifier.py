@@ -14,11 +14,12 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import LabelBinarizer, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from fastbp import BackpropClassifier
 from fastbp.activations import Logistic, Softmax
+from fastbp.classifier import _fit_binarizer
 from fastbp.kernels import threads
 from fastbp.kernels.tuner import ThreadTuner
 
@@ -546,3 +547,23 @@ def test_ctrl_c_keeps_the_model(digits, ctrl_c_interrupts):
     assert 0 < clf.n_iter_ < 10**6
     assert len(clf.loss_curve_) == clf.n_iter_
     assert clf.score(X, y) > 0.9
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        np.arange(30), np.arange(30) % 3, np.arange(30) % 2 - 5, np.zeros(30, int), np.arange(30) % 3 == 0, np.array(list("cab") * 10),
+        np.array(list("ab") * 15, object), (np.arange(30) % 3).astype(float), np.arange(30, dtype=np.uint8) % 5 + 250,
+        np.array(["é", "z", "a", "ß"] * 9)[:30],
+    ],
+    ids=lambda y: f"{y.dtype}-{len(set(y))}",
+)  # fmt: skip
+def test_labels_are_encoded_as_by_scikit_learn(y):
+    ours, Y = _fit_binarizer(y)
+    theirs = LabelBinarizer()
+    np.testing.assert_array_equal(Y, theirs.fit_transform(y))
+    assert ours.classes_.dtype == theirs.classes_.dtype
+    np.testing.assert_array_equal(ours.classes_, theirs.classes_)
+    assert {**vars(ours), "classes_": 0} == {**vars(theirs), "classes_": 0}
+    np.testing.assert_array_equal(ours.transform(y[::-1]), theirs.transform(y[::-1]))
+    np.testing.assert_array_equal(ours.inverse_transform(Y.astype(int)), y)
