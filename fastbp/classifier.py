@@ -437,7 +437,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         if len(self.classes_) == 1:
             return np.repeat(self.classes_, len(outputs))
         if self.n_outputs_ == 1:
-            return self.classes_[(outputs[:, 0] > 0.5).astype(int)]
+            return self.classes_[(outputs[:, 1] > 0.5).view(np.uint8)]
         return self.classes_[outputs.argmax(axis=1)]
 
     def predict_proba(self, X: ArrayLike) -> np.ndarray:
@@ -458,17 +458,14 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
             the weights.
         """
         outputs = self._outputs(X)
-        exclusive = self._binarizer.y_type_ != "multilabel-indicator"
         if self._loss.name == "squared_error":
             np.clip(outputs, 0, 1, out=outputs)
-            if exclusive and self.n_outputs_ > 1:
+            if self.n_outputs_ > 1 and self._binarizer.y_type_ != "multilabel-indicator":
                 total = outputs.sum(axis=1, keepdims=True)
                 # Where all outputs are 0, all classes are equally likely.
                 outputs[total[:, 0] == 0] = 1
                 total[total == 0] = self.n_outputs_
                 outputs /= total
-        if exclusive and self.n_outputs_ == 1:
-            return np.hstack([1 - outputs, outputs])
         return outputs
 
     def predict_log_proba(self, X: ArrayLike) -> np.ndarray:
@@ -486,6 +483,9 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         """
         with np.errstate(divide="ignore"):
             return np.log(self.predict_proba(X))
+
+    def _has_pair(self):
+        return self.n_outputs_ == 1 and self._binarizer.y_type_ != "multilabel-indicator"
 
     def _default_output_activation(self, n_outputs):
         is_softmax = self.loss == "log_loss" and n_outputs > 1 and self._binarizer.y_type_ == "multiclass"

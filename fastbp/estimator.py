@@ -23,7 +23,7 @@ from fastbp.kernels.records import Data, declare_writeable
 from fastbp.kernels.session import OptimizerState, Session, StepSettings
 from fastbp.losses import CANONICAL_ACTIVATIONS, Loss
 from fastbp.optimizers import SOLVERS
-from fastbp.prediction import Predictor, check_shapes
+from fastbp.prediction import ArraysMovedError, Predictor, check_shapes
 from fastbp.schedules import SCHEDULES, SGD_SCHEDULES
 from fastbp.user_warnings import warn_user
 
@@ -346,14 +346,28 @@ class BaseBackprop(BaseEstimator):
     def _predictor(self):
         predictor = _PREDICTORS.get(self)
         if predictor is None or not predictor.uses(self.coefs_, self.intercepts_):
-            predictor = Predictor(self.coefs_, self.intercepts_, self._activations, self.n_features_in_)
+            check_is_fitted(self)
+            predictor = Predictor(
+                self.coefs_, self.intercepts_, self._activations, self.n_features_in_, is_pair=self._has_pair()
+            )
             _PREDICTORS[self] = predictor
         return predictor
 
+    def _has_pair(self):
+        """Whether the one output is the probability of the second of two classes, and those of both are wanted."""
+        return False
+
     def _outputs(self, X):
         """Return the activations of the output layer, of shape (n_samples, n_outputs)."""
-        check_is_fitted(self)
-        predictor = self._predictor()
+        if "coefs_" not in self.__dict__:
+            check_is_fitted(self)
+        try:
+            return self._outputs_by(self._predictor(), X)
+        except ArraysMovedError:
+            _PREDICTORS.pop(self, None)
+            return self._outputs_by(self._predictor(), X)
+
+    def _outputs_by(self, predictor, X):
         # scikit-learn's checks take longer than the network for a few rows. An array of the right type and shape needs
         # only the check for finite numbers, which the kernel does; if it fails, scikit-learn's checks raise the error.
         if (
