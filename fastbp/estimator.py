@@ -32,7 +32,7 @@ _SOURCES = {
     np.dtype(np.float32): [np.float32, np.float64, np.uint8],
     np.dtype(np.float64): [np.float64, np.float32, np.uint8],
 }
-
+_READ_TYPES = {np.dtype(kind) for kinds in _SOURCES.values() for kind in kinds}
 
 # Kept outside of the estimators, whose attributes prediction must not change.
 _PREDICTORS: WeakKeyDictionary = WeakKeyDictionary()
@@ -368,20 +368,14 @@ class BaseBackprop(BaseEstimator):
             return self._outputs_by(self._predictor(), X)
 
     def _outputs_by(self, predictor, X):
-        # scikit-learn's checks take longer than the network for a few rows. An array of the right type and shape needs
-        # only the check for finite numbers, which the kernel does; if it fails, scikit-learn's checks raise the error.
-        if (
-            type(X) is np.ndarray
-            and X.dtype in _SOURCES[predictor.dtype]
-            and X.flags.c_contiguous
-            and X.ndim == 2
-            and X.shape[0] > 0
-            and X.shape[1] == self.n_features_in_
-            and "feature_names_in_" not in self.__dict__
-        ):
-            outputs, finite = predictor.outputs(declare_writeable(X), self.n_jobs)
-            if finite:
-                return outputs
+        # scikit-learn's checks take longer than the network for a few rows. Numbers of the right shape need only the
+        # check that they are finite, which the kernel does; if it fails, scikit-learn's checks raise the error.
+        if "feature_names_in_" not in self.__dict__:
+            numbers = _plain_numbers(X, predictor.dtype)
+            if numbers is not None and numbers.shape[1] == self.n_features_in_:
+                outputs, finite = predictor.outputs(declare_writeable(numbers), self.n_jobs)
+                if finite:
+                    return outputs
         X, _ = self._check_X(X, reset=False)
         return predictor.outputs(X, self.n_jobs)[0]
 
@@ -407,6 +401,37 @@ class BaseBackprop(BaseEstimator):
             for name in self.__dict__.keys() - before.keys():
                 del self.__dict__[name]
             raise
+
+
+def _plain_numbers(X, dtype):
+    """Return X as scikit-learn's checks would, if it is an array, a list or a tuple that holds rows of numbers.
+
+    Parameters
+    ----------
+    X
+        As the user gave it.
+    dtype : dtype
+        The network's.
+
+    Returns
+    -------
+    ndarray of shape (n_samples, n_features), C-ordered, or None
+        At least one row, of a type that the kernels read; None where X must be checked.
+    """
+    if type(X) is not np.ndarray:
+        if type(X) is not list and type(X) is not tuple:
+            return None
+        try:
+            X = np.asarray(X)
+        except Exception:  # rows of different lengths, or what an object in them raises: the checks say it better
+            return None
+    if X.ndim != 2 or X.shape[0] == 0:
+        return None
+    if X.dtype not in _READ_TYPES:
+        if X.dtype.kind not in "biu":
+            return None
+        X = X.astype(dtype)
+    return X if X.flags.c_contiguous else np.ascontiguousarray(X)
 
 
 def _keep_float64(X, sources):

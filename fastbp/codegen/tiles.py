@@ -105,9 +105,9 @@ def micro_kernel_indexed(typingctx, mr, nv, k, indices, a, a_row, a_col, b, b_ro
 
 # Vectors in a row of the widest tile of `micro_kernel_in_place`, whose tiles of less than FEW_TILE_ROWS rows would have
 # too few sums otherwise.
-WIDE_NV, FEW_TILE_ROWS = 4, 4
+WIDE_NV, FEW_TILE_ROWS = 4, 3
 # The row of B that is prefetched for it is so many rows ahead.
-_ROWS_AHEAD = 8
+_ROWS_AHEAD = 12
 
 
 @intrinsic
