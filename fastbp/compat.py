@@ -72,10 +72,10 @@ with _private_names_of("scikit-learn", "1.7 to 1.9"):
     from sklearn.utils.validation import _check_feature_names, _check_sample_weight
 
 __all__ = [
-    "DiskCache", "Interval", "Options", "StrOptions", "array_fields", "check_feature_names", "check_partial_fit_first_call",
-    "check_sample_weight", "cpu_features", "cpu_name", "emit_call_of_compiled", "fit_context", "machine_code_address",
-    "mersenne_twister_of", "mersenne_twister_state", "numba_threads_are_started", "open_disk_cache", "set_disk_cache",
-    "start_numba_threads",
+    "DiskCache", "Interval", "Options", "StrOptions", "array_fields", "check_feature_names",
+    "check_partial_fit_first_call", "check_sample_weight", "cpu_features", "cpu_name", "emit_call_of_compiled",
+    "fit_context", "machine_code_address", "mersenne_twister_of", "mersenne_twister_state",
+    "numba_threads_are_started", "open_disk_cache", "set_disk_cache", "start_numba_threads",
 ]  # fmt: skip
 
 _Function = TypeVar("_Function", bound=Callable)

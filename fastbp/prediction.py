@@ -5,16 +5,23 @@ from operator import is_
 
 import numpy as np
 
-from fastbp.codegen.tiles import MR
-from fastbp.kernels import matmul, prediction, threads
+from fastbp.kernels import prediction, threads
 from fastbp.kernels.addresses import kernel_addresses
 from fastbp.kernels.csr import csr_matrix_of
 from fastbp.kernels.network import aligned_zeros, make_network
-from fastbp.kernels.plan import MAX_PREDICTION_ROWS, forward_work, is_mostly_zero, prediction_rows
+from fastbp.kernels.plan import (
+    MAX_PREDICTION_ROWS,
+    forward_work,
+    is_mostly_zero,
+    prediction_capacity,
+    prediction_rows,
+)
 from fastbp.kernels.workspace import allocate_net
 
 # From so many rows on it is worth to look whether most inputs are zero.
 MANY_ROWS = 2000
+# Bytes up to which a workspace is kept for the next call: to allocate more is little beside the work.
+MAX_KEPT = 2**24
 
 
 class _Workspace:
@@ -23,7 +30,7 @@ class _Workspace:
     def __init__(self, predictor, rows, n_threads, csr):
         arrays = predictor.parameters()
         self.rows, self.n_threads = rows, n_threads
-        self.table = prediction.table_of(predictor.network, *arrays, predictor.multiply, is_pair=predictor.is_pair)
+        self.table = prediction.table_of(predictor.network, *arrays, predictor.kernels, is_pair=predictor.is_pair)
         size = prediction.lay_out(self.table, rows, predictor.network, csr=csr)
         self.space = aligned_zeros(n_threads * size, predictor.dtype)
         self._arrays = arrays  # whose addresses are in the table
@@ -55,7 +62,7 @@ class Predictor:
         self.network = make_network(units, activations, coefs[0].dtype)
         self.dtype, self.is_pair = self.network.dtype, is_pair
         self._is_in_place = all(array.flags.c_contiguous and array.dtype == self.dtype for array in self._arrays)
-        self.multiply = kernel_addresses(self.dtype, prefetch_write=False)[matmul.MULTIPLY]
+        self.kernels = kernel_addresses(self.dtype, prefetch_write=False)
         self._work = forward_work(units)
         self.n_features, self._n_columns = units[0], 2 if is_pair else units[-1]
         self._addresses = {}  # of the kernel for each type of samples
@@ -104,19 +111,27 @@ class Predictor:
         if n_features != self.n_features:  # `n_features_in_` was edited, or another thread is fitting
             raise ValueError(f"X has {n_features} features, but the network has {self.n_features} inputs.")
         out = np.empty((n, self._n_columns), self.dtype)
-        work = self._work
         if not isinstance(x, np.ndarray):
-            csr = csr_matrix_of(x, self.dtype)
-            work = forward_work([csr.indices.size / n, *self.network.units[1:]])
-            kernel, on_threads, kind, x = prediction.predict_csr, prediction.predict_csr_on_threads, "csr", csr
-        elif n >= MANY_ROWS and is_mostly_zero(x):
+            return out, self._predict_csr(csr_matrix_of(x, self.dtype), out, n_jobs)
+        if n >= MANY_ROWS and is_mostly_zero(x):
             return out, self._predict_indexed(x, out, n_jobs)
-        else:
-            kernel, on_threads, kind = prediction.predict, prediction.predict_on_threads, x.dtype
+        kernels = prediction.predict, prediction.predict_on_threads
+        return out, self._predict(*kernels, x, out, n_jobs, self._work, x.dtype)
+
+    def _predict_csr(self, csr, out, n_jobs):
+        """Set `out` from sparse rows; return whether all inputs are finite."""
+        kernels = prediction.predict_csr, prediction.predict_csr_on_threads
+        work = forward_work([csr.indices.size / len(out), *self.network.units[1:]])
+        return self._predict(*kernels, csr, out, n_jobs, work, "csr")
+
+    def _predict(self, kernel, on_threads, x, out, n_jobs, work, kind):
+        """Set `out` by a kernel that uses the weights in place; return whether all inputs are finite."""
+        n = len(out)
         n_threads = threads.thread_count(n_jobs, work * n, threads.MIN_WORK_AFTER_PAUSE)
         block = prediction_rows(n, n_threads)
         n_threads = min(n_threads, -(-n // block))
-        workspace = self._take_workspace(block, n_threads, kind == "csr")
+        free = self._workspaces[kind == "csr"]
+        workspace = self._take_workspace(free, block, n_threads, kind == "csr")
         table = workspace.table
         table[prediction.BLOCK] = block
         args = (x, out, table, workspace.space)
@@ -129,19 +144,20 @@ class Predictor:
         status = table.item(prediction.STATUS)
         if status >= prediction.CHANGED:
             raise ArraysMovedError
-        if self._is_in_place and not status:
-            self._workspaces[kind == "csr"].append(workspace)
-        return out, not status
+        if self._is_in_place and workspace.space.nbytes <= MAX_KEPT:
+            table[prediction.STATUS] = 0
+            free.append(workspace)
+        return not status
 
-    def _take_workspace(self, block, n_threads, csr):
+    def _take_workspace(self, free, block, n_threads, csr):
         """Return a workspace that no other call uses."""
         try:
-            workspace = self._workspaces[csr].pop()  # which Python does in one step, whatever other threads do
+            workspace = free.pop()  # which Python does in one step, whatever other threads do
             if workspace.rows >= block and workspace.n_threads >= n_threads:
                 return workspace
         except IndexError:
             pass
-        return _Workspace(self, block if block <= MR else MAX_PREDICTION_ROWS, n_threads, csr)
+        return _Workspace(self, prediction_capacity(block), n_threads, csr)
 
     def _predict_indexed(self, x, out, n_jobs):
         """Set `out`, leaving out zero inputs; return whether all inputs are finite."""

@@ -28,13 +28,13 @@ from fastbp.codegen.memory import (
 from fastbp.codegen.processor import flush_subnormals, restore_subnormals
 from fastbp.codegen.rows import ROW_VECTORS, row_kernel
 from fastbp.codegen.target import VECTOR_BITS
-from fastbp.codegen.tiles import FEW_TILE_ROWS, MR, NV, WIDE_NV, micro_kernel_in_place
+from fastbp.codegen.tiles import FEW_TILE_ROWS, NV, WIDE_NV, micro_kernel_in_place
 from fastbp.codegen.vectors import fma, load, load_converted, load_first, splat, store, total
 from fastbp.compat import array_fields
 from fastbp.kernels.backprop import forward
 from fastbp.kernels.csr import sum_rows
 from fastbp.kernels.gather import gather
-from fastbp.kernels.matmul import ONE, REPEATED, cut_into_tiles
+from fastbp.kernels.matmul import MULTIPLY, ONE, REPEATED, cut_into_tiles
 from fastbp.kernels.records import Samples, get_layer, point_at_net
 from fastbp.kernels.threads import join_team, next_ticket
 
@@ -82,7 +82,7 @@ _PIECE_ROWS = 8 * _PIECE_BYTES // (NV * VECTOR_BITS)
 _PIECE_AND_BIAS = (_PIECE_ROWS + 1) * NV
 
 
-def table_of(network, coefs, intercepts, multiply, *, is_pair):
+def table_of(network, coefs, intercepts, kernels, *, is_pair=False):
     """Describe a network for the kernels.
 
     Parameters
@@ -91,17 +91,17 @@ def table_of(network, coefs, intercepts, multiply, *, is_pair):
         Units, activations and type.
     coefs, intercepts : list of ndarray
         Weights and biases, C-ordered and of the network's type; they must outlive the result.
-    multiply : int
-        Address of `matmul.multiply_panel`.
-    is_pair : bool
+    kernels : ndarray of int64
+        From `kernel_addresses`.
+    is_pair : bool, default=False
         See `Plan`.
 
     Returns
     -------
     ndarray of int64
-        A `Plan`, the cell STATUS, and a `PlainLayer` for each layer. What depends on the rows is 0.
+        A `Plan`, the cell STATUS, and a `PlainLayer` for each layer; `lay_out` and the caller set what is 0.
     """
-    table = [*Plan(len(coefs), 0, multiply, is_pair, 0, 0), 0]
+    table = [*Plan(len(coefs), 0, kernels[MULTIPLY], is_pair, 0, 0), 0]
     bits = network.coefficients.view(np.int64)
     layers = zip(coefs, intercepts, network.activations, bits, strict=True)
     for coef, intercept, activation, (c0, c1) in layers:
@@ -220,13 +220,11 @@ def _multiply(plan, layer, m, inputs, a, buffer):
                 top, is_wide, k, left, layer.input_row, offset(weights, p * n + j), n, d, d_row, here, row, buffer
             )  # fmt: skip
             if m > top:
-                call_at(
-                    plan.multiply,
-                    (
-                        m - top, np.int64(NV), k, offset(left, top * layer.input_row), layer.input_row, ONE, buffer, panel,
-                        offset(d, top * d_row), d_row, offset(here, top * row), row,
-                    ),
+                args = (
+                    m - top, np.int64(NV), k, offset(left, top * layer.input_row), layer.input_row, ONE, buffer,
+                    panel, offset(d, top * d_row), d_row, offset(here, top * row), row,
                 )  # fmt: skip
+                call_at(plan.multiply, args)
             j += wide if is_wide else panel
         if j < n:
             _copy_rows(k, n - j, offset(weights, p * n + j), n, buffer, width)
@@ -236,10 +234,9 @@ def _multiply(plan, layer, m, inputs, a, buffer):
             if piece == 0:
                 d, d_row = offset(buffer, _PIECE_ROWS * panel), REPEATED
                 _copy_rows(1, n - j, offset(bias, j), 0, d, width)
-            call_at(
-                plan.multiply,
-                (m, nv, k, offset(inputs, p), layer.input_row, ONE, buffer, nv * width, d, d_row, here, row),
-            )  # fmt: skip
+            left = offset(inputs, p)
+            args = (m, nv, k, left, layer.input_row, ONE, buffer, nv * width, d, d_row, here, row)
+            call_at(plan.multiply, args)
 
 
 @jit
@@ -283,7 +280,7 @@ def _store_outputs(plan, layer, m, a, out):
 
 @jit
 def _pass_rows(plan, layers, first_layer, m, inputs, a, buffer, out):
-    """Take m rows through the layers from `first_layer` on; `a` is memory for the outputs of a layer, as is `inputs`."""
+    """Take m rows through the layers from `first_layer` on; `inputs` and `a` take turns as memory for outputs."""
     for l in range(first_layer, plan.n_layers):
         layer = _load_layer(layers, l)
         if m == 1:
