@@ -28,12 +28,12 @@ class _Workspace:
     """What one call at a time may use: a table for the kernels, and memory for so many rows and threads."""
 
     def __init__(self, predictor, rows, n_threads, csr):
-        arrays = predictor.parameters()
+        network = predictor.network
+        coefs, intercepts = self._arrays = predictor.parameters()  # whose addresses are in the table
         self.rows, self.n_threads = rows, n_threads
-        self.table = prediction.table_of(predictor.network, *arrays, predictor.kernels, is_pair=predictor.is_pair)
-        size = prediction.lay_out(self.table, rows, predictor.network, csr=csr)
+        self.table = prediction.table_of(network, coefs, intercepts, predictor.kernels, is_pair=predictor.is_pair)
+        size = prediction.lay_out(self.table, rows, network, csr=csr)
         self.space = aligned_zeros(n_threads * size, predictor.dtype)
-        self._arrays = arrays  # whose addresses are in the table
 
 
 class Predictor:

@@ -136,7 +136,6 @@ def test_what_need_not_be_checked_is_predicted_as_if_it_were(dtype):
         [[1.0] * 10, [1.0]],
         [[np.nan] * 10],
         [["a"] * 10],
-        [[10**400] * 10],
     ):
         with pytest.raises(ValueError):
             clf.predict_proba(wrong)

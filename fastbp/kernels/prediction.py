@@ -105,10 +105,11 @@ def table_of(network, coefs, intercepts, kernels, *, is_pair=False):
     bits = network.coefficients.view(np.int64)
     layers = zip(coefs, intercepts, network.activations, bits, strict=True)
     for coef, intercept, activation, (c0, c1) in layers:
+        fan_in, fan_out = coef.shape
         table += PlainLayer(
-            coef.ctypes.data, intercept.ctypes.data, array_fields(coef), array_fields(intercept), *coef.shape,
-            activation.forward_address(network.dtype), activation.by_rows, c0, c1,
-            *map(network.row_stride, coef.shape),
+            coef.ctypes.data, intercept.ctypes.data, array_fields(coef), array_fields(intercept), fan_in, fan_out,
+            activation.forward_address(network.dtype), activation.by_rows, c0, c1, network.row_stride(fan_in),
+            network.row_stride(fan_out),
         )  # fmt: skip
     return np.array(table, dtype=np.int64)
 
