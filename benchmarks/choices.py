@@ -1,14 +1,12 @@
 """Measurements behind the constants that select an algorithm.
 
-Run: ``python benchmarks/choices.py [zeros] [threads] [rows]`` (all three by default).
+Run: ``python benchmarks/choices.py [zeros] [threads]`` (both by default).
 
 - zeros: an epoch with dense inputs and one with index lists of the non-zeros, for random inputs of decreasing density
   and for MNIST (FASTBP_DATA); the fraction of remaining products is what `is_mostly_zero` compares with
   `plan.MAX_SPARSE_SHARE`.
 - threads: an epoch on one and on two threads, for networks with increasing work per batch, around
   `threads.MIN_WORK_PER_THREAD` for each thread.
-- rows: prediction row by row, in tiles with the weights in place, and in tiles with packed weights, around
-  `prediction.FEW_ROWS` and `prediction.PACKED_ROWS`.
 
 The alternatives are timed alternately, and the fastest of several rounds counts.
 """
@@ -19,7 +17,6 @@ from unittest import mock
 
 import numpy as np
 
-from fastbp import prediction
 from fastbp.activations import ACTIVATIONS, Softmax
 from fastbp.datasets import load_mnist
 from fastbp.initializers import initial_parameters
@@ -113,25 +110,7 @@ def measure_threads():
         print(f"{name:>24}{work:>12,.0f}{chosen:>9}{alone / together:>7.2f}")
 
 
-def measure_rows():
-    """Compare prediction row by row, in tiles with the weights in place, and in tiles with packed weights."""
-    print(f"{'network':>24}{'rows':>6}{'by row':>10}{'in place':>10}{'packed':>10}   (microseconds)")
-    for units in ([30, 64, 64, 2], [784, 128, 10], [784, 512, 512, 10]):
-        network, parameters = make_network(units, None)
-        predictor = prediction.Predictor(*parameters, network.activations, units[0])
-        for n in (1, 2, 3, 4, 8, 16, 64, 128, 192, 256, 512, 1024):
-            x = np.random.RandomState(0).uniform(size=(n, units[0])).astype(np.float32)
-
-            def run(few, packed, x=x, predictor=predictor):
-                with mock.patch.multiple(prediction, FEW_ROWS=few, LITTLE_WORK=0, PACKED_ROWS=packed):
-                    predictor.outputs(x, 1)
-
-            ways = [(10**9, 0), (0, 10**9), (0, 0)]
-            seconds = in_turns([lambda way=way, run=run: run(*way) for way in ways], 50)
-            print(f"{'-'.join(map(str, units)):>24}{n:>6}" + "".join(f"{second * 1e6:>10.1f}" for second in seconds))
-
-
 if __name__ == "__main__":
-    known = {"zeros": measure_zeros, "threads": measure_threads, "rows": measure_rows}
+    known = {"zeros": measure_zeros, "threads": measure_threads}
     for wanted in sys.argv[1:] or known:
         known[wanted]()

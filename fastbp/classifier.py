@@ -431,7 +431,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         if len(model.classes_) == 1:
             return np.repeat(model.classes_, len(outputs))
         if model.n_outputs_ == 1:
-            return model.classes_[(outputs[:, 0] > 0.5).astype(int)]
+            return model.classes_[(outputs[:, 1] > 0.5).view(np.uint8)]
         return model.classes_[outputs.argmax(axis=1)]
 
     def predict_proba(self, X: ArrayLike) -> np.ndarray:
@@ -452,17 +452,14 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
             the weights.
         """
         outputs, model = self._outputs(X)
-        exclusive = model._binarizer.y_type_ != "multilabel-indicator"
         if model._loss.name == "squared_error":
             np.clip(outputs, 0, 1, out=outputs)
-            if exclusive and model.n_outputs_ > 1:
+            if model.n_outputs_ > 1 and model._binarizer.y_type_ != "multilabel-indicator":
                 total = outputs.sum(axis=1, keepdims=True)
                 # Where all outputs are 0, all classes are equally likely.
                 outputs[total[:, 0] == 0] = 1
                 total[total == 0] = model.n_outputs_
                 outputs /= total
-        if exclusive and model.n_outputs_ == 1:
-            return np.hstack([1 - outputs, outputs])
         return outputs
 
     def predict_log_proba(self, X: ArrayLike) -> np.ndarray:
@@ -480,6 +477,9 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         """
         with np.errstate(divide="ignore"):
             return np.log(self.predict_proba(X))
+
+    def _has_pair(self):
+        return self.n_outputs_ == 1 and self._binarizer.y_type_ != "multilabel-indicator"
 
     def _default_output_activation(self, n_outputs):
         is_softmax = self.loss == "log_loss" and n_outputs > 1 and self._binarizer.y_type_ == "multiclass"

@@ -31,6 +31,7 @@ sklearn.utils.validation: _check_feature_names  1.7 to 1.9
 sklearn.utils.validation: _check_sample_weight  1.7 to 1.9
 numpy.random.RandomState._bit_generator         1.26 to 2.4
 memory of numpy.random.MT19937                  1.26 to 2.4
+PyArrayObject_fields, after the object's head   1.26 to 2.4
 ==============================================  ===============
 """
 
@@ -81,11 +82,10 @@ with _private_names_of("scikit-learn", "1.7 to 1.9"):
     from sklearn.utils.validation import _check_feature_names, _check_sample_weight
 
 __all__ = [
-    "DiskCache", "Interval", "Options", "PartCompiler", "StrOptions", "WholeCompiler", "check_feature_names",
-    "check_partial_fit_first_call",
-    "check_sample_weight", "cpu_features", "cpu_name", "emit_call_of_compiled", "fit_context", "machine_code_address",
-    "mersenne_twister_of", "mersenne_twister_state", "numba_threads_are_started", "open_disk_cache", "set_disk_cache",
-    "start_numba_threads",
+    "DiskCache", "Interval", "Options", "PartCompiler", "StrOptions", "WholeCompiler", "array_fields",
+    "check_feature_names", "check_partial_fit_first_call", "check_sample_weight", "cpu_features", "cpu_name",
+    "emit_call_of_compiled", "fit_context", "machine_code_address", "mersenne_twister_of", "mersenne_twister_state",
+    "numba_threads_are_started", "open_disk_cache", "set_disk_cache", "start_numba_threads",
 ]  # fmt: skip
 
 _Function = TypeVar("_Function", bound=Callable)
@@ -256,6 +256,35 @@ def start_numba_threads():
         If the threading layer that the user chose is not installed.
     """
     _numba_parallel._launch_threads()
+
+
+def array_fields(array):
+    """Return the address of what NumPy's C interface knows of an array, `PyArrayObject_fields`.
+
+    That is the address of its numbers, the number of its dimensions, and the address of their lengths, in 8 bytes each.
+
+    Raises
+    ------
+    RuntimeError
+        If this NumPy has something else there.
+    """
+    if not _array_fields_are_as_expected():
+        raise RuntimeError(f"NumPy {np.__version__} keeps its arrays in a way that fastbp does not know.")
+    return _fields_of(array)
+
+
+def _fields_of(array):
+    return id(array) + object.__basicsize__
+
+
+@cache
+def _array_fields_are_as_expected():
+    array = np.zeros((3, 5))
+    address, n_dimensions, shape = (ctypes.c_int64 * 3).from_address(_fields_of(array))
+    # The number of dimensions has 4 bytes; those after it have no meaning.
+    if address != array.ctypes.data or n_dimensions & 0xFFFFFFFF != array.ndim:
+        return False
+    return tuple((ctypes.c_int64 * array.ndim).from_address(shape)) == array.shape
 
 
 def mersenne_twister_of(random_state):

@@ -23,7 +23,7 @@ from fastbp.kernels.records import Data, declare_writeable
 from fastbp.kernels.session import OptimizerState, Session, StepSettings
 from fastbp.losses import CANONICAL_ACTIVATIONS, Loss
 from fastbp.optimizers import SOLVERS
-from fastbp.prediction import Predictor, check_shapes
+from fastbp.prediction import ArraysMovedError, Predictor, check_shapes
 from fastbp.schedules import SCHEDULES, SGD_SCHEDULES
 from fastbp.user_warnings import warn_user
 
@@ -32,7 +32,7 @@ _SOURCES = {
     np.dtype(np.float32): [np.float32, np.float64, np.uint8],
     np.dtype(np.float64): [np.float64, np.float32, np.uint8],
 }
-
+_READ_TYPES = {np.dtype(kind) for kinds in _SOURCES.values() for kind in kinds}
 
 # Kept outside of the estimators, whose attributes prediction must not change.
 _PREDICTORS: WeakKeyDictionary = WeakKeyDictionary()
@@ -365,9 +365,16 @@ class BaseBackprop(BaseEstimator):
     def _predictor_for(self, model):
         predictor = _PREDICTORS.get(self)
         if predictor is None or not predictor.uses(model.coefs_, model.intercepts_):
-            predictor = Predictor(model.coefs_, model.intercepts_, model._activations, model.n_features_in_)
+            check_is_fitted(model)
+            predictor = Predictor(
+                model.coefs_, model.intercepts_, model._activations, model.n_features_in_, is_pair=model._has_pair()
+            )
             _PREDICTORS[self] = predictor
         return predictor
+
+    def _has_pair(self):
+        """Whether the one output is the probability of the second of two classes, and those of both are wanted."""
+        return False
 
     def _outputs(self, X):
         """Compute the activations of the output layer.
@@ -375,28 +382,30 @@ class BaseBackprop(BaseEstimator):
         Returns
         -------
         outputs : ndarray of shape (n_samples, n_outputs)
+            Or (n_samples, 2), where `_has_pair` says so.
         model : BaseBackprop
             With the attributes to which they belong, also where another thread has fitted this estimator meanwhile.
         """
         model = self._as_it_is()
-        check_is_fitted(model)
-        predictor = self._predictor_for(model)
-        # scikit-learn's checks take longer than the network for a few rows. An array of the right type and shape needs
-        # only the check for finite numbers, which the kernel does; if it fails, scikit-learn's checks raise the error.
-        if (
-            type(X) is np.ndarray
-            and X.dtype in _SOURCES[predictor.dtype]
-            and X.flags.c_contiguous
-            and X.ndim == 2
-            and X.shape[0] > 0
-            and X.shape[1] == model.n_features_in_
-            and "feature_names_in_" not in model.__dict__
-        ):
-            outputs, finite = predictor.outputs(declare_writeable(X), model.n_jobs)
-            if finite:
-                return outputs, model
-        X, _ = model._check_X(X, reset=False)
-        return predictor.outputs(X, model.n_jobs)[0], model
+        if "coefs_" not in model.__dict__:
+            check_is_fitted(model)
+        try:
+            return model._outputs_by(self._predictor_for(model), X), model
+        except ArraysMovedError:
+            _PREDICTORS.pop(self, None)
+            return model._outputs_by(self._predictor_for(model), X), model
+
+    def _outputs_by(self, predictor, X):
+        # scikit-learn's checks take longer than the network for a few rows. Numbers of the right shape need only the
+        # check that they are finite, which the kernel does; if it fails, scikit-learn's checks raise the error.
+        if "feature_names_in_" not in self.__dict__:
+            numbers = _plain_numbers(X, predictor.dtype)
+            if numbers is not None and numbers.shape[1] == self.n_features_in_:
+                outputs, finite = predictor.outputs(declare_writeable(numbers), self.n_jobs)
+                if finite:
+                    return outputs
+        X, _ = self._check_X(X, reset=False)
+        return predictor.outputs(X, self.n_jobs)[0]
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -420,6 +429,37 @@ class BaseBackprop(BaseEstimator):
         yield model
         self.__dict__ = model.__dict__
         _PREDICTORS.pop(self, None)  # it would keep the old weights
+
+
+def _plain_numbers(X, dtype):
+    """Return X as scikit-learn's checks would, if it is an array, a list or a tuple that holds rows of numbers.
+
+    Parameters
+    ----------
+    X
+        As the user gave it.
+    dtype : dtype
+        The network's.
+
+    Returns
+    -------
+    ndarray of shape (n_samples, n_features), C-ordered, or None
+        At least one row, of a type that the kernels read; None where X must be checked.
+    """
+    if type(X) is not np.ndarray:
+        if type(X) is not list and type(X) is not tuple:
+            return None
+        try:
+            X = np.asarray(X)
+        except Exception:  # rows of different lengths, or what an object in them raises: the checks say it better
+            return None
+    if X.ndim != 2 or X.shape[0] == 0:
+        return None
+    if X.dtype not in _READ_TYPES:
+        if X.dtype.kind not in "biu":
+            return None
+        X = X.astype(dtype)
+    return X if X.flags.c_contiguous else np.ascontiguousarray(X)
 
 
 def _keep_float64(X, sources):

@@ -1,20 +1,39 @@
 """Prediction: which kernel, how many rows at a time, on how many threads."""
 
+from itertools import chain
+from operator import is_
+
 import numpy as np
 
 from fastbp.kernels import prediction, threads
 from fastbp.kernels.addresses import kernel_addresses
 from fastbp.kernels.csr import csr_matrix_of
-from fastbp.kernels.network import make_network
-from fastbp.kernels.plan import MAX_PREDICTION_ROWS, forward_work, is_mostly_zero, prediction_rows
+from fastbp.kernels.network import aligned_zeros, make_network
+from fastbp.kernels.plan import (
+    MAX_PREDICTION_ROWS,
+    forward_work,
+    is_mostly_zero,
+    prediction_capacity,
+    prediction_rows,
+)
 from fastbp.kernels.workspace import allocate_net
 
-# Up to so many rows, or floating point operations, go through the network row by row (`benchmarks/choices.py`).
-FEW_ROWS = 3
-LITTLE_WORK = 150_000
-# From so many rows on it is worth to pack the weights, and from the next on to look whether most inputs are zero.
-PACKED_ROWS = 48
+# From so many rows on it is worth to look whether most inputs are zero.
 MANY_ROWS = 2000
+# Bytes up to which a workspace is kept for the next call: to allocate more is little beside the work.
+MAX_KEPT = 2**24
+
+
+class _Workspace:
+    """What one call at a time may use: a table for the kernels, and memory for so many rows and threads."""
+
+    def __init__(self, predictor, rows, n_threads, csr):
+        network = predictor.network
+        coefs, intercepts = self._arrays = predictor.parameters()  # whose addresses are in the table
+        self.rows, self.n_threads = rows, n_threads
+        self.table = prediction.table_of(network, coefs, intercepts, predictor.kernels, is_pair=predictor.is_pair)
+        size = prediction.lay_out(self.table, rows, network, csr=csr)
+        self.space = aligned_zeros(n_threads * size, predictor.dtype)
 
 
 class Predictor:
@@ -23,12 +42,13 @@ class Predictor:
     Parameters
     ----------
     coefs, intercepts : list of ndarray
-        Weights of shape (fan_in, fan_out) and biases of each layer. They are used in place, or packed in each call, so
-        that edits take effect.
+        Weights of shape (fan_in, fan_out) and biases of each layer. They are used in place, so that edits take effect.
     activations : list of Activation
         One for each layer.
     n_features : int
         Features of the samples.
+    is_pair : bool, default=False
+        Whether the one output is the probability of the second of two classes, and those of both are wanted.
 
     Raises
     ------
@@ -36,41 +56,34 @@ class Predictor:
         If the shapes or types do not fit together.
     """
 
-    def __init__(self, coefs, intercepts, activations, n_features):
+    def __init__(self, coefs, intercepts, activations, n_features, *, is_pair=False):
         units = check_shapes(coefs, intercepts, n_features, activations)
-        self._coefs, self._intercepts = list(coefs), list(intercepts)
+        self._n_layers, self._arrays = len(coefs), [*coefs, *intercepts]
         self.network = make_network(units, activations, coefs[0].dtype)
-        self.dtype = self.network.dtype
-        arrays = [*coefs, *intercepts]
-        self._shapes = [array.shape for array in arrays]
-        self._is_in_place = all(array.flags.c_contiguous and array.dtype == self.dtype for array in arrays)
-        self._strides = [self.network.row_stride(n) for n in units]
-        self._layers: dict = {}  # what `_plain_layers` returns
-        self._widest = self.network.widest
+        self.dtype, self.is_pair = self.network.dtype, is_pair
+        self._is_in_place = all(array.flags.c_contiguous and array.dtype == self.dtype for array in self._arrays)
+        self.kernels = kernel_addresses(self.dtype, prefetch_write=False)
         self._work = forward_work(units)
-        self._kernels = None
-        self._n_outputs = units[-1]
+        self.n_features, self._n_columns = units[0], 2 if is_pair else units[-1]
         self._addresses = {}  # of the kernel for each type of samples
+        # Those that no call uses at the moment, for dense and for sparse inputs.
+        self._workspaces: tuple[list, list] = [], []
 
     def uses(self, coefs, intercepts):
-        """Whether these are the same arrays as before, of the same shapes, whatever their values."""
-        if len(coefs) != len(self._coefs) or len(intercepts) != len(self._intercepts):
-            return False
-        if not (all(map(_is, self._coefs, coefs)) and all(map(_is, self._intercepts, intercepts))):
-            return False
-        return self._shapes == [array.shape for array in (*coefs, *intercepts)]  # `resize` works in place
+        """Whether these are the same arrays as before, whatever their values."""
+        return (
+            len(coefs) == len(intercepts) == self._n_layers
+            and all(map(is_, self._arrays, chain(coefs, intercepts)))
+        )  # fmt: skip
 
-    def _plain_layers(self, *, packs, csr=False):
-        """Return what `prediction.plain_layers` does, and the arrays whose addresses are in the table."""
-        if not self._is_in_place:  # copies, made in each call, so that edits take effect
-            coefs, intercepts = (
-                [np.ascontiguousarray(part, self.dtype) for part in parts] for parts in (self._coefs, self._intercepts)
-            )
-            return *prediction.plain_layers(self.network, coefs, intercepts, packs=packs, csr=csr), (coefs, intercepts)
-        if (packs, csr) not in self._layers:
-            arrays = self._coefs, self._intercepts
-            self._layers[packs, csr] = *prediction.plain_layers(self.network, *arrays, packs=packs, csr=csr), arrays
-        return self._layers[packs, csr]
+    def parameters(self):
+        """Return coefs and intercepts as the kernels take them: copies where the user's are of another layout."""
+        arrays, n = self._arrays, self._n_layers
+        if check_shapes(arrays[:n], arrays[n:], self.n_features, self.network.activations) != self.network.units:
+            raise ArraysMovedError
+        if not self._is_in_place:
+            arrays = [np.ascontiguousarray(array, self.dtype) for array in arrays]
+        return arrays[:n], arrays[n:]
 
     def outputs(self, x, n_jobs):
         """Compute the outputs for all rows of x.
@@ -88,61 +101,82 @@ class Predictor:
             A row's outputs do not depend on the other rows.
         finite : bool
             Whether all inputs are finite numbers in the network's dtype; if not, `out` has no meaning.
+
+        Raises
+        ------
+        ArraysMovedError
+            If the arrays of weights have been resized since.
         """
         n, n_features = x.shape
-        if n_features != self.network.units[0]:  # `n_features_in_` was edited, or another thread is fitting
-            raise ValueError(f"X has {n_features} features, but the network has {self.network.units[0]} inputs.")
-        out = np.empty((n, self._n_outputs), self.dtype)
+        if n_features != self.n_features:  # `n_features_in_` was edited, or another thread is fitting
+            raise ValueError(f"X has {n_features} features, but the network has {self.n_features} inputs.")
+        out = np.empty((n, self._n_columns), self.dtype)
         if not isinstance(x, np.ndarray):
-            self._predict_csr(csr_matrix_of(x, self.dtype), out, n_jobs)
-            return out, True
-        if (n <= FEW_ROWS or n * self._work <= LITTLE_WORK) and self._is_in_place:
-            with np.errstate(over="ignore"):  # infinity is noticed
-                x = x.astype(self.dtype, copy=False)
-            space = np.empty((2, self._widest), self.dtype)
-            layers, _, _ = self._plain_layers(packs=False)
-            return out, prediction.predict_few(x, layers, self.network.coefficients, space, out)
+            return out, self._predict_csr(csr_matrix_of(x, self.dtype), out, n_jobs)
         if n >= MANY_ROWS and is_mostly_zero(x):
             return out, self._predict_indexed(x, out, n_jobs)
-        bad = self._predict(prediction.predict, x, out, n_jobs, self._work, x.dtype)
-        return out, not bad.any()
+        return out, self._predict(prediction.predict, x, out, n_jobs, self._work, x.dtype)
 
     def _predict_csr(self, csr, out, n_jobs):
-        units = self.network.units
-        work = forward_work([csr.indices.size / len(out), *units[1:]])
-        self._predict(prediction.predict_csr, csr, out, n_jobs, work, "csr")
+        """Set `out` from sparse rows; return whether all inputs are finite."""
+        work = forward_work([csr.indices.size / len(out), *self.network.units[1:]])
+        return self._predict(prediction.predict_csr, csr, out, n_jobs, work, "csr")
 
     def _predict(self, kernel, x, out, n_jobs, work, kind):
-        """Set `out` by a kernel that uses the weights in place, or packs them; return its `bad`."""
+        """Set `out` by a kernel that uses the weights in place; return whether all inputs are finite."""
         n = len(out)
-        packs = n >= PACKED_ROWS
-        layers, n_packed, _arrays = self._plain_layers(packs=packs, csr=kind == "csr")
         n_threads = threads.thread_count(n_jobs, work * n, threads.MIN_WORK_AFTER_PAUSE)
         block = prediction_rows(n, n_threads)
         n_threads = min(n_threads, -(-n // block))
-        if self._kernels is None:
-            self._kernels = kernel_addresses(self.dtype, prefetch_write=False)
-        packed = np.empty(n_packed, self.dtype)
-        row = max(self._strides[1:] if kind == "csr" else self._strides)
-        space = np.empty((n_threads, 2, block * row), self.dtype)
-        bad = np.zeros(n_threads, np.int64)
-        args = (x, layers, self.network.coefficients, self._kernels, packed, space, out, bad, block, packs)
-        if n_threads > 1 and kind not in self._addresses:
-            self._addresses[kind] = threads.addresses_for(kernel, args)
-        threads.run(kernel, args, n_threads, self._addresses.get(kind))
-        return bad
+        free = self._workspaces[kind == "csr"]
+        workspace = self._take_workspace(free, block, n_threads, kind == "csr")
+        table = workspace.table
+        table[prediction.BLOCK] = block
+        args = (x, out, table, workspace.space)
+        if n_threads == 1:
+            kernel(*args, table, 1)
+        else:
+            if kind not in self._addresses:
+                self._addresses[kind] = threads.addresses_for(kernel, args)
+            threads.run(kernel, args, n_threads, self._addresses[kind])
+        status = table.item(prediction.STATUS)
+        if status >= prediction.CHANGED:
+            raise ArraysMovedError
+        if self._is_in_place and workspace.space.nbytes <= MAX_KEPT:
+            table[prediction.STATUS] = 0
+            free.append(workspace)
+        return not status
+
+    def _take_workspace(self, free, block, n_threads, csr):
+        """Return a workspace that no other call uses."""
+        try:
+            workspace = free.pop()  # which Python does in one step, whatever other threads do
+            if workspace.rows >= block and workspace.n_threads >= n_threads:
+                return workspace
+        except IndexError:
+            pass
+        return _Workspace(self, prediction_capacity(block), n_threads, csr)
 
     def _predict_indexed(self, x, out, n_jobs):
         """Set `out`, leaving out zero inputs; return whether all inputs are finite."""
         network, n = self.network, len(out)
+        coefs, intercepts = self.parameters()
+        outputs = np.empty((n, 1), self.dtype) if self.is_pair else out
         n_threads = min(threads.thread_count(n_jobs, self._work * n), -(-n // MAX_PREDICTION_ROWS))
         kernels = kernel_addresses(network.dtype, prefetch_write=False, index_lists=True)
-        params = network.pack(self._coefs, self._intercepts)
+        params = network.pack(coefs, intercepts)
         arrays = allocate_net(network, params, MAX_PREDICTION_ROWS * n_threads, n_threads, kernels, sparse=True)
         bad = np.zeros(n_threads, np.int64)
-        args = (x, np.arange(n), arrays, out, bad, MAX_PREDICTION_ROWS)
+        args = (x, np.arange(n), arrays, outputs, bad, MAX_PREDICTION_ROWS)
         threads.run(prediction.predict_indexed, args, n_threads)
+        if self.is_pair:
+            np.subtract(1, outputs[:, 0], out=out[:, 0])
+            out[:, 1] = outputs[:, 0]
         return not bad.any()
+
+
+class ArraysMovedError(Exception):
+    """The arrays of weights are no longer where they were: a new predictor must look at them."""
 
 
 def check_shapes(coefs, intercepts, n_features, activations):
@@ -165,7 +199,3 @@ def check_shapes(coefs, intercepts, n_features, activations):
             raise ValueError(f"intercepts_[{index}] must have the shape ({coef.shape[1]},), got {intercept.shape}.")
         units.append(coef.shape[1])
     return units
-
-
-def _is(a, b):
-    return a is b

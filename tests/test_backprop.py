@@ -677,8 +677,7 @@ def _check_threads():
         problem = _with_zeros(make([70, 150, 33, 3], Relu(), n=500, dtype=dtype))
         for sparse, n_threads in product((False, True), (2, 4)):
             alone = _predict(problem, problem.X, 16, sparse=sparse).tobytes()
-            for packs in (False, True):
-                assert _predict(problem, problem.X, 16, n_threads, sparse, packs=packs).tobytes() == alone
+            assert _predict(problem, problem.X, 16, n_threads, sparse).tobytes() == alone
     # Threads that come late are not waited for, but some must have been in time, or nothing was tested.
     assert {(2, 2), (3, 3), (4, 4)} <= sizes, sizes
     print("the same bits")
@@ -691,8 +690,8 @@ def test_same_bits_with_any_number_of_threads(tmp_path):
 # --- prediction ---
 
 
-def _predict(problem, X, block, n_threads=1, sparse=False, guards=Guards, packs=False):
-    """Outputs of the kernel for many rows: with the weights in place, packed, or for inputs that are mostly zero."""
+def _predict(problem, X, block, n_threads=1, sparse=False, guards=Guards):
+    """Outputs of the kernel for all inputs, or of that for inputs that are mostly zero."""
     problem = replace(problem, transpose_narrow=False)
     network, guards = problem.network, guards()
     out = guards.array(np.full((len(X), network.units[-1]), np.nan, problem.dtype))
@@ -704,30 +703,16 @@ def _predict(problem, X, block, n_threads=1, sparse=False, guards=Guards, packs=
     else:
         coefs, intercepts = map(guards.array, problem.coefs), map(guards.array, problem.intercepts)
         coefs, intercepts = list(coefs), list(intercepts)
-        layers, n_packed = prediction.plain_layers(network, coefs, intercepts, packs=packs)
-        row = max(map(network.row_stride, network.units))
-        packed = guards.array(np.full(n_packed, np.nan, problem.dtype))
-        space = guards.array(np.full((n_threads, 2, block * row), np.nan, problem.dtype))
         kernels = kernel_addresses(problem.dtype, prefetch_write=False)
-        args = (guards.array(X), guards.array(layers), guards.array(network.coefficients), kernels, packed, space)
-        args = (*args, out, bad, block, packs)
+        table = guards.array(prediction.table_of(network, coefs, intercepts, kernels))
+        size = prediction.lay_out(table, block, network)
+        table[prediction.BLOCK] = block
+        space = guards.array(np.full(n_threads * size, np.nan, problem.dtype))
+        args = (guards.array(X), out, table, space)
         threads.run(prediction.predict, args, n_threads)
+        assert table[prediction.STATUS] == 0
     guards.check()
     assert not bad.any()
-    return out
-
-
-def _predict_few(problem, X, guards=Guards):
-    """Outputs of the kernel for a few rows."""
-    network, guards = problem.network, guards()
-    coefs = [guards.array(W) for W in problem.coefs]
-    intercepts = [guards.array(b) for b in problem.intercepts]
-    layers, _ = prediction.plain_layers(network, coefs, intercepts, packs=False)
-    space = guards.array(np.full((2, network.widest), np.nan, problem.dtype))
-    out = guards.array(np.full((len(X), network.units[-1]), np.nan, problem.dtype))
-    coefficients = guards.array(network.coefficients)
-    assert prediction.predict_few(guards.array(X), guards.array(layers), coefficients, space, out)
-    guards.check()
     return out
 
 
@@ -756,10 +741,8 @@ def test_a_row_is_predicted_with_the_same_bits_anywhere(dtype):
         problem = make([20, 40, 37, 3], [Logistic(), Tanh()], output=output, n=60, dtype=dtype)
         X = problem.X
         alone = np.vstack([_predict(problem, X[i : i + 1], 1) for i in range(len(X))]).tobytes()
-        for block in (1, 2, 5, 6, 7, 13, 60, 96):
+        for block in (1, 2, 3, 4, 5, 6, 7, 13, 60, 96):
             assert _predict(problem, X, block).tobytes() == alone
-            assert _predict(problem, X, block, packs=True).tobytes() == alone
-        assert _predict_few(problem, X).tobytes() == alone
         order = np.random.default_rng(0).permutation(len(X))
         shuffled = _predict(problem, X[order], 7)
         assert shuffled[np.argsort(order)].tobytes() == alone
@@ -774,7 +757,6 @@ def test_prediction_without_the_inputs_that_are_zero(dtype):
         expected = _predict(problem, problem.X, 7)
         for block in (1, 7, 16, 60):
             np.testing.assert_array_equal(_predict(problem, problem.X, block, sparse=True), expected)
-        np.testing.assert_array_equal(_predict_few(problem, problem.X), expected)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -829,10 +811,9 @@ def _check_fences(dtypes, predicts):
                 assert Trainer(problem, guards=Fences, **how).run().bits() == Trainer(problem, **how).run().bits()
             if predicts:
                 expected = _predict(problem, problem.X, 5).tobytes()
-                for packs in (False, True):
-                    fenced = _predict(problem, problem.X, 5, sparse=sparse, guards=Fences, packs=packs)
+                for block in (1, 2, 3, 5, 21):
+                    fenced = _predict(problem, problem.X, block, sparse=sparse, guards=Fences)
                     assert fenced.tobytes() == expected
-                assert _predict_few(problem, problem.X, guards=Fences).tobytes() == expected
     print("inside")
 
 

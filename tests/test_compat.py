@@ -4,6 +4,7 @@ A test that fails here after an update of Numba, scikit-learn or NumPy says whic
 """
 
 import ast
+import ctypes
 import re
 from numbers import Integral, Real
 
@@ -196,6 +197,20 @@ def test_sample_weights():
         compat.check_sample_weight([1, 2], X, dtype=np.float32)
     with pytest.raises(ValueError, match=r"[Nn]egative"):
         compat.check_sample_weight([1, -2, 3], X, dtype=np.float32, ensure_non_negative=True)
+
+
+def test_fields_of_arrays(monkeypatch):
+    array = np.zeros((7, 3))
+    fields = (ctypes.c_int64 * 3).from_address(compat.array_fields(array))
+    shape = (ctypes.c_int64 * 2).from_address(fields[2])
+    assert (fields[0], tuple(shape)) == (array.ctypes.data, (7, 3))
+    array.resize((2, 4), refcheck=False)
+    assert tuple((ctypes.c_int64 * 2).from_address(fields[2])) == (2, 4)
+    compat._array_fields_are_as_expected.cache_clear()
+    monkeypatch.setattr(compat, "_fields_of", lambda array: id(array) + 8)
+    with pytest.raises(RuntimeError, match=r"NumPy .* keeps its arrays"):
+        compat.array_fields(array)
+    compat._array_fields_are_as_expected.cache_clear()
 
 
 def test_mersenne_twister():

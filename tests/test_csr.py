@@ -625,8 +625,8 @@ def _check_prediction():
 
     threads.thread_count = lambda n_jobs, work, min_work: n_jobs
 
-    def fenced_empty(shape, dtype):
-        return Fences().array(np.full(shape, np.nan, dtype))
+    def fenced_memory(n, dtype):
+        return Fences().array(np.full(n, np.nan, dtype))
 
     for units, dtype, n in product(([1], [3], [17, 3], [100, 33, 1]), DTYPES, (1, 9, 97, 200)):
         units = [70, *units]
@@ -639,7 +639,7 @@ def _check_prediction():
             matrix = CsrMatrix(*map(Fences().array, matrix[:3]), 70)
             for n_threads in (1, 2, 3):
                 out = Fences().zeros(expected.shape, dtype)
-                with mock.patch.object(prediction.np, "empty", fenced_empty):
+                with mock.patch.object(prediction, "aligned_zeros", fenced_memory):
                     predictor._predict_csr(matrix, out, n_threads)
                 np.testing.assert_array_equal(out, expected)
     print("inside")

@@ -144,3 +144,69 @@ def test_old_weights_are_freed():
     old = weakref.ref(clf.coefs_[0])
     clf.fit(X, Y)
     assert old() is None
+
+
+@pytest.mark.parametrize("n_rows", [1, 2, 9, 60])
+def test_weights_that_numpy_has_moved_are_noticed(n_rows):
+    clf = BackpropClassifier(hidden_layer_sizes=(300,), max_iter=1, random_state=0).fit(X, Y)
+    expected = clf.predict_proba(X[:n_rows])
+    weights = clf.coefs_[0].copy()
+    clf.coefs_[0].resize((5, 3), refcheck=False)
+    with pytest.raises(ValueError, match=r"coefs_\[0\] must have the shape"):
+        clf.predict_proba(X[:n_rows])
+    clf.coefs_[0].resize(weights.shape, refcheck=False)
+    clf.coefs_[0][:] = weights
+    np.testing.assert_array_equal(clf.predict_proba(X[:n_rows]), expected)
+    clf.coefs_[0].resize((5000, 300), refcheck=False)  # to another place, and back to its shape
+    clf.coefs_[0].resize(weights.shape, refcheck=False)
+    clf.coefs_[0][:] = 0
+    constant = clf.predict_proba(X[:n_rows])
+    assert (constant == constant[0]).all()
+    clf.intercepts_[1].resize(0, refcheck=False)
+    with pytest.raises(ValueError, match=r"intercepts_\[1\] must have the shape"):
+        clf.predict_proba(X[:n_rows])
+
+
+@pytest.mark.parametrize("n_rows", [1, 2, 9, 60])
+def test_edits_count_at_the_next_prediction(n_rows):
+    clf = BackpropClassifier(hidden_layer_sizes=(40,), max_iter=1, random_state=0).fit(X, Y)
+    other = BackpropClassifier(hidden_layer_sizes=(40,), max_iter=1, random_state=1).fit(X, Y)
+    assert (clf.predict_proba(X[:n_rows]) != other.predict_proba(X[:n_rows])).any()
+    for ours, theirs in zip([*clf.coefs_, *clf.intercepts_], [*other.coefs_, *other.intercepts_], strict=True):
+        ours[...] = theirs
+    np.testing.assert_array_equal(clf.predict_proba(X[:n_rows]), other.predict_proba(X[:n_rows]))
+    clf.coefs_[1] = -clf.coefs_[1]
+    other.coefs_[1] *= -1
+    np.testing.assert_array_equal(clf.predict_proba(X[:n_rows]), other.predict_proba(X[:n_rows]))
+
+
+def test_several_threads_predict_with_one_model():
+    clf = BackpropClassifier(hidden_layer_sizes=(40,), max_iter=1, random_state=0).fit(X, Y)
+    parts = [X[:n] for n in (1, 5, 30, 60)] * 50
+    expected = [clf.predict_proba(part) for part in parts]
+    with ThreadPoolExecutor(4) as pool:
+        for found, wanted in zip(pool.map(clf.predict_proba, parts), expected, strict=True):
+            np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_need_not_be_checked_is_predicted_as_if_it_were(dtype):
+    clf = BackpropClassifier(hidden_layer_sizes=(5,), max_iter=1, dtype=dtype, random_state=0).fit(X, Y)
+    whole = np.arange(30).reshape(3, 10) - 9
+    for inputs in (X[:3], whole, whole.astype(np.int16), whole > 0, np.asfortranarray(X), X[::2]):
+        converted = np.array(inputs, np.float64 if inputs.dtype == np.float64 else dtype, order="C")
+        expected = clf.predict_proba(converted)
+        np.testing.assert_array_equal(clf.predict_proba(inputs), expected)
+        np.testing.assert_array_equal(clf.predict_proba(inputs.tolist()), expected)
+        np.testing.assert_array_equal(clf.predict_proba(tuple(map(tuple, inputs.tolist()))), expected)
+    for wrong in (
+        [],
+        [[]],
+        [1.0] * 10,
+        [[1.0] * 9],
+        [[1.0] * 10, [1.0]],
+        [[np.nan] * 10],
+        [["a"] * 10],
+    ):
+        with pytest.raises(ValueError):
+            clf.predict_proba(wrong)

@@ -442,7 +442,7 @@ print(json.dumps({
 # threads, for other activations.
 COMPILED = [
     "_logistic_backward", "_logistic_forward", "_relu_backward", "_relu_forward", "multiply_panel",
-    "multiply_tile_prefetch", "predict_few", "train",
+    "multiply_tile_prefetch", "predict", "train",
 ]  # fmt: skip
 
 
@@ -489,13 +489,13 @@ def test_fit_in_a_second_process_compiles_nothing(first_fits, tmp_path):
 def test_fit_with_a_damaged_cache(first_fits, tmp_path):
     folder, cached, _ = first_fits
     shutil.copytree(folder, tmp_path / "cache")
-    damaged = list((tmp_path / "cache").rglob("*.predict_few-*.nb?"))
+    damaged = list((tmp_path / "cache").rglob("*.predict-*.nb?"))
     assert len(damaged) == 2
     for path in damaged:
         path.write_bytes(path.read_bytes()[:-100])
     (result,) = finish(start(FIT, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache")))
     assert len(result["warnings"]) == 1 and "could not be read" in result["warnings"][0]
-    assert (result["compiled"], result["probabilities"]) == (["predict_few"], cached["probabilities"])
+    assert (result["compiled"], result["probabilities"]) == (["predict"], cached["probabilities"])
 
 
 WARMUP = """
@@ -543,7 +543,7 @@ def test_read_only_arrays_compile_nothing():
         warnings.simplefilter("ignore", ConvergenceWarning)
         writeable = True
         use_all()
-        kernels = (backprop.train, prediction.predict, prediction.predict_csr, prediction.predict_few)
+        kernels = (backprop.train, prediction.predict, prediction.predict_csr)
         before = [len(kernel.overloads) for kernel in kernels]
         assert all(before)
         writeable = False

@@ -36,6 +36,16 @@ def pointer_at(typingctx, like, address):
 
 
 @intrinsic
+def float_of_bits(typingctx, bits):
+    """Reinterpret the bits of an int64 as a float64."""
+
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], context.get_data_type(types.float64))
+
+    return types.float64(types.int64), codegen
+
+
+@intrinsic
 def address(typingctx, base, index):
     """Return the address of the element `index` of the memory that a pointer points at."""
 

@@ -24,7 +24,7 @@ from fastbp.codegen.emit import (
     emit_switch,
     vector_type,
 )
-from fastbp.codegen.target import VECTOR_BITS, X86
+from fastbp.codegen.target import CACHE_LINE, VECTOR_BITS, X86
 
 # The register tile is MR rows of at most NV vectors: 24 accumulators where there are 32 vector registers (AVX-512,
 # ARM), 12 where there are 16. Few rows and many vectors, so that a remainder of rows costs little: 8 accumulators keep
@@ -103,6 +103,60 @@ def micro_kernel_indexed(typingctx, mr, nv, k, indices, a, a_row, a_col, b, b_ro
     return kernel_signature(mr, nv, k, indices, a, a_row, a_col, b, b_row, d, d_row, c, c_row), codegen
 
 
+# Vectors in a row of the widest tile of `micro_kernel_in_place`, whose tiles of less than FEW_TILE_ROWS rows would have
+# too few sums otherwise.
+WIDE_NV, FEW_TILE_ROWS = 4, 3
+# The row of B that is prefetched for it is so many rows ahead.
+_ROWS_AHEAD = 12
+
+
+@intrinsic
+def micro_kernel_in_place(typingctx, mr, is_wide, k, a, a_row, b, b_row, d, d_row, c, c_row, copy):
+    """Compute one register tile with a B that is part of a wide row-major matrix, and copy B.
+
+    The bits are those of `micro_kernel`. The rows of B lie far apart, so that the processor does not foresee the next:
+    they are prefetched. Further tiles of the same columns had better use the copy.
+
+    Parameters
+    ----------
+    mr : int64
+        Rows of the tile, 2 to MR.
+    is_wide : bool
+        Whether it has WIDE_NV vectors, not NV, and B is not copied; for less than FEW_TILE_ROWS rows only.
+    k : int64
+        Length of the reduction, at least 1.
+    a, a_row : pointer, int64
+        A is (mr, k), its rows contiguous.
+    b, b_row, d, d_row, c, c_row
+        As in `micro_kernel`.
+    copy : pointer
+        Becomes B with its rows one after the other.
+    """
+
+    def codegen(context, builder, signature, args):
+        mr, is_wide, k, a_, a_row, b, b_row, d, d_row, c_, c_row, copy = args
+        vector = vector_type(context, c.dtype)
+        operands = _Operands(a_, a_row, INT64(1), b, b_row, d, d_row, c_, c_row)
+        few = range(2, FEW_TILE_ROWS)
+        shapes = [(rows, NV) for rows in range(2, MR + 1)]
+        shapes += [(rows, WIDE_NV) for rows in few] if WIDE_NV > NV else []
+
+        def emit(number):
+            rows, vectors = shapes[number]
+            tile = _Tile(builder, rows, vectors, vector)
+            _emit_product(tile, k, operands, None, far=True, copy=copy if vectors == NV else None)
+
+        number = builder.sub(mr, INT64(2))
+        number = builder.add(number, builder.select(is_wide, INT64(MR - 1), INT64(0)))
+        emit_switch(builder, "far", number, len(shapes), emit)
+        return context.get_dummy_value()
+
+    integers, pointers = types.int64, (a, b, d, c, copy)
+    assert all(isinstance(kind, types.CPointer) for kind in pointers)
+    kinds = (integers, types.boolean, integers, a, integers, b, integers, d, integers, c, integers, copy)
+    return types.void(*kinds), codegen
+
+
 def _prefetching_micro_kernel(*, for_write):
     @intrinsic
     def kernel(typingctx, mr, nv, k, lines, n_lines, a, a_row, a_col, b, b_row, d, d_row, c, c_row):
@@ -173,9 +227,12 @@ class _Tile:
             place = self._place(base, stride, *divmod(number, self.vectors))
             self.builder.store(value, place, align=self.align)
 
-    def multiply_add(self, sums, a, a_row, b):
+    def load_row(self, b):
+        """Load a row of B."""
+        return [self.builder.load(self._place(b, INT64(0), 0, j), align=self.align) for j in range(self.vectors)]
+
+    def multiply_add(self, sums, a, a_row, row):
         """Add the outer product of a column of A and a row of B: one step of the reduction."""
-        row = [self.builder.load(self._place(b, INT64(0), 0, j), align=self.align) for j in range(self.vectors)]
         added = []
         for i in range(self.rows):
             place = emit_offset(self.builder, a, self.builder.mul(a_row, INT64(i)))
@@ -186,8 +243,11 @@ class _Tile:
         return added
 
 
-def _emit_product(tile, k, operands, prefetch):
-    """Build C = D + A B for one tile shape; the pointers into A and B move from step to step."""
+def _emit_product(tile, k, operands, prefetch, far=False, copy=None):
+    """Build C = D + A B for one tile shape; the pointers into A and B move from step to step.
+
+    With `far`, rows of B are prefetched; they are copied to `copy`, if it is given.
+    """
     builder = tile.builder
     if prefetch is not None:
         # n_lines / k as a fixed-point number, 32 bits of it after the point: no step needs a division.
@@ -199,7 +259,16 @@ def _emit_product(tile, k, operands, prefetch):
             number = builder.lshr(builder.mul(p, per_step), INT64(32))
             line = builder.load(builder.gep(prefetch.lines, [number]), align=8)
             emit_prefetch(builder, builder.inttoptr(line, BYTES), for_write=prefetch.for_write)
-        added = tile.multiply_add(sums, a, operands.a_row, b)
+        row = tile.load_row(b)
+        if far:
+            n = tile.vectors * tile.vector.count
+            for j in (*range(0, n, CACHE_LINE // tile.align), n - 1):
+                ahead = emit_offset(builder, b, builder.mul(operands.b_row, INT64(_ROWS_AHEAD)), INT64(j))
+                emit_prefetch(builder, builder.bitcast(ahead, BYTES))
+        if copy is not None:
+            place = emit_offset(builder, copy, builder.mul(p, INT64(tile.vectors * tile.vector.count)))
+            tile.store(row, place, INT64(0))
+        added = tile.multiply_add(sums, a, operands.a_row, row)
         following = builder.add(p, INT64(1))
         a, b = emit_offset(builder, a, operands.a_col), emit_offset(builder, b, operands.b_row)
         return [following, a, b, *added], builder.icmp_signed("<", following, k)
@@ -218,7 +287,7 @@ def _emit_indexed_product(tile, k, operands, indices):
         index = builder.zext(builder.load(builder.gep(indices, [p]), align=4), INT64)
         a = emit_offset(builder, operands.a, builder.mul(index, operands.a_col))
         b = emit_offset(builder, operands.b, builder.mul(index, operands.b_row))
-        added = tile.multiply_add(sums, a, operands.a_row, b)
+        added = tile.multiply_add(sums, a, operands.a_row, tile.load_row(b))
         following = builder.add(p, INT64(1))
         return [following, *added], builder.icmp_signed("<", following, k)
 

@@ -48,6 +48,11 @@ def prediction_rows(n, n_threads):
     return min(MAX_PREDICTION_ROWS, -(-n // (n_threads * MR)) * MR)
 
 
+def prediction_capacity(block):
+    """Return for how many rows a workspace is made, which later calls may use: one tile, or the most rows."""
+    return MR if block <= MR else MAX_PREDICTION_ROWS
+
+
 # --- blocks of a weight matrix ---
 
 # Rows of a weight matrix whose gradient is summed and used at once. With the widest panel the gradient,

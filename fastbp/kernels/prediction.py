@@ -1,8 +1,10 @@
 """The forward pass alone, from the arrays that the user sees.
 
-Weights are used where they are, row-major: the register tile can read a panel from there, only less evenly than from
-packed memory. So a call pays for packing only where it has many rows. The last panel of a layer, which may end within a
-vector, is packed always, as are the biases. A row's outputs have the same bits in all kernels of this file.
+The weights are used where they are, row-major, so that edits count at the next call. The register tile can read a
+panel from there, only less evenly than from packed memory: the first tile of a few rows reads it, and copies it to a
+small buffer in the L1 cache, from where the tiles of the other rows read it. The reduction is cut so that a panel fits
+there. The last columns of a layer, which may end within a panel, are copied before. A row's outputs have the same bits
+in all kernels of this file.
 """
 
 from typing import NamedTuple
@@ -10,8 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from fastbp.activations import activate
+from fastbp.codegen.atomics import atomic_add
 from fastbp.codegen.jit import cached_jit, call_at, inlined, jit
 from fastbp.codegen.memory import (
+    float_of_bits,
     lane_count,
     load_scalar,
     offset,
@@ -22,14 +26,33 @@ from fastbp.codegen.memory import (
 )
 from fastbp.codegen.processor import flush_subnormals, restore_subnormals
 from fastbp.codegen.rows import ROW_VECTORS, row_kernel
-from fastbp.codegen.tiles import NV
-from fastbp.codegen.vectors import fma, load, load_first, splat, store, total
+from fastbp.codegen.target import VECTOR_BITS
+from fastbp.codegen.tiles import FEW_TILE_ROWS, NV, WIDE_NV, micro_kernel_in_place
+from fastbp.codegen.vectors import fma, load, load_converted, load_first, splat, store, total
+from fastbp.compat import array_fields
 from fastbp.kernels.backprop import forward
 from fastbp.kernels.csr import sum_rows
-from fastbp.kernels.gather import gather, gather_row
-from fastbp.kernels.matmul import MULTIPLY, ONE, REPEATED
+from fastbp.kernels.gather import gather
+from fastbp.kernels.matmul import MULTIPLY, ONE, REPEATED, cut_into_tiles
 from fastbp.kernels.records import Samples, get_layer, point_at_net
-from fastbp.kernels.threads import barrier, join_team, next_ticket, share
+from fastbp.kernels.threads import join_team, next_ticket
+
+
+class Plan(NamedTuple):
+    """How a call computes: the head of the table of the kernels; all are int64."""
+
+    n_layers: int
+    block: int  # rows that go through the network together
+    multiply: int  # address of `matmul.multiply_panel`
+    is_pair: int  # whether the one output is the probability of the second of two classes, and both are wanted
+    size: int  # numbers in a thread's workspace
+    half: int  # of these, for the rows of the inputs and of every second layer
+
+
+BLOCK, STATUS = Plan._fields.index("block"), len(Plan._fields)  # cells of the table
+_HEAD = STATUS + 1
+# What the kernels say in the cell STATUS, added for all threads; CHANGED where weights are no longer where they were.
+CHANGED = 1 << 40
 
 
 class PlainLayer(NamedTuple):
@@ -37,21 +60,29 @@ class PlainLayer(NamedTuple):
 
     weights: int  # address of the (fan_in, fan_out) weights, row-major
     bias: int  # address of the biases
+    weights_fields: int  # address of what NumPy knows of these arrays, see `compat.array_fields`
+    bias_fields: int
     fan_in: int
     fan_out: int
     forward: int  # as in `network.Layer`
     by_rows: int
+    c0: int  # bits of the coefficients of the activation
+    c1: int
     input_row: int  # row stride of its inputs in the workspace
     row: int  # row stride of its outputs
-    panels: int  # offset of panel 0 in the packed memory, where it is packed; a panel has fan_in rows
-    padded_bias: int  # offset of its biases there, padded to whole vectors
 
 
-_load_layer = record_loader(PlainLayer)
+_load_plan, _load_layer = record_loader(Plan), record_loader(PlainLayer)
+
+# Bytes of a piece of a panel: half of the smallest L1 cache there is; those with vectors of 512 bits are larger.
+_PIECE_BYTES = 2**14 if VECTOR_BITS < 512 else 2**15
+_PIECE_ROWS = 8 * _PIECE_BYTES // (NV * VECTOR_BITS)
+# Numbers of the smallest type in the buffer: a piece, and a panel of biases.
+_PIECE_AND_BIAS = (_PIECE_ROWS + 1) * NV
 
 
-def plain_layers(network, coefs, intercepts, *, packs, csr=False):
-    """Describe the layers of a network for `predict`.
+def table_of(network, coefs, intercepts, kernels, *, is_pair=False):
+    """Describe a network for the kernels.
 
     Parameters
     ----------
@@ -59,46 +90,94 @@ def plain_layers(network, coefs, intercepts, *, packs, csr=False):
         Units, activations and type.
     coefs, intercepts : list of ndarray
         Weights and biases, C-ordered and of the network's type; they must outlive the result.
-    packs : bool
-        Whether all panels are packed, or the last of each layer only, where it is not a whole panel.
-    csr : bool, default=False
-        Whether the inputs are sparse rows, for which the weights of the first layer are not packed.
+    kernels : ndarray of int64
+        From `kernel_addresses`.
+    is_pair : bool, default=False
+        See `Plan`.
 
     Returns
     -------
-    table : ndarray of int64 of shape (n_layers, len(PlainLayer._fields))
-        The rows are `PlainLayer`.
-    size : int
-        Length of the packed memory.
+    ndarray of int64
+        A `Plan`, the cell STATUS, and a `PlainLayer` for each layer; `lay_out` and the caller set what is 0.
     """
-    table: list[PlainLayer] = []
-    end = 0
-    for coef, intercept, activation in zip(coefs, intercepts, network.activations, strict=True):
+    table = [*Plan(len(coefs), 0, kernels[MULTIPLY], is_pair, 0, 0), 0]
+    bits = network.coefficients.view(np.int64)
+    layers = zip(coefs, intercepts, network.activations, bits, strict=True)
+    for coef, intercept, activation, (c0, c1) in layers:
         fan_in, fan_out = coef.shape
-        first = 0 if packs else fan_out // network.panel * network.panel  # first column that is packed
-        first = fan_out if csr and not table else first
-        padded = -(-fan_out // network.lanes) * network.lanes
-        n_packed = fan_in * (padded - first) if first < fan_out else 0
-        strides = network.row_stride(fan_in), network.row_stride(fan_out)
-        table.append(
-            PlainLayer(
-                coef.ctypes.data, intercept.ctypes.data, fan_in, fan_out, activation.forward_address(network.dtype),
-                activation.by_rows, *strides, end - first * fan_in, end + n_packed,
-            )
+        table += PlainLayer(
+            coef.ctypes.data, intercept.ctypes.data, array_fields(coef), array_fields(intercept), fan_in, fan_out,
+            activation.forward_address(network.dtype), activation.by_rows, c0, c1, network.row_stride(fan_in),
+            network.row_stride(fan_out),
         )  # fmt: skip
-        end += n_packed + padded
-    return np.array(table, dtype=np.int64), end
+    return np.array(table, dtype=np.int64)
 
 
-class _Pass(NamedTuple):
-    """A forward pass as pointers."""
+def lay_out(table, rows, network, *, csr=False):
+    """Lay out the workspace of a thread.
 
-    layers: object
-    n_layers: int
-    coefficients: object
-    kernels: object
-    packed: object
-    packs: bool  # whether all panels are packed, or the last of each layer only
+    Parameters
+    ----------
+    table : ndarray of int64
+        From `table_of`; changed in place.
+    rows : int
+        The most rows that go through the network together.
+    network : Network
+        The network.
+    csr : bool, default=False
+        Whether the inputs are sparse rows, which take no workspace.
+
+    Returns
+    -------
+    int
+        Length of the workspace.
+    """
+    strides = [network.row_stride(n) for n in network.units[csr:]]
+    half = rows * max(strides[::2])
+    size = half + rows * max(strides[1::2], default=0) + _PIECE_AND_BIAS * network.lanes
+    table[Plan._fields.index("half")], table[Plan._fields.index("size")] = half, size
+    return size
+
+
+@inlined
+def _is_unchanged(table, n_layers):
+    """Whether NumPy still has the arrays where they were: `ndarray.resize` moves the memory of an array."""
+    same = True
+    for l in range(n_layers):
+        layer = _load_layer(offset(table, _HEAD), l)
+        weights, bias = pointer_at(table, layer.weights_fields), pointer_at(table, layer.bias_fields)
+        same &= load_scalar(weights, 0) == layer.weights and load_scalar(bias, 0) == layer.bias
+        # The fields are the address, the number of dimensions, and the address of the lengths.
+        shape, length = pointer_at(table, load_scalar(weights, 2)), pointer_at(table, load_scalar(bias, 2))
+        same &= load_scalar(shape, 0) == layer.fan_in and load_scalar(shape, 1) == layer.fan_out
+        same &= load_scalar(length, 0) == layer.fan_out
+    return same
+
+
+@inlined
+def _gather_finite(x, n, row):
+    """Copy n inputs as `gather.gather_row` does; return whether all are finite in the network's type."""
+    step = 4 * lane_count(row)
+    first = splat(row, 0.0)
+    second, third, fourth = first, first, first
+    j = 0
+    while j + step <= n:  # several sums, as each addition waits for the one before
+        width = lane_count(row)
+        a, b = load_converted(x, j, width, row), load_converted(x, j + width, width, row)
+        c, d = load_converted(x, j + 2 * width, width, row), load_converted(x, j + 3 * width, width, row)
+        store(row, j, a)
+        store(row, j + width, b)
+        store(row, j + 2 * width, c)
+        store(row, j + 3 * width, d)
+        # Zero times infinity, or NaN, is NaN.
+        first, second, third, fourth = fma(a, 0.0, first), fma(b, 0.0, second), fma(c, 0.0, third), fma(d, 0.0, fourth)
+        j += step
+    while j < n:
+        a = load_converted(x, j, n - j, row)
+        store(row, j, a)
+        first = fma(a, 0.0, first)
+        j += lane_count(row)
+    return total((first + second) + (third + fourth)) == 0
 
 
 @inlined
@@ -106,17 +185,8 @@ def _all_finite(row, n):
     """Whether n numbers, padded with zeros to whole vectors, are all finite."""
     sums = splat(row, 0.0)
     for j in range(0, n, lane_count(row)):
-        sums = fma(load(row, j), 0.0, sums)  # zero times infinity, or NaN, is NaN
+        sums = fma(load(row, j), 0.0, sums)
     return total(sums) == 0
-
-
-# --- many rows ---
-
-
-@inlined
-def _is_in_place(net, layer, j, width):
-    """Whether the panel that begins at column j is used where the user's array is."""
-    return not net.packs and j + NV * width <= layer.fan_out
 
 
 @inlined
@@ -129,125 +199,146 @@ def _copy_rows(n_rows, n, source, source_row, out, width):
 
 
 @jit
-def _pack(net, first_layer, like, team):
-    """Pack this thread's part of what is not used in place."""
-    width = lane_count(like)
-    for l in range(net.n_layers):
-        layer = _load_layer(net.layers, l)
-        weights, bias = pointer_at(like, layer.weights), pointer_at(like, layer.bias)
-        if team.rank == 0:
-            for j in range(0, layer.fan_out, width):
-                store(net.packed, layer.padded_bias + j, load_first(bias, j, layer.fan_out - j))
-        n_panels = (layer.fan_out + NV * width - 1) // (NV * width)
-        first, last = share(n_panels, ONE, team.rank, team.size)
-        for j in range(first * NV * width, last * NV * width, NV * width):
-            if l >= first_layer and not _is_in_place(net, layer, j, width):
-                n = min(NV * width, layer.fan_out - j)
-                out = offset(net.packed, layer.panels + j * layer.fan_in)
-                _copy_rows(layer.fan_in, n, offset(weights, j), layer.fan_out, out, width)
-
-
-@jit
-def _apply(net, l, z, a, m):
-    """Apply the activation of a layer to m rows."""
-    layer = _load_layer(net.layers, l)
-    if layer.forward != 0:
-        c0, c1 = load_scalar(net.coefficients, 2 * l), load_scalar(net.coefficients, 2 * l + 1)
-        activate(layer.forward, layer.by_rows, c0, c1, z, a, layer.fan_out, layer.row, m)
-
-
-@jit
-def _forward_layer(net, l, m, inputs, a):
-    """Compute the activations of a layer for m rows."""
-    layer = _load_layer(net.layers, l)
+def _multiply(plan, layer, m, inputs, a, buffer):
+    """Multiply m rows, two or more, with the weights of a layer, and add the biases."""
     width = lane_count(a)
-    for j in range(0, layer.fan_out, NV * width):
-        nv = min(NV, (layer.fan_out - j + width - 1) // width)
-        panel, panel_row = offset(net.packed, layer.panels + j * layer.fan_in), nv * width
-        if _is_in_place(net, layer, j, width):
-            panel, panel_row = offset(pointer_at(a, layer.weights), j), layer.fan_out
-        args = (
-            m, nv, layer.fan_in, inputs, layer.input_row, ONE, panel, panel_row,
-            offset(net.packed, layer.padded_bias + j), REPEATED, offset(a, j), layer.row,
-        )  # fmt: skip
-        call_at(load_scalar(net.kernels, MULTIPLY), args)
-    _apply(net, l, a, a, m)
+    panel, wide = NV * width, WIDE_NV * width
+    n, row = layer.fan_out, layer.row
+    weights, bias = pointer_at(a, layer.weights), pointer_at(a, layer.bias)
+    tiling = cut_into_tiles(m)
+    top = tiling.low + min(ONE, tiling.n_high)  # rows of the first tile
+    n_pieces = (layer.fan_in + _PIECE_ROWS - 1) // _PIECE_ROWS
+    for piece in range(n_pieces):
+        p = layer.fan_in * piece // n_pieces
+        k = layer.fan_in * (piece + 1) // n_pieces - p
+        j = np.int64(0)
+        while j + panel <= n:
+            is_wide = m < FEW_TILE_ROWS and WIDE_NV > NV and j + wide <= n
+            d, d_row = (offset(bias, j), REPEATED) if piece == 0 else (offset(a, j), row)
+            left, here = offset(inputs, p), offset(a, j)
+            micro_kernel_in_place(
+                top, is_wide, k, left, layer.input_row, offset(weights, p * n + j), n, d, d_row, here, row, buffer
+            )  # fmt: skip
+            if m > top:
+                args = (
+                    m - top, np.int64(NV), k, offset(left, top * layer.input_row), layer.input_row, ONE, buffer,
+                    panel, offset(d, top * d_row), d_row, offset(here, top * row), row,
+                )  # fmt: skip
+                call_at(plan.multiply, args)
+            j += wide if is_wide else panel
+        if j < n:
+            _copy_rows(k, n - j, offset(weights, p * n + j), n, buffer, width)
+            nv = (n - j + width - 1) // width
+            here = offset(a, j)
+            d, d_row = here, row
+            if piece == 0:
+                d, d_row = offset(buffer, _PIECE_ROWS * panel), REPEATED
+                _copy_rows(1, n - j, offset(bias, j), 0, d, width)
+            left = offset(inputs, p)
+            args = (m, nv, k, left, layer.input_row, ONE, buffer, nv * width, d, d_row, here, row)
+            call_at(plan.multiply, args)
+
+
+@jit
+def _multiply_row(layer, inputs, a):
+    """Multiply one row, as `_multiply` does."""
+    n, step = layer.fan_out, ROW_VECTORS * lane_count(a)
+    weights, bias = pointer_at(a, layer.weights), pointer_at(a, layer.bias)
+    for j in range(0, n, step):
+        row_kernel(min(step, n - j), layer.fan_in, inputs, offset(weights, j), n, offset(bias, j), offset(a, j))
 
 
 @inlined
-def _copy_outputs(m, n, a, row, out):
-    """Copy m rows of n numbers to `out`, without their padding."""
-    for i in range(m):
+def _apply(layer, m, a):
+    """Apply the activation of a layer to m rows."""
+    if layer.forward != 0:
+        c0, c1 = float_of_bits(layer.c0), float_of_bits(layer.c1)
+        activate(layer.forward, layer.by_rows, c0, c1, a, a, layer.fan_out, layer.row, m)
+
+
+@inlined
+def _store_outputs(plan, layer, m, a, out):
+    """Copy m rows of outputs, without their padding."""
+    n, row, width = layer.fan_out, layer.row, lane_count(a)
+    if plan.is_pair:
+        for i in range(m):
+            y = load_scalar(a, i * row)
+            store_scalar(out, 2 * i, 1 - y)
+            store_scalar(out, 2 * i + 1, y)
+        return
+    padded = (n + width - 1) // width * width
+    i = 0
+    while i * n + padded <= m * n:  # the next row overwrites the padding
+        for j in range(0, n, width):
+            store(out, i * n + j, load(a, i * row + j))
+        i += 1
+    while i < m:
         for j in range(n):
             store_scalar(out, i * n + j, load_scalar(a, i * row + j))
+        i += 1
+
+
+@jit
+def _pass_rows(plan, layers, first_layer, m, inputs, a, buffer, out):
+    """Take m rows through the layers from `first_layer` on; `inputs` and `a` take turns as memory for outputs."""
+    for l in range(first_layer, plan.n_layers):
+        layer = _load_layer(layers, l)
+        if m == 1:
+            _multiply_row(layer, inputs, a)
+        else:
+            _multiply(plan, layer, m, inputs, a, buffer)
+        _apply(layer, m, a)
+        inputs, a = a, inputs
+    _store_outputs(plan, _load_layer(layers, plan.n_layers - 1), m, inputs, out)
 
 
 @cached_jit
-def predict(x, layers, coefficients, kernels, packed, space, out, bad, block, packs, team_cells, wanted):
+def predict(x, out, table, space, team_cells, wanted):
     """Compute the outputs for all rows of x, on each thread of a team until all are done.
 
     Parameters
     ----------
     x : ndarray of shape (n_samples, n_features)
         Inputs, C-ordered.
-    layers : ndarray of int64 of shape (n_layers, len(PlainLayer._fields))
-        The rows are `PlainLayer`.
-    coefficients : ndarray of shape (n_layers, 2)
-        Parameters of the activations.
-    kernels : ndarray of int64
-        From `kernel_addresses`.
-    packed : ndarray
-        Memory for panels and biases, as `layers` say.
-    space : ndarray of shape (n_threads, 2, size)
-        Workspace: the inputs, or outputs, of `block` rows of any layer, twice for each thread.
     out : ndarray of shape (n_samples, n_outputs)
         Becomes the activations of the last layer.
-    bad : ndarray of int64 of shape (n_threads,)
-        Becomes the number of rows that are not finite in the network's type; their outputs have no meaning.
-    block : int64
-        Rows that go through the network together.
-    packs : bool
-        Whether to pack all weights.
+    table : ndarray of int64
+        From `table_of`. To its cell STATUS, 0 before, each thread adds the number of rows that are not finite in the
+        network's type, whose outputs have no meaning. CHANGED is added where nothing is computed.
+    space : ndarray of the network's type
+        Workspace, of the length from `lay_out` for each thread.
     team_cells, wanted
-        As in `backprop.train`.
+        As in `backprop.train`; with one thread the cells are not used.
     """
-    cells = pointer(team_cells, 0)
-    team = join_team(cells, wanted)
-    if team.rank < 0:
+    cells, head = pointer(team_cells, 0), pointer(table, 0)
+    rank = np.int64(0)
+    if wanted > 1:
+        rank = join_team(cells, wanted).rank
+        if rank < 0:
+            return
+    plan, layers = _load_plan(head, 0), offset(head, _HEAD)
+    if not _is_unchanged(head, plan.n_layers):
+        atomic_add(head, STATUS, CHANGED)
         return
     mode = flush_subnormals()
-    net = _Pass(
-        pointer(layers, 0), layers.shape[0], pointer(coefficients, 0), pointer(kernels, 0), pointer(packed, 0), packs
-    )  # fmt: skip
-    first = pointer(space, 2 * team.rank * space.shape[2])
-    second = offset(first, space.shape[2])
-    samples, results, n_samples, n_inputs, n_outputs = (
-        pointer(x, 0),
-        pointer(out, 0),
-        x.shape[0],
-        x.shape[1],
-        out.shape[1],
-    )
-    _pack(net, 0, first, team)
-    barrier(cells, team)
-    input_row, output_row = _load_layer(net.layers, 0).input_row, _load_layer(net.layers, net.n_layers - 1).row
+    buffer = pointer(space, rank * plan.size)
+    first = offset(buffer, _PIECE_AND_BIAS * lane_count(buffer))
+    second = offset(first, plan.half)
+    samples, results = pointer(x, 0), pointer(out, 0)
+    n_samples, n_inputs, n_outputs = x.shape[0], x.shape[1], out.shape[1]
+    input_row = _load_layer(layers, 0).input_row
     n_bad = 0
     # A thread that is done takes the next block: one that loses its processor for a while holds up one block only.
-    begin = next_ticket(cells) * block
+    begin = next_ticket(cells) * plan.block if wanted > 1 else np.int64(0)
     while begin < n_samples:
-        m = min(block, n_samples - begin)
+        m = min(plan.block, n_samples - begin)
         for i in range(m):
-            row = offset(first, i * input_row)
-            gather_row(offset(samples, (begin + i) * n_inputs), n_inputs, row)
-            if not _all_finite(row, n_inputs):
+            if not _gather_finite(offset(samples, (begin + i) * n_inputs), n_inputs, offset(first, i * input_row)):
                 n_bad += 1
-        inputs, a = first, second
-        for l in range(net.n_layers):
-            _forward_layer(net, l, m, inputs, a)
-            inputs, a = a, inputs
-        _copy_outputs(m, n_outputs, inputs, output_row, offset(results, begin * n_outputs))
-        begin = next_ticket(cells) * block
-    bad[team.rank] = n_bad
+        _pass_rows(plan, layers, 0, m, first, second, buffer, offset(results, begin * n_outputs))
+        begin = next_ticket(cells) * plan.block if wanted > 1 else begin + m
+    if n_bad:
+        atomic_add(head, STATUS, n_bad)
     restore_subnormals(mode)
 
 
@@ -255,27 +346,29 @@ def predict(x, layers, coefficients, kernels, packed, space, out, bad, block, pa
 
 
 @cached_jit
-def predict_csr(matrix, layers, coefficients, kernels, packed, space, out, bad, block, packs, team_cells, wanted):
+def predict_csr(matrix, out, table, space, team_cells, wanted):
     """Do what `predict` does, for the rows of a `CsrMatrix`, which are finite."""
-    cells = pointer(team_cells, 0)
-    team = join_team(cells, wanted)
-    if team.rank < 0:
+    cells, head = pointer(team_cells, 0), pointer(table, 0)
+    rank = np.int64(0)
+    if wanted > 1:
+        rank = join_team(cells, wanted).rank
+        if rank < 0:
+            return
+    plan, layers = _load_plan(head, 0), offset(head, _HEAD)
+    if not _is_unchanged(head, plan.n_layers):
+        atomic_add(head, STATUS, CHANGED)
         return
     mode = flush_subnormals()
-    net = _Pass(
-        pointer(layers, 0), layers.shape[0], pointer(coefficients, 0), pointer(kernels, 0), pointer(packed, 0), packs
-    )  # fmt: skip
-    first = pointer(space, 2 * team.rank * space.shape[2])
-    second = offset(first, space.shape[2])
+    buffer = pointer(space, rank * plan.size)
+    first = offset(buffer, _PIECE_AND_BIAS * lane_count(buffer))
+    second = offset(first, plan.half)
     indptr, indices, values = pointer(matrix.indptr, 0), pointer(matrix.indices, 0), pointer(matrix.values, 0)
     results, n_samples, n_outputs = pointer(out, 0), out.shape[0], out.shape[1]
-    _pack(net, 1, first, team)
-    barrier(cells, team)
-    layer, output_row = _load_layer(net.layers, 0), _load_layer(net.layers, net.n_layers - 1).row
-    weights, bias = pointer_at(first, layer.weights), offset(net.packed, layer.padded_bias)
-    begin = next_ticket(cells) * block
+    layer = _load_layer(layers, 0)
+    weights, bias = pointer_at(first, layer.weights), pointer_at(first, layer.bias)
+    begin = next_ticket(cells) * plan.block if wanted > 1 else np.int64(0)
     while begin < n_samples:
-        m = min(block, n_samples - begin)
+        m = min(plan.block, n_samples - begin)
         for i in range(m):
             entry = load_scalar(indptr, begin + i)
             count = load_scalar(indptr, begin + i + 1) - entry
@@ -283,64 +376,10 @@ def predict_csr(matrix, layers, coefficients, kernels, packed, space, out, bad, 
                 layer.fan_out, count, offset(values, entry), offset(indices, entry), weights, layer.fan_out, bias,
                 offset(first, i * layer.row),
             )  # fmt: skip
-        _apply(net, 0, first, first, m)
-        inputs, a = first, second
-        for l in range(1, net.n_layers):
-            _forward_layer(net, l, m, inputs, a)
-            inputs, a = a, inputs
-        _copy_outputs(m, n_outputs, inputs, output_row, offset(results, begin * n_outputs))
-        begin = next_ticket(cells) * block
+        _apply(layer, m, first)
+        _pass_rows(plan, layers, 1, m, first, second, buffer, offset(results, begin * n_outputs))
+        begin = next_ticket(cells) * plan.block if wanted > 1 else begin + m
     restore_subnormals(mode)
-
-
-# --- a few rows ---
-
-
-@cached_jit
-def predict_few(x, layers, coefficients, space, out):
-    """Compute the outputs for a few rows, one after the other.
-
-    Tiles of so few rows would be too few sums for the FMA units.
-
-    Parameters
-    ----------
-    x : ndarray of shape (n_samples, n_features)
-        Inputs, C-ordered, of the network's type.
-    layers, coefficients, out
-        As in `predict`.
-    space : ndarray of shape (2, widest)
-        Workspace for two layers, padded to whole vectors.
-
-    Returns
-    -------
-    bool
-        Whether all inputs are finite; if not, the outputs have no meaning.
-    """
-    mode = flush_subnormals()
-    first, second = pointer(space, 0), pointer(space, space.shape[1])
-    width = lane_count(first)
-    n_inputs, n_outputs = x.shape[1], out.shape[1]
-    samples, results, table, c = pointer(x, 0), pointer(out, 0), pointer(layers, 0), pointer(coefficients, 0)
-    finite = True
-    for i in range(x.shape[0]):
-        inputs, a = first, second
-        gather_row(offset(samples, i * n_inputs), n_inputs, inputs)
-        finite &= _all_finite(inputs, n_inputs)
-        for l in range(layers.shape[0]):
-            layer = _load_layer(table, l)
-            weights, bias = pointer_at(inputs, layer.weights), pointer_at(inputs, layer.bias)
-            for j in range(0, layer.fan_out, ROW_VECTORS * width):
-                n = min(ROW_VECTORS * width, layer.fan_out - j)
-                row_kernel(n, layer.fan_in, inputs, offset(weights, j), layer.fan_out, offset(bias, j), offset(a, j))
-            if layer.forward != 0:
-                padded = (layer.fan_out + width - 1) // width * width
-                c0, c1 = load_scalar(c, 2 * l), load_scalar(c, 2 * l + 1)
-                activate(layer.forward, layer.by_rows, c0, c1, a, a, layer.fan_out, padded, ONE)
-            inputs, a = a, inputs
-        for j in range(n_outputs):
-            store_scalar(results, i * n_outputs + j, load_scalar(inputs, j))
-    restore_subnormals(mode)
-    return finite
 
 
 # --- inputs that are mostly zero ---
@@ -358,8 +397,12 @@ def predict_indexed(x, order, arrays, out, bad, block, team_cells, wanted):
         0, 1, 2, ...
     arrays : NetArrays
         The network, and workspace of `block` rows for each thread.
-    out, bad, block, team_cells, wanted
+    out, team_cells, wanted
         As in `predict`.
+    bad : ndarray of int64 of shape (n_threads,)
+        Becomes the number of rows that are not finite.
+    block : int64
+        Rows that go through the network together.
     """
     cells = pointer(team_cells, 0)
     team = join_team(cells, wanted)
@@ -372,7 +415,7 @@ def predict_indexed(x, order, arrays, out, bad, block, team_cells, wanted):
         pointer(arrays.lines, team.rank * (arrays.lines.size // wanted)),
     )  # fmt: skip
     inputs, outputs = get_layer(net, 0), get_layer(net, net.n_layers - 1)
-    first, n_samples = team.rank * block, samples.n_seen
+    results, first, n_samples = pointer(out, 0), team.rank * block, samples.n_seen
     n_bad = 0
     begin = next_ticket(cells) * block
     while begin < n_samples:
@@ -383,7 +426,9 @@ def predict_indexed(x, order, arrays, out, bad, block, team_cells, wanted):
             if not _all_finite(offset(net.space, inputs.input + i * inputs.input_row), inputs.fan_in):
                 n_bad += 1
         a = offset(net.space, outputs.a + first * outputs.row)
-        _copy_outputs(m, outputs.fan_out, a, outputs.row, pointer(out, begin * outputs.fan_out))
+        for i in range(m):
+            for j in range(outputs.fan_out):
+                store_scalar(results, (begin + i) * outputs.fan_out + j, load_scalar(a, i * outputs.row + j))
         begin = next_ticket(cells) * block
     bad[team.rank] = n_bad
     restore_subnormals(mode)
