@@ -552,7 +552,8 @@ def test_ctrl_c_keeps_the_model(digits, ctrl_c_interrupts):
 @pytest.mark.parametrize(
     "y",
     [
-        np.arange(30), np.arange(30) % 3, np.arange(30) % 2 - 5, np.zeros(30, int), np.arange(30) % 3 == 0, np.array(list("cab") * 10),
+        np.arange(30), np.arange(30) % 3, np.arange(30) % 2 - 5, np.zeros(30, int), np.arange(30) % 3 == 0,
+        np.array(list("cab") * 10),
         np.array(list("ab") * 15, object), (np.arange(30) % 3).astype(float), np.arange(30, dtype=np.uint8) % 5 + 250,
         np.array(["é", "z", "a", "ß"] * 9)[:30],
     ],

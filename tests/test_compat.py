@@ -308,3 +308,17 @@ def test_only_compat_uses_private_names(module):
 )
 def test_the_search_for_private_names(text, found):
     assert private_names(ast.parse(text)) == found
+
+
+def test_parts_are_compiled_into_others_only():
+    inner = njit(double, pipeline_class=compat.PartCompiler, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+    @njit(pipeline_class=compat.WholeCompiler, no_cfunc_wrapper=True)
+    def outer(x):
+        return inner(x) + 1
+
+    assert outer(20) == 41
+    (part,), (whole,) = inner.overloads.values(), outer.overloads.values()
+    with pytest.raises(RuntimeError, match="no machine code"):
+        compat.machine_code_address(part)
+    assert compat.machine_code_address(whole)

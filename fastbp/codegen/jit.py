@@ -21,7 +21,6 @@ from numba import config, njit, types
 from numba.core import cgutils, event
 from numba.extending import intrinsic
 
-from fastbp.codegen.emit import INT64
 from fastbp.compat import (
     DiskCache,
     PartCompiler,
@@ -115,7 +114,8 @@ def store_arguments(typingctx, args):
     """Put a tuple on the stack of the calling function; return its address."""
 
     def codegen(context, builder, signature, values):
-        return builder.ptrtoint(cgutils.alloca_once_value(builder, values[0]), INT64)
+        place = cgutils.alloca_once_value(builder, values[0])
+        return builder.ptrtoint(place, context.get_value_type(types.int64))
 
     return types.int64(args), codegen
 
