@@ -883,8 +883,14 @@ def test_divergence_is_seen(dtype):
 def test_online_training_is_that_of_batches_of_one(loss, output, optimizer, dtype):
     width = lanes(np.dtype(dtype).itemsize)
     panel = NV * width
-    for units in ([3, 2], [8, 16, 3], [5, width, width + 1, 4], [17, 1, 2]):
-        units = [min(n, panel) for n in units]  # no layer is wider, see `is_small`
+    for units in (
+        [3, 2],
+        [8, 16, 3],
+        [5, width, width + 1, 4],
+        [17, 1, 2],
+        [2, panel + 1, 3],
+        [panel + width + 1, 3, 2],
+    ):
         hidden = [Relu(), Logistic(slope=0.5)][: len(units) - 2]
         for weighted, alpha in [(False, 0.0), (True, 0.3)]:
             problem = make(units, hidden, loss, output, n=30, dtype=dtype, weighted=weighted, alpha=alpha)

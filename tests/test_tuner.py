@@ -37,5 +37,18 @@ def test_takes_the_other_again_when_another_program_has_ended():
     assert [n for n, _ in chosen[-10:]].count(2) >= 9
 
 
+@pytest.mark.parametrize("n_batches", [1, 40])
+def test_tries_take_little_time_where_a_processor_is_busy(n_batches):
+    """Small fits call for a few batches; with two threads one of them waits for its processor, for a long time."""
+    tuner, spent = ThreadTuner({1, 2}, 1e-4), {1: 0.0, 2: 0.0}
+    for _ in range(20_000 // n_batches):
+        n_threads, most = tuner.choose()
+        count = min(most, n_batches)
+        seconds = count * 1e-4 if n_threads == 1 else 0.02
+        tuner.measure(n_threads, count, seconds)
+        spent[n_threads] += seconds
+    assert 0.02 < spent[2] < 0.1 * spent[1]
+
+
 def test_one_thread_only():
     assert all(n == 1 for n, _ in run(ThreadTuner({1}, 1e-4), lambda n, _: 1e-4, 10))

@@ -11,6 +11,7 @@ Training packs their transpose instead (*transposed storage*): 2 rows, as wide a
 """
 
 import math
+from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -142,6 +143,11 @@ class Network:
             if index:
                 self.n_transposes += size
         self.has_transposed = any(layer.is_transposed for layer in self._layers)
+
+    @cached_property
+    def row_bytes(self):
+        """Bytes of the workspace for one sample."""
+        return self.workspace(1)[1] * self.dtype.itemsize
 
     def count_blocks(self, rows):
         """Count the blocks of `rows` rows by one panel into which the stored matrices of all layers are cut."""

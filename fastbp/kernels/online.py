@@ -12,6 +12,7 @@ from fastbp.codegen.jit import cached_jit, inlined
 from fastbp.codegen.memory import lane_count, load_scalar, offset, pointer, store_scalar
 from fastbp.codegen.processor import flush_subnormals, restore_subnormals
 from fastbp.codegen.rows import short_row_kernel
+from fastbp.codegen.tiles import NV
 from fastbp.codegen.vectors import fma, load, store
 from fastbp.kernels.backprop import batch_weight, multiply_by_derivative, point_at_loss, set_output_delta
 from fastbp.kernels.epochs import begin_epoch, end_epoch
@@ -35,8 +36,16 @@ MAX_PARAMS = 2_048
 
 
 def is_small(network):
-    """Whether `train_online` can train a network, and pays: layers of one panel each, all in the L1 cache."""
-    return network.widest <= network.panel and network.n_params <= MAX_PARAMS and not network.has_transposed
+    """Whether `train_online` can train a network, and pays."""
+    return network.n_params <= MAX_PARAMS and not network.has_transposed
+
+
+@inlined
+def _multiply_row(n, k, x, panels, panel_rows, d, out):
+    """Compute a row of n numbers, whole vectors, out = d + x W, for a packed W of k rows."""
+    nr = NV * lane_count(out)
+    for j in range(0, n, nr):
+        short_row_kernel(min(nr, n - j), k, x, offset(panels, j * panel_rows), offset(d, j), offset(out, j))
 
 
 @inlined
@@ -44,9 +53,9 @@ def _forward(net):
     for l in range(net.n_layers):
         layer = get_layer(net, l)
         z, a = offset(net.space, layer.z), offset(net.space, layer.a)
-        short_row_kernel(
+        _multiply_row(
             layer.padded_out, layer.fan_in, offset(net.space, layer.input), offset(net.params, layer.weights),
-            offset(net.params, layer.bias), z,
+            layer.padded_in, offset(net.params, layer.bias), z,
         )  # fmt: skip
         if layer.forward != 0:
             c0, c1 = coefficients_of(net, l)
@@ -57,9 +66,9 @@ def _forward(net):
 def _backward(net):
     for l in range(net.n_layers - 1, 0, -1):
         layer, below = get_layer(net, l), get_layer(net, l - 1)
-        short_row_kernel(
+        _multiply_row(
             below.padded_out, layer.fan_out, offset(net.space, layer.delta), offset(net.transposes, layer.transpose),
-            net.space, offset(net.space, below.delta),
+            layer.padded_out, net.space, offset(net.space, below.delta),
         )  # fmt: skip
         multiply_by_derivative(net, l - 1, below, 0, below.padded_out)
 
@@ -74,9 +83,11 @@ def _compute_gradients(net, grads):
         inputs = offset(net.space, layer.input)
         for j in range(0, layer.padded_out, width):
             delta = load(net.space, layer.delta + j)
+            panel = j // (NV * width) * (NV * width)
+            row = min(NV * width, layer.padded_out - panel)
+            place = layer.weights + panel * layer.padded_in + j - panel
             for p in range(layer.fan_in):
-                gradient = fma(delta, load_scalar(inputs, p), 0.0)
-                store(grads, layer.weights + p * layer.padded_out + j, gradient)
+                store(grads, place + p * row, fma(delta, load_scalar(inputs, p), 0.0))
             store(grads, layer.bias + j, delta + 0.0)
 
 

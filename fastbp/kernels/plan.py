@@ -35,8 +35,7 @@ MAX_WORKSPACE = 32 * 2**20
 
 def workspace_rows(network):
     """Return how many rows the workspace may have at most."""
-    one_row = network.workspace(1)[1] * network.dtype.itemsize
-    return max(256, MAX_WORKSPACE // one_row)
+    return max(256, MAX_WORKSPACE // network.row_bytes)
 
 
 # Rows that go through the network together in prediction: enough to use each weight many times while it is cached.
@@ -98,8 +97,7 @@ def pass_rows(network):
 
     Their activations and deltas fill half of the L2 cache, but for wide networks.
     """
-    one_row = network.workspace(1)[1] * network.dtype.itemsize
-    return max(MIN_PASS_ROWS, L2_BYTES // 2 // one_row // MR * MR)
+    return max(MIN_PASS_ROWS, L2_BYTES // 2 // network.row_bytes // MR * MR)
 
 
 # --- operands of the weight gradient ---

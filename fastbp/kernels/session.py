@@ -206,7 +206,7 @@ class Session:
         self._addresses = None
         kind = "dense" if self._csr is None else "lazy" if self._csr.is_lazy else "csr"
         self._tuner = tuner_for(
-            tuple(network.units), batch_size, str(network.dtype), settings.solver, n_threads, kind
+            tuple(network.units), batch_size, network.dtype.itemsize, settings.solver, n_threads, kind
         )  # fmt: skip
 
     def run(self, data, rates, *, twister=None, watch=None):

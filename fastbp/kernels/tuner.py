@@ -30,24 +30,28 @@ class ThreadTuner:
     # How much slower more threads may be than one and still be taken.
     TOLERANCE = 1.1
 
-    # Calls between two tries of the other number of threads, at first and at most; seconds of a try.
-    TRY_EVERY = 4, 32
+    # Seconds of a try, and seconds of training between two tries of the other number of threads, at first and at most.
     TRY_SECONDS = 0.002
+    TRY_AFTER = 0.16, 1.3
+    # The most time that tries may take. Where a processor is busy, one can last ten times as long as it should.
+    MAX_SHARE = 0.03
 
     def __init__(self, options, guess):
         self.options = sorted(options, reverse=True)
         self._guess = guess
         self._seconds = {}
-        self._every = self._until_try = self.TRY_EVERY[0]
+        self._pause = self._until_try = self.TRY_AFTER[0]
+        self._tries = False
 
     def choose(self):
         """Return the number of threads and of batches for the next call."""
+        self._tries = False
         unknown = [option for option in self.options if option not in self._seconds]
         if unknown:
             return unknown[0], max(1, int(self.TRY_SECONDS / self._guess))
         best, *others = sorted(self.options, key=self._cost)
         if others and self._until_try <= 0:
-            self._every = self._until_try = min(2 * self._every, self.TRY_EVERY[1])
+            self._tries = True
             return others[0], max(1, int(self.TRY_SECONDS / self._seconds[best]))
         return best, max(1, int(MAX_CALL / self._seconds[best]))
 
@@ -56,12 +60,15 @@ class ThreadTuner:
 
     def measure(self, n_threads, n_batches, seconds):
         """Take note of the seconds of a call."""
-        self._until_try -= 1
+        self._until_try -= seconds
+        if self._tries:
+            self._pause = min(2 * self._pause, self.TRY_AFTER[1])
+            self._until_try = max(self._pause, seconds / self.MAX_SHARE)
         self._seconds[n_threads] = max(seconds / n_batches, 1e-9)
 
 
 @lru_cache(maxsize=256)
-def tuner_for(units, batch_size, dtype, solver, n_threads, kind):
+def tuner_for(units, batch_size, itemsize, solver, n_threads, kind):
     """Return the tuner for such networks, with what earlier calls of this process have measured.
 
     `kind` tells steps apart that take very different times for the same network, as those that update a few rows only.
