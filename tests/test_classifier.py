@@ -559,6 +559,7 @@ def test_ctrl_c_keeps_the_model(digits, ctrl_c_interrupts):
     ],
     ids=lambda y: f"{y.dtype}-{len(set(y))}",
 )  # fmt: skip
+@pytest.mark.filterwarnings("ignore:The number of unique classes")  # of scikit-learn before 1.9
 def test_labels_are_encoded_as_by_scikit_learn(y):
     ours, Y = _fit_binarizer(y)
     theirs = LabelBinarizer()
