@@ -466,16 +466,14 @@ class Peak:
     def __init__(self, job):
         import common
 
-        self.work, self.flops = common.register_work("float32", job["threads"])
+        self.threads = job["threads"]
+        common.register_work("float32", self.threads)
 
     def measure(self):
-        """Return the GFLOP/s of the fastest of several calls."""
-        best = float("inf")
-        for _ in range(20):
-            begin = time.perf_counter()
-            self.work()
-            best = min(best, time.perf_counter() - begin)
-        return self.flops / best / 1e9
+        """Return the GFLOP/s of the fastest of many short calls."""
+        import common
+
+        return common.peak_gflops("float32", self.threads, common.fastest_peak("float32", self.threads))
 
 
 MAKE = {
