@@ -229,7 +229,7 @@ def epoch_seconds(runs, threads):
         for name, run in runs.items()
         for epochs in (1, 1 + more[name])
     }
-    measurements["peak"] = lambda: common.fastest_peak("float32", threads)
+    measurements["peak"] = lambda: common.register_seconds("float32", threads)[0]
     best, quiet = common.best_of_turns(measurements, threads=threads, turns=TURNS, patience=20.0)
     seconds = {name: (best[name, 1 + n] - best[name, 1]) / n for name, n in more.items()}
     return seconds, common.peak_gflops("float32", threads, best["peak"]), quiet

@@ -250,10 +250,13 @@ def register_work(dtype, threads):
 highest_peak: dict[tuple[str, int], float] = {}
 
 
-def fastest_peak(dtype, threads, calls=300):
-    """Return the duration in seconds of the fastest of many calls of `register_work`."""
+def register_seconds(dtype, threads):
+    """Return the durations of up to 300 calls of `register_work` within half a second, the shortest first."""
     work, _ = register_work(dtype, threads)
-    return min(timed(work) for _ in range(calls))
+    seconds, end = [timed(work)], time.perf_counter() + 0.5
+    while len(seconds) < 300 and time.perf_counter() < end:
+        seconds.append(timed(work))
+    return sorted(seconds)
 
 
 def peak_gflops(dtype, threads, seconds):

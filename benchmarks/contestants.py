@@ -498,9 +498,8 @@ class Peak:
         """Return the GFLOP/s of the fastest and of the median of many short calls."""
         import common
 
-        work, flops = common.register_work("float32", self.threads)
-        seconds = sorted(common.timed(work) for _ in range(300))
-        return [flops / seconds[i] / 1e9 for i in (0, 150)]
+        seconds = common.register_seconds("float32", self.threads)
+        return [common.peak_gflops("float32", self.threads, s) for s in (seconds[0], seconds[len(seconds) // 2])]
 
 
 MAKE = {

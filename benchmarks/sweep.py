@@ -1,6 +1,6 @@
 """GFLOP/s of training and of prediction over sizes, to find sudden drops of speed, and where another library is faster.
 
-Run: ``python benchmarks/sweep.py`` (about 6 minutes), or ``--dense`` for many more sizes (about an hour). ``--tasks``,
+Run: ``python benchmarks/sweep.py`` (about 8 minutes), or ``--dense`` for many more sizes (about an hour). ``--tasks``,
 ``--dtypes`` and ``--threads`` select a part, ``--peers`` the other libraries; ``--plot FILE`` adds a figure (needs
 matplotlib).
 
@@ -417,7 +417,7 @@ def main(arguments=None):
         sweep.measure(again, LONG)
     for dtype in options.dtypes:
         for threads in options.threads:
-            peak = common.peak_gflops(dtype, threads, common.fastest_peak(dtype, threads))
+            peak = common.peak_gflops(dtype, threads, common.register_seconds(dtype, threads)[0])
             print(f"FMA peak, {dtype}, {threads} core(s): {peak:.1f} GFLOP/s")
     print(*sweep.lines(), "", sep="\n")
     drops, behind, slow = sorted(sweep.drops()), sweep.behind(), sweep.slower_on_two()
