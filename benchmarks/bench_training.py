@@ -220,7 +220,6 @@ def epoch_seconds(runs, threads):
     quiet : bool
         As in `common.best_of_turns`.
     """
-    peak, _ = common.register_work("float32", threads)
     more = {}
     for name, run in runs.items():
         one, three = (min(seconds_of(run, epochs) for _ in range(2)) for epochs in (1, 3))
@@ -230,7 +229,7 @@ def epoch_seconds(runs, threads):
         for name, run in runs.items()
         for epochs in (1, 1 + more[name])
     }
-    measurements["peak"] = lambda: min(common.timed(peak) for _ in range(5))
+    measurements["peak"] = lambda: common.register_seconds("float32", threads)[0]
     best, quiet = common.best_of_turns(measurements, threads=threads, turns=TURNS, patience=20.0)
     seconds = {name: (best[name, 1 + n] - best[name, 1]) / n for name, n in more.items()}
     return seconds, common.peak_gflops("float32", threads, best["peak"]), quiet

@@ -15,12 +15,14 @@ from typing import NamedTuple
 import joblib
 import numba
 import numpy as np
-from numba import njit, prange
+from numba import njit, prange, types
+from numba.extending import intrinsic
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from fastbp.codegen.emit import INT64, alignment, emit_fma, emit_loop, emit_offset, vector_type
 from fastbp.codegen.memory import pointer
 from fastbp.codegen.target import HAS_FMA, VECTOR_BITS, lanes
-from fastbp.codegen.tiles import MR, NV, micro_kernel
+from fastbp.codegen.tiles import MR, NV
 from fastbp.kernels import backprop
 
 # The options of `fastbp.codegen.jit`, but with a Python wrapper and without the cache on disk: each run compiles.
@@ -30,8 +32,10 @@ NJIT = {"error_model": "numpy", "nogil": True}
 REST = 0.04
 # The system may run two threads on one core for some milliseconds after they wake up.
 WARM_UP = 0.02
-BLOCK_SECONDS = 0.003
-BLOCKS_PER_TURN = 3
+# A block is well under the time slice of the system, so that some blocks are not interrupted.
+BLOCK_SECONDS = 0.0005
+TURN_SECONDS = 0.009
+BLOCKS_PER_TURN = 3  # at least
 PAUSE = 0.1  # after a round that does not count, so that the other program can finish
 
 
@@ -164,53 +168,95 @@ def in_turns(functions, *, threads, turns=8):
         function()
         while threads > 1 and time.perf_counter() - begin < WARM_UP:
             function()
-        for _ in range(BLOCKS_PER_TURN):
+        blocks, end = 0, time.perf_counter() + TURN_SECONDS
+        while blocks < BLOCKS_PER_TURN or time.perf_counter() < end:
             begin = time.perf_counter()
             for _ in range(calls[name]):
                 function()
             best = min(best, (time.perf_counter() - begin) / calls[name])
+            blocks += 1
         return best
 
     measurements = {name: lambda name=name: measure(name) for name in functions}
     return best_of_turns(measurements, threads=threads, turns=turns, patience=5.0)
 
 
+@intrinsic
+def _multiply_add_in_registers(typingctx, steps, numbers):
+    """Update as many vectors as a register tile of the matrix kernel has, `steps` times: v = v x + y.
+
+    Nothing else is in the loop, and all operands stay in registers. The pointer points at the vectors, then x and y.
+    """
+
+    def codegen(context, builder, signature, args):
+        steps, numbers = args
+        kind = vector_type(context, signature.args[1].dtype)
+        places = [
+            builder.bitcast(emit_offset(builder, numbers, INT64(i * kind.count)), kind.as_pointer())
+            for i in range(MR * NV + 2)
+        ]
+        *start, x, y = (builder.load(place, align=alignment(kind.element)) for place in places)
+
+        def step(carried):
+            count, *vectors = carried
+            following = builder.add(count, INT64(1))
+            updated = [emit_fma(builder, vector, x, y) for vector in vectors]
+            return [following, *updated], builder.icmp_signed("<", following, steps)
+
+        _, *vectors = emit_loop(builder, "peak", [INT64(0), *start], step)
+        for vector, place in zip(vectors, places, strict=False):
+            builder.store(vector, place, align=alignment(kind.element))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, numbers), codegen
+
+
 @njit(**NJIT)
-def _multiply_in_registers(k, stride, a, b, c):
-    a, b, c = pointer(a, 0), pointer(b, 0), pointer(c, 0)
-    micro_kernel(MR, NV, k, a, stride, stride, b, stride, c, stride, c, stride)
+def _work_in_registers(steps, numbers):
+    _multiply_add_in_registers(steps, pointer(numbers, 0))
 
 
 @njit(parallel=True, **NJIT)
-def _multiply_in_registers_on_threads(n, k, stride, a, b, c):
+def _work_in_registers_on_threads(n, steps, numbers):
     for i in prange(n):
-        _multiply_in_registers(k, stride, a, b, c[i])
+        _work_in_registers(steps, numbers[i])
 
 
 @cache
 def register_work(dtype, threads):
     """Return a function that performs only fused multiply-adds in registers, and its number of flops.
 
-    Each thread runs one register tile of the matrix kernel over a long reduction. All strides are zero, so that the
-    operands never leave the L1 cache. The rate of this function is taken as the FMA peak of the cores.
+    Each thread has MR x NV independent sums, enough to hide the latency of the FMA units. The rate of the fastest of
+    many calls is taken as the FMA peak of the cores. A call takes less than half a millisecond, so that some are not
+    interrupted.
     """
-    k = 400_000
-    row = NV * lanes(np.dtype(dtype).itemsize)
-    # The results of two threads are far apart, so that they share no cache line.
-    a, b, c = np.full(MR, 1e-3, dtype), np.full(row, 1e-3, dtype), np.zeros((threads, row + 64), dtype)
+    steps = 150_000
+    width = lanes(np.dtype(dtype).itemsize)
+    # The numbers of two threads are far apart, so that they share no cache line. They converge to 2 x 0.5 + 1 = 2.
+    numbers = np.ones((threads, (MR * NV + 3) * width + 64), dtype)
+    numbers[:, MR * NV * width : (MR * NV + 1) * width] = 0.5
 
     def work():
         if threads == 1:
-            _multiply_in_registers(k, 0, a, b, c[0])
+            _work_in_registers(steps, numbers[0])
         else:
-            _multiply_in_registers_on_threads(threads, k, 0, a, b, c)
+            _work_in_registers_on_threads(threads, steps, numbers)
 
     work()
-    return work, 2.0 * threads * k * MR * row
+    return work, 2.0 * threads * steps * MR * NV * width
 
 
 # (dtype, threads) -> GFLOP/s: the highest FMA peak that was measured in this run.
 highest_peak: dict[tuple[str, int], float] = {}
+
+
+def register_seconds(dtype, threads):
+    """Return the durations of up to 300 calls of `register_work` within half a second, the shortest first."""
+    work, _ = register_work(dtype, threads)
+    seconds, end = [timed(work)], time.perf_counter() + 0.5
+    while len(seconds) < 300 and time.perf_counter() < end:
+        seconds.append(timed(work))
+    return sorted(seconds)
 
 
 def peak_gflops(dtype, threads, seconds):

@@ -4,17 +4,35 @@ The docstring of `race` describes what they have in common and what is measured.
 """
 
 import time
+from functools import partial
 from pathlib import Path
 
-RATES = {"adam": 1e-3, "sgd": 0.1}
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
+# Activations of the hidden layers that all contestants have; scikit-learn and plain NumPy lack the others.
+COMMON_ACTIVATIONS = ("identity", "logistic", "tanh", "relu")
+ACTIVATIONS = (*COMMON_ACTIVATIONS, "elu", "gelu", "leaky_relu", "selu", "silu")
+
+
+def activate(name, z):
+    """Return the activations of a hidden layer, by which the results are checked."""
+    import numpy as np
+    from scipy.special import expit, ndtr
+
+    if name in ("elu", "selu"):
+        alpha, scale = (1.0, 1.0) if name == "elu" else (1.6732632423543772, 1.0507009873554805)
+        return scale * np.where(z > 0, z, alpha * np.expm1(np.minimum(z, 0)))
+    return {
+        "identity": lambda: z, "logistic": lambda: expit(z), "tanh": lambda: np.tanh(z),
+        "relu": lambda: np.maximum(z, 0), "gelu": lambda: z * ndtr(z), "silu": lambda: z * expit(z),
+        "leaky_relu": lambda: np.where(z > 0, z, 0.01 * z),
+    }[name]()  # fmt: skip
 
 
 class Contestant:
     """Base class: a library that trains one workload.
 
-    `run(amount)` trains from the initial weights. It returns the seconds that this took, and how many of them are not
-    training.
+    The attributes are those of `common.Workload`, and the learning rate `rate`. `run(amount)` trains from the initial
+    weights. It returns the seconds that this took, and how many of them are not training.
     """
 
     note = ""
@@ -29,7 +47,6 @@ class Contestant:
         with np.load(folder / "start.npz") as start:
             self.start = [start[name] for name in start.files]  # weights of each layer, then biases
         self.n_layers = len(self.units) - 1
-        self.rate = RATES[self.solver]
         self.prepare()
 
     def prepare(self):
@@ -72,8 +89,7 @@ class Contestant:
         a, y = self.X[:2000].astype(np.float64), self.Y[:2000]
         for layer in range(self.n_layers):
             z = a @ params[layer] + params[self.n_layers + layer]
-            last = layer == self.n_layers - 1
-            a = np.maximum(z, 0) if self.activation == "relu" and not last else 1 / (1 + np.exp(-z))
+            a = activate(self.activation if layer < self.n_layers - 1 else "logistic", z)
         if self.loss == "squared_error":
             loss = 0.5 * ((a - y) ** 2).sum() / len(y)
         elif self.units[-1] == 1:
@@ -120,11 +136,12 @@ class Estimator(Contestant):
 
     def calibrate(self, seconds):
         """Choose the amount of training of one measurement, so that it takes about `seconds`."""
-        # A slow estimator gets a shorter epoch. 50 batches are enough to estimate its speed.
-        rows = slice(0, 50 * self.batch_size)
-        batches = min(50, self.per_amount)
+        # A slow estimator gets a shorter epoch, of all classes. 50 batches are enough to estimate its speed.
+        fewest = max(2, -(-self.units[-1] // self.batch_size))
+        batches = min(max(50, fewest), self.per_amount)
+        rows = slice(0, batches * self.batch_size)
         rate = 2 * batches / max(self._fit(3, rows) - self._fit(1, rows), 1e-6)
-        n_batches = min(self.per_amount, max(2, round(seconds * rate)))
+        n_batches = min(self.per_amount, max(fewest, round(seconds * rate)))
         self.X, self.y = self.X[: n_batches * self.batch_size], self.y[: n_batches * self.batch_size]
         self.per_amount = n_batches
         return super().calibrate(seconds)
@@ -179,10 +196,11 @@ class NumPy(Contestant):
         from fastbp.plain import PlainNetwork
 
         # Any other name than these two losses gives logistic outputs with delta a - y.
+        logistic = self.loss == "log_loss" and self.units[-1] == 1
         self.network = PlainNetwork(
             self.start[: self.n_layers], self.start[self.n_layers :], activation=self.activation, alpha=0.0,
-            loss=self.loss if self.units[-1] > 1 else "log loss of one unit", solver=self.solver,
-            learning_rate=self.rate, beta_1=BETA_1, beta_2=BETA_2, epsilon=EPSILON,
+            loss="log loss of one unit" if logistic else self.loss, solver=self.solver, learning_rate=self.rate,
+            beta_1=BETA_1, beta_2=BETA_2, epsilon=EPSILON,
         )  # fmt: skip
         begin = time.perf_counter()
         rows = amount * self.batch_size
@@ -212,7 +230,11 @@ class Torch(Contestant):
         # Cross entropy is faster with class indices than with one-hot rows.
         numbers = self.loss == "log_loss" and self.units[-1] > 1
         self.targets = torch.from_numpy(self.y if numbers else self.Y)
-        self.act = torch.relu if self.activation == "relu" else torch.sigmoid
+        names = {
+            "identity": "Identity", "logistic": "Sigmoid", "tanh": "Tanh", "relu": "ReLU", "elu": "ELU", "gelu": "GELU",
+            "leaky_relu": "LeakyReLU", "selu": "SELU", "silu": "SiLU",
+        }  # fmt: skip
+        self.act = getattr(torch.nn, names[self.activation])()
         # The layout of nn.Linear: weights of shape (fan_out, fan_in).
         self.first = [torch.from_numpy(p.T.copy()) for p in self.start]
         self.weights = [p.clone() for p in self.first]
@@ -228,7 +250,7 @@ class Torch(Contestant):
             linear = torch.nn.Linear(fan_in, fan_out)
             linear.weight = torch.nn.Parameter(self.weights[layer])
             linear.bias = torch.nn.Parameter(self.weights[self.n_layers + layer])
-            layers += [linear, torch.nn.ReLU() if self.activation == "relu" else torch.nn.Sigmoid()]
+            layers += [linear, self.act]
         self.module = torch.nn.Sequential(*layers[:-1])
         self.loss_of_batch = lambda x, target: self._loss(self.module(x), target)
 
@@ -377,6 +399,9 @@ class Jax(Contestant):
 
         self.jax, self.rng = jax, np.random.default_rng(0)
         self.per_amount = len(self.X) // self.batch_size
+        self.act = getattr(jax.nn, {"logistic": "sigmoid"}.get(self.activation, self.activation))
+        if self.activation == "gelu":
+            self.act = partial(self.act, approximate=False)
         self.inputs, self.targets = jax.numpy.asarray(self.X), jax.numpy.asarray(self.Y)
         # JAX shuffles by sorting random keys, which can take longer than the training of a small network. Unrolling
         # reduces the overhead of the scan, which matters only for small batches.
@@ -394,9 +419,9 @@ class Jax(Contestant):
         jax, n = self.jax, self.n_layers
         for layer in range(n):
             z = x @ params[layer] + params[n + layer]
-            x = jax.nn.relu(z) if self.activation == "relu" else jax.nn.sigmoid(z)
+            x = self.act(z)
         if self.loss == "squared_error":
-            return 0.5 * ((x - target) ** 2).sum() / self.batch_size
+            return 0.5 * ((jax.nn.sigmoid(z) - target) ** 2).sum() / self.batch_size
         if self.units[-1] == 1:
             return (jax.nn.softplus(z) - target * z).mean()
         return (jax.nn.logsumexp(z, axis=1) - (target * z).sum(axis=1)).mean()
@@ -466,16 +491,15 @@ class Peak:
     def __init__(self, job):
         import common
 
-        self.work, self.flops = common.register_work("float32", job["threads"])
+        self.threads = job["threads"]
+        common.register_work("float32", self.threads)
 
     def measure(self):
-        """Return the GFLOP/s of the fastest of several calls."""
-        best = float("inf")
-        for _ in range(20):
-            begin = time.perf_counter()
-            self.work()
-            best = min(best, time.perf_counter() - begin)
-        return self.flops / best / 1e9
+        """Return the GFLOP/s of the fastest and of the median of many short calls."""
+        import common
+
+        seconds = common.register_seconds("float32", self.threads)
+        return [common.peak_gflops("float32", self.threads, s) for s in (seconds[0], seconds[len(seconds) // 2])]
 
 
 MAKE = {

@@ -1,7 +1,13 @@
 """The race: training speed of fastbp and of other libraries, each in its own process, measured alternately.
 
 Run: ``python benchmarks/race.py`` (about 20 minutes; writes ``benchmarks/RESULTS.md``), or a part of it:
-``python benchmarks/race.py --workloads mnist-128 seed-30 --contestants fastbp jax --threads 1 --rounds 3``.
+``python benchmarks/race.py --workloads mnist-128 seed-30 --contestants fastbp JAX --threads 1 --rounds 3``.
+
+Other networks, whose results are printed only:
+``python benchmarks/race.py --shape 37-150-80-4 --batch 75 --activation tanh`` races one;
+``python benchmarks/race.py --random 20 --seed 1`` races random ones, of 1 to 5 layers of 8 to 4096 units (outputs: 1 to
+1024), batches of 1 to 4096, any solver, loss and activation here, and prints the lowest ratio first. Those whose
+batches take too long for ``--seconds`` are not drawn. ``--seconds 0.1 --rounds 3`` is a quick look.
 
 **What is measured.** Samples per second of training in float32. For each workload, all libraries are first started,
 compiled and warmed up, and the amount of training is chosen so that a measurement takes about ``--seconds``. Then
@@ -14,9 +20,11 @@ library is imported. Environment variables that could slow a BLAS down are remov
 **Equal work.** All libraries have the same layers, initial weights, batch size and optimizer (Adam with the same betas,
 or gradient descent without momentum), no L2 penalty (alpha=0), and a new random order of samples in each epoch. All but
 plain NumPy compute the loss of each batch. After one epoch, the loss and the distance of the weights from their initial
-values are compared. The data are dense random numbers with random labels, or real images with ``--data DIR``. For
-two classes there is one logistic output unit. scikit-learn's classifier has no squared error: on workloads with squared
-error it trains with log loss.
+values are compared. The data are dense random numbers with random labels, or real images with ``--data DIR``. With
+``--shape`` and ``--random``, half of the samples resemble their class, and the learning rate is lower for wide layers
+and small batches, so that the order of samples changes the result little. For two classes there is one logistic output
+unit. scikit-learn's classifier has no squared error: on workloads with squared error it trains with log loss. A library
+that lacks the activation is left out.
 
 **The contestants.** Each measurement starts from the initial weights. If a library offers several ways to do the same,
 the one that is fastest on the workload is used.
@@ -40,9 +48,11 @@ import sys
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
-from contestants import MAKE
+from contestants import ACTIVATIONS, COMMON_ACTIVATIONS, MAKE
 from turns import Failed, Worker, in_turns, sayer, serve, start
 
 HERE = Path(__file__).resolve().parent
@@ -52,32 +62,95 @@ SAMPLES = {
     "mnist-128": 20_480, "mnist-512x2": 10_240, "mnist-100": 20_000, "digits-100": 100_000, "tabular-64x2": 96_000,
     "seed-30": 20_000, "online-16": 60_000, "wide-2048x2": 2_048,
 }  # fmt: skip
+RATES = {"adam": 1e-3, "sgd": 0.1}
 # Targets: ratio to the fastest other library, and fraction of the FMA peak, for one and for two threads.
 TARGETS = {
-    "mnist-128": {1: (1.5, 0), 2: (2.0, 0)}, "mnist-512x2": {1: (1.4, 0), 2: (1.4, 0.75)},
-    "mnist-100": {1: (1.5, 0), 2: (2.0, 0)}, "digits-100": {1: (2.5, 0), 2: (3.0, 0)},
-    "tabular-64x2": {1: (2.0, 0), 2: (2.5, 0)}, "seed-30": {1: (2.0, 0), 2: (2.5, 0)},
-    "online-16": {1: (4.0, 0), 2: (4.0, 0)}, "wide-2048x2": {1: (1.1, 0), 2: (1.1, 0.8)},
+    "mnist-128": {1: (1.45, 0.85), 2: (1.6, 0)}, "mnist-512x2": {1: (1.25, 0.88), 2: (1.25, 0.8)},
+    "mnist-100": {1: (1.45, 0), 2: (1.55, 0)}, "digits-100": {1: (2.2, 0), 2: (2.5, 0)},
+    "tabular-64x2": {1: (2.0, 0), 2: (2.3, 0)}, "seed-30": {1: (2.2, 0), 2: (2.5, 0)},
+    "online-16": {1: (4.0, 0), 2: (4.0, 0)}, "wide-2048x2": {1: (1.12, 0.88), 2: (1.12, 0.8)},
 }  # fmt: skip
+OTHER_TARGET = (1.2, 0)  # of any other network
+# Of the networks that --random draws: the numbers of layers, and the least and the most of units, outputs, samples in
+# a batch.
+LAYERS, UNITS, OUTPUTS, BATCH = (1, 5), (8, 4096), (1, 1024), (1, 4096)
 # Name -> package that must be installed.
 CONTESTANTS = {
     "fastbp": "numba", "PyTorch": "torch", "torch.compile": "torch", "JAX": "jax", "scikit-learn": "sklearn",
     "NumPy": "numpy",
 }  # fmt: skip
+FEW_ACTIVATIONS = ("scikit-learn", "NumPy")  # contestants with COMMON_ACTIVATIONS only
 
 
-def write_data(folder, workload, n_samples, real):
-    """Write the files of a workload for all contestants: inputs, labels, targets and initial weights."""
+def samples_of(units, batch_size, seconds):
+    """Return the number of samples of an epoch that is short enough for measurements of about `seconds`.
+
+    Returns
+    -------
+    int or None
+        A multiple of the batch size with all classes in it; None if two batches take too long.
+    """
+    weights = sum(a * b for a, b in pairwise(units))
+    # A batch has an overhead, its operations, and an update that reads and writes 28 bytes for each weight.
+    batch_seconds = 2e-6 + 6 * weights * batch_size / 50e9 + 28 * weights / 10e9
+    if batch_seconds > seconds / 2:
+        return None
+    fewest = max(2, -(-units[-1] // batch_size))
+    most = min(5_000, 8_000_000 // (units[0] * batch_size))  # 32 MB of inputs
+    return batch_size * max(fewest, min(most, round(seconds / 10 / batch_seconds)))
+
+
+def random_workloads(n, seed, seconds):
+    """Draw `n` networks whose measurements take about `seconds` each; sizes are uniform on a logarithmic scale."""
+    import numpy as np
+    from common import Workload
+
+    rng = np.random.default_rng(seed)
+
+    def size(least, most):
+        return round(np.exp(rng.uniform(np.log(least), np.log(most))))
+
+    workloads = {}
+    while len(workloads) < n:
+        units = [size(*UNITS) for _ in range(rng.integers(LAYERS[0], LAYERS[1] + 1))]
+        outputs = size(*OUTPUTS)
+        units = (*units, 1 if outputs == 2 else outputs)  # for two classes there is one logistic unit
+        batch_size = size(*BATCH)
+        solver, loss = str(rng.choice(list(RATES))), str(rng.choice(["log_loss", "squared_error"]))
+        workload = Workload(
+            units, batch_size, solver, str(rng.choice(ACTIVATIONS)), loss, samples_of(units, batch_size, seconds)
+        )
+        if workload.n_samples:
+            workloads[label(workload)] = workload
+    return workloads
+
+
+def label(workload):
+    """Return the name of a network that is not in `common.WORKLOADS`."""
+    units = "-".join(map(str, workload.units))
+    return f"{units} {workload.activation}, {workload.batch_size} {workload.solver} {workload.loss}"
+
+
+def write_data(folder, workload, real, learnable):
+    """Write the files of a workload for all contestants: inputs, labels, targets and initial weights.
+
+    What a network learns from random labels depends on the order of samples. With `learnable` inputs it hardly does.
+    """
     import numpy as np
 
     from fastbp.activations import get_activation
     from fastbp.initializers import initial_parameters
 
     rng = np.random.default_rng(0)
-    n_classes = max(workload.units[-1], 2)
+    n_samples, n_classes = workload.n_samples, max(workload.units[-1], 2)
     X = rng.random((n_samples, workload.units[0]), dtype=np.float32)
-    y = rng.permutation(np.arange(n_samples) % n_classes)
-    if real is not None and workload.units[0] == 784:
+    y = np.arange(n_samples) % n_classes  # so that the first samples have all classes
+    if learnable:
+        # Half of the samples resemble their class, the others a random one, so that the gradients do not vanish.
+        likely = np.where(rng.random(n_samples) < 0.5, y, rng.integers(0, n_classes, n_samples))
+        X += rng.random((n_classes, workload.units[0]), dtype=np.float32)[likely]
+        X *= 0.5
+    if real is not None and workload.units[0] == 784 and n_classes == 10:
         X, y = (real[0][:n_samples] / np.float32(255)).astype(np.float32), real[1][:n_samples].astype(np.int64)
     Y = y[:, None] if n_classes == 2 else np.eye(n_classes)[y]
     factors = [get_activation(workload.activation).init_factor] * (len(workload.units) - 1)
@@ -104,7 +177,7 @@ def compare_work(workers, workload, bound, say):
     return [
         name
         for name, (loss, moved) in found.items()
-        if abs(loss / first_loss - 1) > bound or abs(moved / first_moved - 1) > 0.2
+        if not (abs(loss / first_loss - 1) <= bound and abs(moved / first_moved - 1) <= 0.2)
     ]
 
 
@@ -115,28 +188,34 @@ def race(name, workload, threads, options, peak, real, failed):
     -------
     dict
         For each contestant, a dict of its best and median samples per second and a note, or a str with the reason for
-        its failure. The value of "peak" is the FMA peak in these rounds, in GFLOP/s.
+        its failure. The value of "peak" is the FMA peak in these rounds, in GFLOP/s; that of "median peak" is the
+        median of its measurements in the best round.
     """
     say = sayer(f"{name}, {threads} thread(s)")
     results = dict(failed)
+    if workload.activation not in COMMON_ACTIVATIONS:
+        results |= dict.fromkeys(set(FEW_ACTIVATIONS) & set(options.contestants), f"has no {workload.activation}")
+    fixed = name in SAMPLES
+    scale = 1 if fixed else min(1, 64 / max(workload.units[:-1])) * min(1, workload.batch_size / 32)
     with tempfile.TemporaryDirectory() as folder:
-        write_data(Path(folder), workload, SAMPLES[name], real)
-        job = {**workload._asdict(), "threads": threads, "folder": folder}
+        write_data(Path(folder), workload, real, learnable=not fixed)
+        job = {**workload._asdict(), "rate": scale * RATES[workload.solver], "threads": threads, "folder": folder}
         workers = {
             contestant: Worker(__file__, {**job, "contestant": contestant}, options.verbose)
             for contestant in options.contestants
-            if contestant not in failed
+            if contestant not in results
         }
         try:
             failures = start(workers, say)
-            few = SAMPLES[name] < 20 * workload.batch_size
+            few = workload.n_samples < 20 * workload.batch_size
             different = compare_work(workers, workload, 0.2 if real or few else 0.02, say)
             notes = in_turns(workers, 1, ("calibrate", options.seconds), say)
             measured = in_turns({**workers, "peak": peak}, options.rounds, ("measure",), say)
         finally:
             for worker in workers.values():
                 worker.close()
-    results["peak"] = max(measured.pop("peak"))
+    peaks, medians = zip(*measured.pop("peak"), strict=True)
+    results["peak"], results["median peak"] = max(peaks), max(medians)
     for contestant, answers in {**notes, **measured, **failures}.items():
         if isinstance(answers, Failed):
             results[contestant] = f"failed: {answers}"
@@ -167,46 +246,102 @@ def best_peer(results, name, threads, figure):
 
 def count_work(workload):
     """Return the flops of an update per sample; the first layer needs no deltas of its inputs."""
-    products = [a * b for a, b in zip(workload.units[:-1], workload.units[1:], strict=True)]
+    products = [a * b for a, b in pairwise(workload.units)]
     return 6 * sum(products) - 2 * products[0]
+
+
+class Comparison(NamedTuple):
+    """Figures of fastbp for one network and one number of threads; None where something failed."""
+
+    gflops: float | None = None
+    share: float | None = None  # of the FMA peak in the same rounds
+    busy: bool = False  # whether other programs used the cores
+    peer: str | None = None  # the fastest other library
+    ratio: float | None = None  # to this one
+    of_medians: float | None = None
+    target: tuple[float, float] = OTHER_TARGET
+
+    @property
+    def met(self):
+        """Whether ratio and share reach the target."""
+        return self.ratio >= self.target[0] and self.share >= self.target[1]
+
+    def cells(self):
+        """Return the last cells of a row of a table."""
+        share = "-" if self.share is None else f"{self.share:.0%}{'*' * self.busy}"
+        numbers = [
+            ("-" if x is None else f"{x:.{n}f}") for x, n in ((self.gflops, 1), (self.ratio, 2), (self.of_medians, 2))
+        ]
+        return [numbers[0], share, *numbers[1:], self.peer or "-"]
+
+
+def compare(results, workloads, name, threads):
+    """Return the `Comparison` of one network."""
+    target = TARGETS.get(name, {}).get(threads, OTHER_TARGET)
+    fast, peak = (results[threads][name].get(key) for key in ("fastbp", "peak"))
+    if not isinstance(fast, dict):
+        return Comparison(target=target)
+    gflops = fast["best"] * count_work(workloads[name]) / 1e9
+    figures = {"gflops": gflops, "share": gflops / peak, "busy": is_busy(results, threads, name)}
+    peer, rate = best_peer(results, name, threads, "best")
+    if peer:
+        median = fast["median"] / best_peer(results, name, threads, "median")[1]
+        figures |= {"peer": peer, "ratio": fast["best"] / rate, "of_medians": median}
+    return Comparison(**figures, target=target)
+
+
+def highest_peak(results, threads):
+    """Return the highest FMA peak on this number of threads."""
+    return max((result["peak"] for result in results[threads].values()), default=float("nan"))
+
+
+def is_busy(results, threads, name):
+    """Return whether other programs used the cores while a network was raced."""
+    highest = max(highest_peak(results, t) * threads / t for t in results if t <= threads)
+    return results[threads][name]["median peak"] < 0.9 * highest
 
 
 def report(results, workloads, options):
     """Yield the lines of the tables, as Markdown."""
-    peaks = {t: max((r["peak"] for r in by.values()), default=float("nan")) for t, by in results.items()}
-    yield from (f"FMA peak on {t} core(s): {peak:.1f} GFLOP/s." for t, peak in peaks.items())
-    for threads, by_workload in results.items():
-        yield ""
-        yield f"## {threads} thread(s), samples per second"
-        yield ""
-        names = options.contestants
-        yield f"| workload | {' | '.join(names)} | GFLOP/s | % of peak | ratio | of medians | fastest other |"
-        yield "|---" + "|---:" * (len(names) + 4) + "|---|"
-        for name, result in by_workload.items():
-            rates = [f"{result[c]['best']:,.0f}" if isinstance(result[c], dict) else "-" for c in names]
-            yield f"| {name} | {' | '.join(rates)} | {_figures(results, workloads, name, threads, peaks)} |"
+    yield from (f"FMA peak on {t} core(s): {highest_peak(results, t):.1f} GFLOP/s." for t in results)
+    if options.random:
+        yield from _ranking(results, workloads)
+    else:
+        for threads, by_workload in results.items():
+            yield ""
+            yield f"## {threads} thread(s), samples per second"
+            yield ""
+            names = options.contestants
+            yield f"| workload | {' | '.join(names)} | GFLOP/s | % of peak | ratio | of medians | fastest other |"
+            yield "|---" + "|---:" * (len(names) + 4) + "|---|"
+            for name, result in by_workload.items():
+                rates = [f"{result[c]['best']:,.0f}" if isinstance(result[c], dict) else "-" for c in names]
+                yield f"| {' | '.join([name, *rates, *compare(results, workloads, name, threads).cells()])} |"
     yield ""
     yield (
         "GFLOP/s, % of peak and ratio are those of fastbp. Operations on inputs that are zero count like all others. "
         "The ratio compares with the fastest other library, on the same number of threads or fewer. "
-        "`*`: other programs used the cores, which reached less than 90 % of their peak in these rounds."
+        "`*`: other programs used the cores. In all rounds, most measurements of the FMA peak were 10 % below it."
     )
     yield from _notes(results)
-    yield from _targets(results, workloads, peaks)
+    if not options.random:
+        yield from _targets(results, workloads)
 
 
-def _figures(results, workloads, name, threads, peaks):
-    fast = results[threads][name].get("fastbp")
-    if not isinstance(fast, dict):
-        return "- | - | - | - | -"
-    gflops = fast["best"] * count_work(workloads[name]) / 1e9
-    busy = "*" if results[threads][name]["peak"] < 0.9 * peaks[threads] else ""
-    cells = [f"{gflops:.1f}", f"{gflops / peaks[threads]:.0%}{busy}"]
-    peer, rate = best_peer(results, name, threads, "best")
-    if not peer:
-        return " | ".join([*cells, "-", "-", "-"])
-    median = fast["median"] / best_peer(results, name, threads, "median")[1]
-    return " | ".join([*cells, f"{fast['best'] / rate:.2f}", f"{median:.2f}", peer])
+def _ranking(results, workloads):
+    """Yield the lines of one table of all networks, the lowest ratio first."""
+    found = [
+        (compare(results, workloads, name, threads), name, threads)
+        for threads, by_workload in results.items()
+        for name in by_workload
+    ]
+    yield ""
+    what = "units, activation, batch, solver, loss"
+    yield f"| {what} | threads | GFLOP/s | % of peak | ratio | of medians | fastest other | |"
+    yield "|---|---:|---:|---:|---:|---:|---|---|"
+    for figures, name, threads in sorted(found, key=lambda row: row[0].ratio or 0):
+        verdict = "" if figures.ratio is None or figures.met else f"**below {figures.target[0]}**"
+        yield f"| {' | '.join([name, str(threads), *figures.cells(), verdict])} |"
 
 
 def _notes(results):
@@ -226,7 +361,7 @@ def _notes(results):
         yield f"- {contestant}: {note}: {'all' if len(where) == total else ', '.join(where)}."
 
 
-def _targets(results, workloads, peaks):
+def _targets(results, workloads):
     yield ""
     yield "## Targets"
     yield ""
@@ -234,18 +369,15 @@ def _targets(results, workloads, peaks):
     yield ""
     yield "| workload | threads | target ratio | reached | target % of peak | reached | |"
     yield "|---|---:|---:|---:|---:|---:|---|"
-    for name, wanted in TARGETS.items():
-        for threads, (ratio, share) in wanted.items():
-            fast = results.get(threads, {}).get(name, {}).get("fastbp")
-            peer, rate = best_peer(results, name, threads, "best")
-            if not isinstance(fast, dict) or not peer:
+    for name in workloads:
+        for threads in results:
+            figures = compare(results, workloads, name, threads)
+            if figures.ratio is None:
                 continue
-            reached = fast["best"] / rate
-            reached_share = fast["best"] * count_work(workloads[name]) / 1e9 / peaks[threads]
-            met = "met" if reached >= ratio and reached_share >= share else "**missed**"
+            ratio, share = figures.target
             yield (
-                f"| {name} | {threads} | {ratio} | {reached:.2f} | {f'{share:.0%}' if share else ''} | "
-                f"{reached_share:.0%} | {met} |"
+                f"| {name} | {threads} | {ratio} | {figures.ratio:.2f} | {f'{share:.0%}' if share else ''} | "
+                f"{figures.share:.0%} | {'met' if figures.met else '**missed**'} |"
             )
 
 
@@ -268,6 +400,41 @@ def machine(packages):
     yield f"- {datetime.date.today().isoformat()}"
 
 
+def _units(text):
+    try:
+        units = tuple(int(part) for part in text.split("-"))
+    except ValueError:
+        units = ()
+    if len(units) < 2 or min(units) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers of units, such as 37-150-80-4")
+    if units[-1] == 2:
+        raise argparse.ArgumentTypeError("two classes have one logistic output unit: write 1 instead of the last 2")
+    return units
+
+
+def _workloads(options, parser):
+    """Return the networks to race, by name."""
+    from common import WORKLOADS, Workload
+
+    if options.random:
+        return random_workloads(options.random, options.seed, options.seconds)
+    if not options.shape:
+        return {name: WORKLOADS[name]._replace(n_samples=SAMPLES[name]) for name in options.workloads}
+    batch, seconds = options.batch, options.seconds
+    if batch < 1:
+        parser.error(f"--batch {batch} is not at least 1")
+    if options.samples:
+        n_samples = options.samples // batch * batch
+        if n_samples < max(2 * batch, options.shape[-1]):
+            parser.error(f"--samples {options.samples} are less than two batches, or than the classes")
+    else:
+        n_samples = samples_of(options.shape, batch, seconds)
+        if not n_samples:
+            parser.error(f"two batches take longer than --seconds {seconds:g}; allow more, or set --samples")
+    workload = Workload(options.shape, batch, options.solver, options.activation, options.loss, n_samples)
+    return {label(workload): workload}
+
+
 def main(arguments=None):
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -275,14 +442,21 @@ def main(arguments=None):
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.5, help="approximate duration of one measurement")
     parser.add_argument("--workloads", nargs="+", choices=SAMPLES, default=list(SAMPLES), metavar="NAME")
+    parser.add_argument("--shape", type=_units, metavar="A-B-...-Z", help="race one network of these units instead")
+    parser.add_argument("--batch", type=int, default=200, help="batch size of --shape")
+    parser.add_argument("--activation", choices=ACTIVATIONS, default="relu", help="of the hidden layers of --shape")
+    parser.add_argument("--solver", choices=RATES, default="adam", help="of --shape")
+    parser.add_argument("--loss", choices=["log_loss", "squared_error"], default="log_loss", help="of --shape")
+    parser.add_argument("--samples", type=int, help="of an epoch of --shape; default: as many as --seconds allow")
+    parser.add_argument("--random", type=int, metavar="N", help="race N random networks instead")
+    parser.add_argument("--seed", type=int, default=0, help="of --random")
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), metavar="NAME")
     parser.add_argument("--data", metavar="DIR", help="folder with real MNIST, for the workloads with 784 inputs")
     parser.add_argument("--write", action="store_true", help="write RESULTS.md even after a partial run")
     parser.add_argument("--verbose", action="store_true", help="show what the libraries print")
     options = parser.parse_args(arguments)
     sys.path[:0] = [str(HERE), str(HERE.parent)]
-    from common import WORKLOADS
-
+    workloads = _workloads(options, parser)
     real = None
     if options.data:
         from fastbp.datasets import load_mnist
@@ -297,8 +471,8 @@ def main(arguments=None):
         peak = Worker(__file__, {"contestant": "peak", "threads": threads}, options.verbose)
         try:
             peak.answer()
-            for name in options.workloads:
-                results[threads][name] = race(name, WORKLOADS[name], threads, options, peak, real, missing)
+            for name, workload in workloads.items():
+                results[threads][name] = race(name, workload, threads, options, peak, real, missing)
         finally:
             peak.close()
     packages = ["numpy", "numba", "scikit-learn", "torch", "jax", "jaxlib"]
@@ -307,13 +481,15 @@ def main(arguments=None):
         f"`python benchmarks/race.py`, the best of {options.rounds} measurements of about {options.seconds:g} s; "
         f"{'real MNIST for networks with 784 inputs, otherwise ' if options.data else ''}random dense data. "
         "The docstring of the script describes what is compared.", "", *machine(packages), "",
-        *report(results, WORKLOADS, options),
+        *report(results, workloads, options),
     ]  # fmt: skip
     print("\n".join(lines))
-    full = all(
+    full = not (options.shape or options.random) and all(
         len(getattr(options, name)) == len(parser.get_default(name)) for name in ("threads", "workloads", "contestants")
     )
-    if options.write or (full and not options.data and options.rounds >= parser.get_default("rounds") and not missing):
+    if (options.write and not (options.shape or options.random)) or (
+        full and not options.data and options.rounds >= parser.get_default("rounds") and not missing
+    ):
         RESULTS.write_text("\n".join(lines) + "\n")
         print(f"wrote {RESULTS.name}", file=sys.stderr)
 
