@@ -15,33 +15,57 @@ def run(tuner, seconds_per_batch, n_calls):
     return chosen
 
 
+def threads_of(chosen):
+    return [n_threads for n_threads, _ in chosen]
+
+
 @pytest.mark.parametrize(("speed_up", "expected"), [(1.8, 2), (1.0, 2), (0.95, 2), (0.8, 1), (0.1, 1)])
 def test_takes_the_faster_and_more_threads_at_about_the_same_speed(speed_up, expected):
-    chosen = run(ThreadTuner({1, 2}, 1e-5), lambda n, _: 1e-4 / speed_up if n == 2 else 1e-4, 40)
-    assert {n for n, _ in chosen[:2]} == {1, 2}  # both are measured first
-    others = [n_batches for n, n_batches in chosen[2:] if n != expected]
+    chosen = run(ThreadTuner({1, 2}, 1e-5), lambda n, _: 1e-4 / speed_up if n == 2 else 1e-4, 100)
+    assert set(threads_of(chosen[:8])) == {1, 2}  # both are measured first
+    others = [n_batches for n, n_batches in chosen[8:] if n != expected]
     # The other one is tried again, seldom and for a short time.
     seconds = 1e-4 / speed_up if expected == 2 else 1e-4
-    assert 1 <= len(others) <= 5 and set(others) == {int(ThreadTuner.TRY_SECONDS / seconds)}
-    assert (expected, int(MAX_CALL / seconds)) in chosen[-2:]
+    assert 1 <= len(others) <= 10 and max(others) <= ThreadTuner.MEASURED[0] / seconds
+    assert any(n == expected and abs(n_batches - MAX_CALL / seconds) <= 1 for n, n_batches in chosen[-4:])
 
 
 def test_threads_that_share_a_processor_at_first_are_used_when_they_do_not():
-    chosen = run(ThreadTuner({1, 2}, 1e-4), lambda n, call: 1e-4 if n == 1 else 1.03e-4 if call < 10 else 0.6e-4, 20)
+    chosen = run(ThreadTuner({1, 2}, 1e-4), lambda n, call: 1e-4 if n == 1 else 1.03e-4 if call < 10 else 0.6e-4, 30)
     assert chosen[-1][0] == 2
 
 
 def test_takes_the_other_again_when_another_program_has_ended():
-    chosen = run(ThreadTuner({1, 2}, 1e-4), lambda n, call: 1e-4 if n == 1 else 5e-4 if call < 30 else 0.6e-4, 100)
-    assert [n for n, _ in chosen[5:30]].count(1) > 20
-    assert [n for n, _ in chosen[-10:]].count(2) >= 9
+    chosen = run(ThreadTuner({1, 2}, 1e-4), lambda n, call: 1e-4 if n == 1 else 5e-4 if call < 30 else 0.6e-4, 150)
+    assert threads_of(chosen[8:30]).count(1) > 15
+    assert threads_of(chosen[-10:]).count(2) >= 9
+
+
+@pytest.mark.parametrize("n_batches", [1, 3, 400])
+def test_threads_that_must_be_woken_are_not_slow(n_batches):
+    """Each fit calls for a few batches first, and threads are slow for their first millisecond."""
+    tuner = ThreadTuner({1, 2}, 5e-5)
+    chosen = []
+    for _ in range(200):
+        awake, left = 0.0, 40
+        while left > 0:
+            n_threads, most = tuner.choose()
+            count = min(most, left, n_batches)
+            seconds = count * (1e-4 if n_threads == 1 else 0.6e-4)
+            if n_threads == 2 and awake < 0.001:
+                seconds += 0.0002
+            awake = awake + seconds if n_threads == 2 else 0.0
+            tuner.measure(n_threads, count, seconds)
+            left -= count
+            chosen.append(n_threads)
+    assert chosen[-1000 // n_batches :].count(2) > 0.8 * len(chosen[-1000 // n_batches :])
 
 
 @pytest.mark.parametrize("n_batches", [1, 40])
-def test_tries_take_little_time_where_a_processor_is_busy(n_batches):
+def test_trials_take_little_time_where_a_processor_is_busy(n_batches):
     """Small fits call for a few batches; with two threads one of them waits for its processor, for a long time."""
     tuner, spent = ThreadTuner({1, 2}, 1e-4), {1: 0.0, 2: 0.0}
-    for _ in range(20_000 // n_batches):
+    for _ in range(40_000 // n_batches):
         n_threads, most = tuner.choose()
         count = min(most, n_batches)
         seconds = count * 1e-4 if n_threads == 1 else 0.02

@@ -29,42 +29,66 @@ class ThreadTuner:
 
     # How much slower more threads may be than one and still be taken.
     TOLERANCE = 1.1
-
-    # Seconds of a try, and seconds of training between two tries of the other number of threads, at first and at most.
-    TRY_SECONDS = 0.002
-    TRY_AFTER = 0.16, 1.3
-    # The most time that tries may take. Where a processor is busy, one can last ten times as long as it should.
+    # Seconds over which calls are measured together, in a trial and later: the first call of a fit may be one batch,
+    # for which the threads must be woken.
+    MEASURED = 0.005, 0.02
+    # Seconds before a number of threads is measured in a trial, until the threads are awake, each on its processor.
+    WARM_UP = 0.002
+    # Seconds of training between two trials of the other number of threads, at first and at most.
+    PAUSE = 0.16, 1.3
+    # The most time that trials may take. Where a processor is busy, one can last ten times as long as it should.
     MAX_SHARE = 0.03
 
     def __init__(self, options, guess):
         self.options = sorted(options, reverse=True)
         self._guess = guess
         self._seconds = {}
-        self._pause = self._until_try = self.TRY_AFTER[0]
-        self._tries = False
+        self._pause = self._until_trial = self.PAUSE[0]
+        self._trial = None  # the number of threads on trial
+        self._warm_up = self._trial_seconds = 0.0
+        self._chosen = 0  # the number of threads that is measured, and its seconds and batches so far
+        self._sum, self._count = 0.0, 0
 
     def choose(self):
         """Return the number of threads and of batches for the next call."""
-        self._tries = False
-        unknown = [option for option in self.options if option not in self._seconds]
-        if unknown:
-            return unknown[0], max(1, int(self.TRY_SECONDS / self._guess))
-        best, *others = sorted(self.options, key=self._cost)
-        if others and self._until_try <= 0:
-            self._tries = True
-            return others[0], max(1, int(self.TRY_SECONDS / self._seconds[best]))
-        return best, max(1, int(MAX_CALL / self._seconds[best]))
+        best = min(self._seconds, key=self._cost, default=None)
+        if self._trial is None:
+            others = [n_threads for n_threads in self.options if n_threads != best]
+            unknown = [n_threads for n_threads in others if n_threads not in self._seconds]
+            if unknown or (others and self._until_trial <= 0):
+                self._trial = (unknown or sorted(others, key=self._cost))[0]
+                self._warm_up = self.WARM_UP if self._trial > 1 else 0.0
+                self._trial_seconds = 0.0
+        chosen = best if self._trial is None else self._trial
+        if chosen != self._chosen:
+            self._chosen, self._sum, self._count = chosen, 0.0, 0
+        guess = self._guess if best is None else self._seconds[best]
+        most = MAX_CALL if self._trial is None else self.MEASURED[0]
+        return chosen, max(1, int(most / guess))
 
     def _cost(self, n_threads):
         return self._seconds[n_threads] * (self.TOLERANCE if n_threads < max(self.options) else 1)
 
     def measure(self, n_threads, n_batches, seconds):
         """Take note of the seconds of a call."""
-        self._until_try -= seconds
-        if self._tries:
-            self._pause = min(2 * self._pause, self.TRY_AFTER[1])
-            self._until_try = max(self._pause, seconds / self.MAX_SHARE)
-        self._seconds[n_threads] = max(seconds / n_batches, 1e-9)
+        if n_threads != self._chosen:  # another Python thread has chosen meanwhile
+            return
+        if self._trial is None:
+            self._until_trial -= seconds
+        else:
+            self._trial_seconds += seconds
+            if self._warm_up > 0:
+                self._warm_up -= seconds
+                return
+        self._sum, self._count = self._sum + seconds, self._count + n_batches
+        if self._sum < self.MEASURED[self._trial is None]:
+            return
+        self._seconds[n_threads] = max(self._sum / self._count, 1e-9)
+        self._sum, self._count = 0.0, 0
+        if self._trial is not None:
+            self._trial = None
+            self._until_trial = max(self._pause, self._trial_seconds / self.MAX_SHARE)
+            self._pause = min(2 * self._pause, self.PAUSE[1])
 
 
 @lru_cache(maxsize=256)
