@@ -46,7 +46,7 @@ class ThreadTuner:
         self._pause = self._until_trial = self.PAUSE[0]
         self._trial = None  # the number of threads on trial
         self._warm_up = self._trial_seconds = 0.0
-        self._chosen = 0  # the number of threads that is measured, and its seconds and batches so far
+        self._chosen = None  # the number of threads that is measured, and its seconds and batches so far
         self._sum, self._count = 0.0, 0
 
     def choose(self):
