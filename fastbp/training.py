@@ -1,6 +1,7 @@
 """Training: the loop over epochs, the order of samples, stopping rules, history, Ctrl-C."""
 
 import math
+import time
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -140,11 +141,13 @@ def fit(session, data, settings, progress, random_state, *, one_epoch=False, sco
     try:
         while remaining > 0:
             n_epochs = min(remaining, at_once)
+            begin = time.perf_counter()
             stops, best = _run_epochs(session, data, settings, progress, random_state, twister, n_epochs, score, best)
             if stops:
                 break
             remaining -= len(session.losses)
-            at_once = _next_number(at_once, session, data, settings, twister, score)
+            if time.perf_counter() - begin < _SHORT and score is None and (twister or not settings.shuffle):
+                at_once *= 2  # else Python has something to do between the epochs
         else:
             if not one_epoch and settings.schedule not in FINITE_SCHEDULES:
                 warn_user(
@@ -161,22 +164,9 @@ def fit(session, data, settings, progress, random_state, *, one_epoch=False, sco
     return session.parameters() if best is None else best
 
 
-# The most steps whose rates are computed ahead.
-_MAX_STEPS = 4096
-
-
-def _next_number(at_once, session, data, settings, twister, score):
-    """Return for how many epochs compiled code is entered next, after `at_once` the last time.
-
-    Their number grows, as it is not known when training stops.
-    """
-    if score is not None or (settings.shuffle and twister is None):
-        return 1  # Python has something to do between them
-    return min(2 * at_once, max(1, _MAX_STEPS // _count_batches(session, data)))
-
-
-def _count_batches(session, data):
-    return -(-data.order.size // session.settings.batch_size)
+# Seconds of compiled code up to which it is entered for more epochs the next time: verbose output is not late, and
+# rates are not computed for many epochs that never come.
+_SHORT = 0.02
 
 
 def _rates(schedule, session, settings, progress, n_samples, n_batches, n_epochs):
@@ -195,7 +185,8 @@ def _rates(schedule, session, settings, progress, n_samples, n_batches, n_epochs
 
 def _run_epochs(session, data, settings, progress, random_state, twister, n_epochs, score, best):
     """Train on all samples, at most `n_epochs` times; return whether training stops, and the best parameters."""
-    n_samples, n_batches = data.order.size, _count_batches(session, data)
+    n_samples = data.order.size
+    n_batches = -(-n_samples // session.settings.batch_size)
     if settings.shuffle and twister is None:
         random_state.shuffle(data.order)  # the order that sklearn.utils.shuffle would give
     rates = _rates(settings.schedule, session, settings, progress, n_samples, n_batches, n_epochs)
