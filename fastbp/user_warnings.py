@@ -8,9 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
-# What lies between the user's line and ours: scikit-learn's meta-estimators, Numba's dispatchers, and what starts
-# threads and processes.
-_BETWEEN = ("fastbp", "numba", "sklearn", "joblib", "asyncio", "concurrent", "multiprocessing", "threading")
+# What lies between the user's line and ours: scikit-learn's meta-estimators, Numba's dispatchers, decorators, and what
+# starts threads and processes.
+_BETWEEN = (
+    "fastbp", "numba", "sklearn", "joblib", "functools", "contextlib", "asyncio", "concurrent", "multiprocessing",
+    "threading",
+)  # fmt: skip
 
 
 def _place(package):
