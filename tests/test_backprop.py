@@ -751,6 +751,21 @@ def test_a_row_is_predicted_with_the_same_bits_anywhere(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_prediction_where_the_weights_are_cut(dtype):
+    problem = make([700, 1030, 3], [Relu()], n=40, dtype=dtype)
+    itemsize = problem.dtype.itemsize
+    cut = plan.cut_weights(700, 1030, itemsize)
+    assert cut.n_parts > 1
+    assert cut.n_pieces > 1
+    assert plan.is_streamed(700, 1030, itemsize)
+    expected = reference.forward_naive(problem.coefs, problem.intercepts, problem.pairs, problem.X)[0][-1]
+    alone = _predict(problem, problem.X, 1)
+    assert_close([alone], [expected], 1e-12 if dtype == np.float64 else 2e-5)
+    for block in (2, 3, 4, 5, 6, 7, 12, 13, 40):
+        assert _predict(problem, problem.X, block).tobytes() == alone.tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_prediction_without_the_inputs_that_are_zero(dtype):
     for n_inputs in (1, MASK_BITS, MASK_BITS + 1, 70):
         problem = _with_zeros(make([n_inputs, 40, 3], Tanh(), n=60, dtype=dtype))

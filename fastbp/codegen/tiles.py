@@ -103,58 +103,64 @@ def micro_kernel_indexed(typingctx, mr, nv, k, indices, a, a_row, a_col, b, b_ro
     return kernel_signature(mr, nv, k, indices, a, a_row, a_col, b, b_row, d, d_row, c, c_row), codegen
 
 
-# Vectors in a row of the widest tile of `micro_kernel_in_place`, whose tiles of less than FEW_TILE_ROWS rows would have
-# too few sums otherwise.
-WIDE_NV, FEW_TILE_ROWS = 4, 3
-# The row of B that is prefetched for it is so many rows ahead.
-_ROWS_AHEAD = 12
+# Rows of B that `micro_kernel_in_place` takes best at a time: they and the sums of a tile stay in the L1 cache. B is
+# prefetched so many panels ahead.
+STREAM_ROWS, _PANELS_AHEAD = 8, 2
 
 
 @intrinsic
-def micro_kernel_in_place(typingctx, mr, is_wide, k, a, a_row, b, b_row, d, d_row, c, c_row, copy):
-    """Compute one register tile with a B that is part of a wide row-major matrix, and copy B.
+def micro_kernel_in_place(typingctx, mr, n_panels, k, a, a_row, b, b_row, d, d_row, c, c_row, copy, copy_panel):
+    """Compute C = D + A B for one tile of rows and a few rows of a row-major B, one panel of B after the other.
 
-    The bits are those of `micro_kernel`. The rows of B lie far apart, so that the processor does not foresee the next:
-    they are prefetched. Further tiles of the same columns had better use the copy.
+    The bits are those of `micro_kernel` for each panel. B is read along its rows, as it lies in memory: the processor
+    sees such streams coming. Further tiles of rows had better use the copy.
 
     Parameters
     ----------
     mr : int64
-        Rows of the tile, 2 to MR.
-    is_wide : bool
-        Whether it has WIDE_NV vectors, not NV, and B is not copied; for less than FEW_TILE_ROWS rows only.
+        Rows of the tile, 1 to MR.
+    n_panels : int64
+        Panels of NV vectors, at least 1.
     k : int64
-        Length of the reduction, at least 1.
+        Rows of B, at least 1; STREAM_ROWS are the fastest.
     a, a_row : pointer, int64
         A is (mr, k), its rows contiguous.
     b, b_row, d, d_row, c, c_row
-        As in `micro_kernel`.
-    copy : pointer
-        Becomes B with its rows one after the other.
+        As in `micro_kernel`, for n_panels * NV vectors in each row.
+    copy, copy_panel : pointer, int64
+        Becomes B: row after row of a panel, and the next panel `copy_panel` numbers on; 0 for no copy.
     """
 
     def codegen(context, builder, signature, args):
-        mr, is_wide, k, a_, a_row, b, b_row, d, d_row, c_, c_row, copy = args
+        mr, n_panels, k, a_, a_row, b, b_row, d, d_row, c_, c_row, copy, copy_panel = args
         vector = vector_type(context, c.dtype)
-        operands = _Operands(a_, a_row, INT64(1), b, b_row, d, d_row, c_, c_row)
-        few = range(2, FEW_TILE_ROWS)
-        shapes = [(rows, NV) for rows in range(2, MR + 1)]
-        shapes += [(rows, WIDE_NV) for rows in few] if WIDE_NV > NV else []
+        step = INT64(NV * vector.count)
 
         def emit(number):
-            rows, vectors = shapes[number]
-            tile = _Tile(builder, rows, vectors, vector)
-            _emit_product(tile, k, operands, None, far=True, copy=copy if vectors == NV else None)
+            tile = _Tile(builder, number + 1, NV, vector)
 
-        number = builder.sub(mr, INT64(2))
-        number = builder.add(number, builder.select(is_wide, INT64(MR - 1), INT64(0)))
-        emit_switch(builder, "far", number, len(shapes), emit)
+            def panel(carried):
+                j, b, d, c, copy = carried
+                operands = _Operands(a_, a_row, INT64(1), b, b_row, d, d_row, c, c_row)
+                with builder.if_else(builder.icmp_signed("==", k, INT64(STREAM_ROWS))) as (all_rows, some):
+                    with all_rows:
+                        _emit_streamed_product(tile, operands)
+                    with some:
+                        _emit_product(tile, k, operands)
+                with builder.if_then(builder.icmp_signed("!=", copy_panel, INT64(0))):
+                    _emit_copy(tile, k, b, b_row, copy)
+                following = builder.add(j, INT64(1))
+                places = [emit_offset(builder, place, step) for place in (b, d, c)]
+                places.append(emit_offset(builder, copy, copy_panel))
+                return [following, *places], builder.icmp_signed("<", following, n_panels)
+
+            emit_loop(builder, "panel", [INT64(0), b, d, c_, copy], panel)
+
+        emit_switch(builder, "far", builder.sub(mr, INT64(1)), MR, emit)
         return context.get_dummy_value()
 
-    integers, pointers = types.int64, (a, b, d, c, copy)
-    assert all(isinstance(kind, types.CPointer) for kind in pointers)
-    kinds = (integers, types.boolean, integers, a, integers, b, integers, d, integers, c, integers, copy)
-    return types.void(*kinds), codegen
+    kinds = (mr, n_panels, k, a, a_row, b, b_row, d, d_row, c, c_row, copy, copy_panel)
+    return kernel_signature(*kinds), codegen
 
 
 def _prefetching_micro_kernel(*, for_write):
@@ -243,11 +249,8 @@ class _Tile:
         return added
 
 
-def _emit_product(tile, k, operands, prefetch, far=False, copy=None):
-    """Build C = D + A B for one tile shape; the pointers into A and B move from step to step.
-
-    With `far`, rows of B are prefetched; they are copied to `copy`, if it is given.
-    """
+def _emit_product(tile, k, operands, prefetch=None):
+    """Build C = D + A B for one tile shape; the pointers into A and B move from step to step."""
     builder = tile.builder
     if prefetch is not None:
         # n_lines / k as a fixed-point number, 32 bits of it after the point: no step needs a division.
@@ -260,14 +263,6 @@ def _emit_product(tile, k, operands, prefetch, far=False, copy=None):
             line = builder.load(builder.gep(prefetch.lines, [number]), align=8)
             emit_prefetch(builder, builder.inttoptr(line, BYTES), for_write=prefetch.for_write)
         row = tile.load_row(b)
-        if far:
-            n = tile.vectors * tile.vector.count
-            for j in (*range(0, n, CACHE_LINE // tile.align), n - 1):
-                ahead = emit_offset(builder, b, builder.mul(operands.b_row, INT64(_ROWS_AHEAD)), INT64(j))
-                emit_prefetch(builder, builder.bitcast(ahead, BYTES))
-        if copy is not None:
-            place = emit_offset(builder, copy, builder.mul(p, INT64(tile.vectors * tile.vector.count)))
-            tile.store(row, place, INT64(0))
         added = tile.multiply_add(sums, a, operands.a_row, row)
         following = builder.add(p, INT64(1))
         a, b = emit_offset(builder, a, operands.a_col), emit_offset(builder, b, operands.b_row)
@@ -276,6 +271,34 @@ def _emit_product(tile, k, operands, prefetch, far=False, copy=None):
     start = tile.load(operands.d, operands.d_row)
     _, _, _, *sums = emit_loop(builder, "tile", [INT64(0), operands.a, operands.b, *start], step)
     tile.store(sums, operands.c, operands.c_row)
+
+
+def _emit_streamed_product(tile, operands):
+    """Build C = D + A B for one tile shape and STREAM_ROWS rows of B; prefetch what comes later in these rows."""
+    builder, n = tile.builder, tile.vectors * tile.vector.count
+    rows = [emit_offset(builder, operands.b, builder.mul(operands.b_row, INT64(p))) for p in range(STREAM_ROWS)]
+    for b in rows:
+        for j in range(0, n, CACHE_LINE // tile.align):
+            ahead = emit_offset(builder, b, INT64(_PANELS_AHEAD * n + j))
+            emit_prefetch(builder, builder.bitcast(ahead, BYTES))
+    sums = tile.load(operands.d, operands.d_row)
+    for p, b in enumerate(rows):
+        sums = tile.multiply_add(sums, emit_offset(builder, operands.a, INT64(p)), operands.a_row, tile.load_row(b))
+    tile.store(sums, operands.c, operands.c_row)
+
+
+def _emit_copy(tile, k, b, b_row, copy):
+    """Build the copy of a panel of k rows of B. In the loop of the product the stores would hold up the loads of A."""
+    builder, n = tile.builder, tile.vectors * tile.vector.count
+
+    def step(carried):
+        p, b, copy = carried
+        tile.store(tile.load_row(b), copy, INT64(0))
+        following = builder.add(p, INT64(1))
+        places = emit_offset(builder, b, b_row), emit_offset(builder, copy, INT64(n))
+        return [following, *places], builder.icmp_signed("<", following, k)
+
+    emit_loop(builder, "copy", [INT64(0), b, copy], step)
 
 
 def _emit_indexed_product(tile, k, operands, indices):

@@ -5,6 +5,7 @@ are made of.
 """
 
 from itertools import pairwise
+from typing import NamedTuple
 
 from fastbp.codegen.bitmask import MASK_BITS
 from fastbp.codegen.caches import L2_BYTES
@@ -43,8 +44,9 @@ MAX_PREDICTION_ROWS = 96
 
 
 def prediction_rows(n, n_threads):
-    """Return how many of n rows go through the network together: whole tiles, and a part for each thread."""
-    return min(MAX_PREDICTION_ROWS, -(-n // (n_threads * MR)) * MR)
+    """Return how many of n rows go through the network together: about as many each time, and for each thread."""
+    n_blocks = -(-n // MAX_PREDICTION_ROWS)
+    return -(-n // (-(-n_blocks // n_threads) * n_threads))
 
 
 def prediction_capacity(block):
@@ -98,6 +100,37 @@ def pass_rows(network):
     Their activations and deltas fill half of the L2 cache, but for wide networks.
     """
     return max(MIN_PASS_ROWS, L2_BYTES // 2 // network.row_bytes // MR * MR)
+
+
+# --- row-major weights, in prediction ---
+
+# Bytes of a row of weights that are read one after the other: more would not leave the sums of a tile in the L1 cache.
+STREAM_BYTES = 2048
+# The most tiles of rows that all read the weights where they are. More read those that the first has packed.
+FEW_TILES = 2
+_PANEL_BYTES = NV * VECTOR_BITS // 8
+
+
+class Cut(NamedTuple):
+    """How the weights of a layer are cut: parts and pieces are of about the same size."""
+
+    n_parts: int  # of the panels of columns
+    n_pieces: int  # of the rows, for each part
+    size: int  # the most numbers in a piece
+
+
+def is_streamed(fan_in, fan_out, itemsize):
+    """Decide whether one row reads the weights as a few rows do: where they come from memory, not from the cache."""
+    return fan_in * fan_out * itemsize > L2_BYTES
+
+
+def cut_weights(fan_in, fan_out, itemsize):
+    """Cut the weights of a layer so that a piece, packed in panels, fills at most half of the L2 cache."""
+    n_panels = -(-fan_out * itemsize // _PANEL_BYTES)
+    n_parts = -(-n_panels * _PANEL_BYTES // STREAM_BYTES)
+    row = -(-n_panels // n_parts) * _PANEL_BYTES
+    n_pieces = -(-fan_in // reduction_block(row))
+    return Cut(n_parts, n_pieces, -(-fan_in // n_pieces) * row // itemsize)
 
 
 # --- operands of the weight gradient ---

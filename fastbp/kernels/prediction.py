@@ -1,12 +1,13 @@
 """The forward pass alone, from the arrays that the user sees.
 
-The weights are used where they are, row-major, so that edits count at the next call. The register tile can read a
-panel from there, only less evenly than from packed memory: the first tile of a few rows reads it, and copies it to a
-small buffer in the L1 cache, from where the tiles of the other rows read it. The reduction is cut so that a panel fits
-there. The last columns of a layer, which may end within a panel, are copied before. A row's outputs have the same bits
-in all kernels of this file.
+The weights are used where they are, row-major, so that edits count at the next call. The register tile of the first
+rows goes through a few rows of weights at a time, from left to right, as fast as they come from memory, and packs them
+in panels for the tiles of the other rows. The reduction is cut so that what is packed stays in the L2 cache. The last
+columns of a layer, which may end within a panel, are copied before. A row's outputs have the same bits in all kernels
+of this file.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -26,14 +27,14 @@ from fastbp.codegen.memory import (
 )
 from fastbp.codegen.processor import flush_subnormals, restore_subnormals
 from fastbp.codegen.rows import ROW_VECTORS, row_kernel
-from fastbp.codegen.target import VECTOR_BITS
-from fastbp.codegen.tiles import FEW_TILE_ROWS, NV, WIDE_NV, micro_kernel_in_place
+from fastbp.codegen.tiles import NV, STREAM_ROWS, micro_kernel_in_place
 from fastbp.codegen.vectors import fma, load, load_converted, load_first, splat, store, total
 from fastbp.compat import array_fields
 from fastbp.kernels.backprop import forward
 from fastbp.kernels.csr import sum_rows
 from fastbp.kernels.gather import gather
-from fastbp.kernels.matmul import MULTIPLY, ONE, REPEATED, cut_into_tiles
+from fastbp.kernels.matmul import MULTIPLY, NONE, ONE, REPEATED, cut_into_tiles, tile_height
+from fastbp.kernels.plan import FEW_TILES, cut_weights, is_streamed
 from fastbp.kernels.records import Samples, get_layer, point_at_net
 from fastbp.kernels.threads import join_team, next_ticket
 
@@ -46,7 +47,8 @@ class Plan(NamedTuple):
     multiply: int  # address of `matmul.multiply_panel`
     is_pair: int  # whether the one output is the probability of the second of two classes, and both are wanted
     size: int  # numbers in a thread's workspace
-    half: int  # of these, for the rows of the inputs and of every second layer
+    buffer: int  # of these, for weights and biases
+    half: int  # and for the rows of the inputs and of every second layer
 
 
 BLOCK, STATUS = Plan._fields.index("block"), len(Plan._fields)  # cells of the table
@@ -64,6 +66,9 @@ class PlainLayer(NamedTuple):
     bias_fields: int
     fan_in: int
     fan_out: int
+    n_parts: int  # of whole panels of columns, see `plan.Cut`
+    n_pieces: int
+    is_streamed: int  # see `plan.is_streamed`
     forward: int  # as in `network.Layer`
     by_rows: int
     c0: int  # bits of the coefficients of the activation
@@ -73,12 +78,6 @@ class PlainLayer(NamedTuple):
 
 
 _load_plan, _load_layer = record_loader(Plan), record_loader(PlainLayer)
-
-# Bytes of a piece of a panel: half of the smallest L1 cache there is; those with vectors of 512 bits are larger.
-_PIECE_BYTES = 2**14 if VECTOR_BITS < 512 else 2**15
-_PIECE_ROWS = 8 * _PIECE_BYTES // (NV * VECTOR_BITS)
-# Numbers of the smallest type in the buffer: a piece, and a panel of biases.
-_PIECE_AND_BIAS = (_PIECE_ROWS + 1) * NV
 
 
 def table_of(network, coefs, intercepts, kernels, *, is_pair=False):
@@ -100,13 +99,16 @@ def table_of(network, coefs, intercepts, kernels, *, is_pair=False):
     ndarray of int64
         A `Plan`, the cell STATUS, and a `PlainLayer` for each layer; `lay_out` and the caller set what is 0.
     """
-    table = [*Plan(len(coefs), 0, kernels[MULTIPLY], is_pair, 0, 0), 0]
+    table = [*Plan(len(coefs), 0, kernels[MULTIPLY], is_pair, 0, 0, 0), 0]
     bits = network.coefficients.view(np.int64)
     layers = zip(coefs, intercepts, network.activations, bits, strict=True)
+    itemsize = network.dtype.itemsize
     for coef, intercept, activation, (c0, c1) in layers:
         fan_in, fan_out = coef.shape
+        cut = cut_weights(fan_in, fan_out, itemsize)
         table += PlainLayer(
             coef.ctypes.data, intercept.ctypes.data, array_fields(coef), array_fields(intercept), fan_in, fan_out,
+            cut.n_parts, cut.n_pieces, is_streamed(fan_in, fan_out, itemsize),
             activation.forward_address(network.dtype), activation.by_rows, c0, c1, network.row_stride(fan_in),
             network.row_stride(fan_out),
         )  # fmt: skip
@@ -134,8 +136,11 @@ def lay_out(table, rows, network, *, csr=False):
     """
     strides = [network.row_stride(n) for n in network.units[csr:]]
     half = rows * max(strides[::2])
-    size = half + rows * max(strides[1::2], default=0) + _PIECE_AND_BIAS * network.lanes
-    table[Plan._fields.index("half")], table[Plan._fields.index("size")] = half, size
+    cuts = (cut_weights(*shape, network.dtype.itemsize) for shape in pairwise(network.units))
+    buffer = NV * network.lanes + max(cut.size for cut in cuts)  # biases, and weights
+    size = buffer + half + rows * max(strides[1::2], default=0)
+    for name, number in (("size", size), ("buffer", buffer), ("half", half)):
+        table[Plan._fields.index(name)] = number
     return size
 
 
@@ -200,43 +205,70 @@ def _copy_rows(n_rows, n, source, source_row, out, width):
 
 @jit
 def _multiply(plan, layer, m, inputs, a, buffer):
-    """Multiply m rows, two or more, with the weights of a layer, and add the biases."""
-    width = lane_count(a)
-    panel, wide = NV * width, WIDE_NV * width
-    n, row = layer.fan_out, layer.row
-    weights, bias = pointer_at(a, layer.weights), pointer_at(a, layer.bias)
+    """Multiply m rows with the weights of a layer, and add the biases."""
+    panel, n = NV * lane_count(a), layer.fan_out
+    n_panels = (n + panel - 1) // panel
+    for part in range(layer.n_parts):
+        left, right = n_panels * part // layer.n_parts * panel, n_panels * (part + 1) // layer.n_parts * panel
+        for piece in range(layer.n_pieces):
+            p, end = layer.fan_in * piece // layer.n_pieces, layer.fan_in * (piece + 1) // layer.n_pieces
+            whole = (min(right, n) - left) // panel
+            if whole:
+                _multiply_panels(plan, layer, m, left, whole, p, end, inputs, a, offset(buffer, panel))
+            if right > n:
+                _multiply_last_columns(plan, layer, m, left + whole * panel, p, end, inputs, a, buffer)
+
+
+@inlined
+def _multiply_panels(plan, layer, m, left, n_panels, first, last, inputs, a, buffer):
+    """Add the products with rows [first, last) of some panels of weights, after the biases or what is in `a`."""
+    panel, n, row = NV * lane_count(a), layer.fan_out, layer.row
+    here, weights = offset(a, left), offset(pointer_at(a, layer.weights), left)
+    d, d_row = here, row
+    if first == 0:
+        d, d_row = offset(pointer_at(a, layer.bias), left), REPEATED
     tiling = cut_into_tiles(m)
-    top = tiling.low + min(ONE, tiling.n_high)  # rows of the first tile
-    n_pieces = (layer.fan_in + _PIECE_ROWS - 1) // _PIECE_ROWS
-    for piece in range(n_pieces):
-        p = layer.fan_in * piece // n_pieces
-        k = layer.fan_in * (piece + 1) // n_pieces - p
-        j = np.int64(0)
-        while j + panel <= n:
-            is_wide = m < FEW_TILE_ROWS and WIDE_NV > NV and j + wide <= n
-            d, d_row = (offset(bias, j), REPEATED) if piece == 0 else (offset(a, j), row)
-            left, here = offset(inputs, p), offset(a, j)
+    n_tiles = tiling.n_tiles if tiling.n_tiles <= FEW_TILES else ONE
+    top = m if n_tiles == tiling.n_tiles else tile_height(tiling, 0)
+    k = last - first
+    copy_panel = k * panel if m > top else NONE
+    for p in range(first, last, STREAM_ROWS):
+        start, start_row = (d, d_row) if p == first else (here, row)
+        i = np.int64(0)
+        for tile in range(n_tiles):
+            rows = tile_height(tiling, tile)
             micro_kernel_in_place(
-                top, is_wide, k, left, layer.input_row, offset(weights, p * n + j), n, d, d_row, here, row, buffer
+                rows, n_panels, min(STREAM_ROWS, last - p), offset(inputs, p + i * layer.input_row), layer.input_row,
+                offset(weights, p * n), n, offset(start, i * start_row), start_row, offset(here, i * row), row,
+                offset(buffer, (p - first) * panel), copy_panel,
             )  # fmt: skip
-            if m > top:
-                args = (
-                    m - top, np.int64(NV), k, offset(left, top * layer.input_row), layer.input_row, ONE, buffer,
-                    panel, offset(d, top * d_row), d_row, offset(here, top * row), row,
-                )  # fmt: skip
-                call_at(plan.multiply, args)
-            j += wide if is_wide else panel
-        if j < n:
-            _copy_rows(k, n - j, offset(weights, p * n + j), n, buffer, width)
-            nv = (n - j + width - 1) // width
-            here = offset(a, j)
-            d, d_row = here, row
-            if piece == 0:
-                d, d_row = offset(buffer, _PIECE_ROWS * panel), REPEATED
-                _copy_rows(1, n - j, offset(bias, j), 0, d, width)
-            left = offset(inputs, p)
-            args = (m, nv, k, left, layer.input_row, ONE, buffer, nv * width, d, d_row, here, row)
-            call_at(plan.multiply, args)
+            i += rows
+    if m == top:
+        return
+    others, others_start = offset(here, top * row), offset(d, top * d_row)
+    for j in range(0, n_panels * panel, panel):
+        args = (
+            m - top, np.int64(NV), k, offset(inputs, first + top * layer.input_row), layer.input_row, ONE,
+            offset(buffer, j * k), panel, offset(others_start, j), d_row, offset(others, j), row,
+        )  # fmt: skip
+        call_at(plan.multiply, args)
+
+
+@inlined
+def _multiply_last_columns(plan, layer, m, left, first, last, inputs, a, buffer):
+    """Do that for the last columns, which do not fill a panel."""
+    width, n, row = lane_count(a), layer.fan_out, layer.row
+    d, d_row, packed = offset(a, left), row, offset(buffer, NV * width)
+    if first == 0:
+        d, d_row = buffer, REPEATED
+        _copy_rows(1, n - left, offset(pointer_at(a, layer.bias), left), 0, d, width)
+    _copy_rows(last - first, n - left, offset(pointer_at(a, layer.weights), first * n + left), n, packed, width)
+    nv = (n - left + width - 1) // width
+    args = (
+        m, nv, last - first, offset(inputs, first), layer.input_row, ONE, packed, nv * width, d, d_row,
+        offset(a, left), row,
+    )  # fmt: skip
+    call_at(plan.multiply, args)
 
 
 @jit
@@ -283,13 +315,57 @@ def _pass_rows(plan, layers, first_layer, m, inputs, a, buffer, out):
     """Take m rows through the layers from `first_layer` on; `inputs` and `a` take turns as memory for outputs."""
     for l in range(first_layer, plan.n_layers):
         layer = _load_layer(layers, l)
-        if m == 1:
+        if m == 1 and not layer.is_streamed:
             _multiply_row(layer, inputs, a)
         else:
             _multiply(plan, layer, m, inputs, a, buffer)
         _apply(layer, m, a)
         inputs, a = a, inputs
     _store_outputs(plan, _load_layer(layers, plan.n_layers - 1), m, inputs, out)
+
+
+@inlined
+def _predict(begin_rows, inputs, first_layer, out, table, space, team_cells, wanted):
+    """Compute the outputs for all rows.
+
+    `begin_rows` sets the inputs of `first_layer` for some rows, and returns how many of them are not finite.
+    """
+    cells, head = pointer(team_cells, 0), pointer(table, 0)
+    rank = np.int64(0)
+    if wanted > 1:
+        rank = join_team(cells, wanted).rank
+        if rank < 0:
+            return
+    plan, layers = _load_plan(head, 0), offset(head, _HEAD)
+    if not _is_unchanged(head, plan.n_layers):
+        atomic_add(head, STATUS, CHANGED)
+        return
+    mode = flush_subnormals()
+    buffer = pointer(space, rank * plan.size)
+    first = offset(buffer, plan.buffer)
+    second = offset(first, plan.half)
+    results, n_samples, n_outputs = pointer(out, 0), out.shape[0], out.shape[1]
+    n_bad = 0
+    # A thread that is done takes the next block: one that loses its processor for a while holds up one block only.
+    begin = next_ticket(cells) * plan.block if wanted > 1 else np.int64(0)
+    while begin < n_samples:
+        m = min(plan.block, n_samples - begin)
+        n_bad += begin_rows(inputs, _load_layer(layers, 0), begin, m, first)
+        _pass_rows(plan, layers, first_layer, m, first, second, buffer, offset(results, begin * n_outputs))
+        begin = next_ticket(cells) * plan.block if wanted > 1 else begin + m
+    if n_bad:
+        atomic_add(head, STATUS, n_bad)
+    restore_subnormals(mode)
+
+
+@inlined
+def _begin_dense(x, layer, begin, m, first):
+    samples, n_inputs = pointer(x, 0), x.shape[1]
+    n_bad = 0
+    for i in range(m):
+        if not _gather_finite(offset(samples, (begin + i) * n_inputs), n_inputs, offset(first, i * layer.input_row)):
+            n_bad += 1
+    return n_bad
 
 
 @cached_jit
@@ -310,76 +386,28 @@ def predict(x, out, table, space, team_cells, wanted):
     team_cells, wanted
         As in `backprop.train`; with one thread the cells are not used.
     """
-    cells, head = pointer(team_cells, 0), pointer(table, 0)
-    rank = np.int64(0)
-    if wanted > 1:
-        rank = join_team(cells, wanted).rank
-        if rank < 0:
-            return
-    plan, layers = _load_plan(head, 0), offset(head, _HEAD)
-    if not _is_unchanged(head, plan.n_layers):
-        atomic_add(head, STATUS, CHANGED)
-        return
-    mode = flush_subnormals()
-    buffer = pointer(space, rank * plan.size)
-    first = offset(buffer, _PIECE_AND_BIAS * lane_count(buffer))
-    second = offset(first, plan.half)
-    samples, results = pointer(x, 0), pointer(out, 0)
-    n_samples, n_inputs, n_outputs = x.shape[0], x.shape[1], out.shape[1]
-    input_row = _load_layer(layers, 0).input_row
-    n_bad = 0
-    # A thread that is done takes the next block: one that loses its processor for a while holds up one block only.
-    begin = next_ticket(cells) * plan.block if wanted > 1 else np.int64(0)
-    while begin < n_samples:
-        m = min(plan.block, n_samples - begin)
-        for i in range(m):
-            if not _gather_finite(offset(samples, (begin + i) * n_inputs), n_inputs, offset(first, i * input_row)):
-                n_bad += 1
-        _pass_rows(plan, layers, 0, m, first, second, buffer, offset(results, begin * n_outputs))
-        begin = next_ticket(cells) * plan.block if wanted > 1 else begin + m
-    if n_bad:
-        atomic_add(head, STATUS, n_bad)
-    restore_subnormals(mode)
+    _predict(_begin_dense, x, 0, out, table, space, team_cells, wanted)
 
 
-# --- rows of sparse inputs ---
+@inlined
+def _begin_csr(matrix, layer, begin, m, first):
+    indptr, indices, values = pointer(matrix.indptr, 0), pointer(matrix.indices, 0), pointer(matrix.values, 0)
+    weights, bias = pointer_at(first, layer.weights), pointer_at(first, layer.bias)
+    for i in range(m):
+        entry = load_scalar(indptr, begin + i)
+        count = load_scalar(indptr, begin + i + 1) - entry
+        sum_rows(
+            layer.fan_out, count, offset(values, entry), offset(indices, entry), weights, layer.fan_out, bias,
+            offset(first, i * layer.row),
+        )  # fmt: skip
+    _apply(layer, m, first)
+    return 0
 
 
 @cached_jit
 def predict_csr(matrix, out, table, space, team_cells, wanted):
     """Do what `predict` does, for the rows of a `CsrMatrix`, which are finite."""
-    cells, head = pointer(team_cells, 0), pointer(table, 0)
-    rank = np.int64(0)
-    if wanted > 1:
-        rank = join_team(cells, wanted).rank
-        if rank < 0:
-            return
-    plan, layers = _load_plan(head, 0), offset(head, _HEAD)
-    if not _is_unchanged(head, plan.n_layers):
-        atomic_add(head, STATUS, CHANGED)
-        return
-    mode = flush_subnormals()
-    buffer = pointer(space, rank * plan.size)
-    first = offset(buffer, _PIECE_AND_BIAS * lane_count(buffer))
-    second = offset(first, plan.half)
-    indptr, indices, values = pointer(matrix.indptr, 0), pointer(matrix.indices, 0), pointer(matrix.values, 0)
-    results, n_samples, n_outputs = pointer(out, 0), out.shape[0], out.shape[1]
-    layer = _load_layer(layers, 0)
-    weights, bias = pointer_at(first, layer.weights), pointer_at(first, layer.bias)
-    begin = next_ticket(cells) * plan.block if wanted > 1 else np.int64(0)
-    while begin < n_samples:
-        m = min(plan.block, n_samples - begin)
-        for i in range(m):
-            entry = load_scalar(indptr, begin + i)
-            count = load_scalar(indptr, begin + i + 1) - entry
-            sum_rows(
-                layer.fan_out, count, offset(values, entry), offset(indices, entry), weights, layer.fan_out, bias,
-                offset(first, i * layer.row),
-            )  # fmt: skip
-        _apply(layer, m, first)
-        _pass_rows(plan, layers, 1, m, first, second, buffer, offset(results, begin * n_outputs))
-        begin = next_ticket(cells) * plan.block if wanted > 1 else begin + m
-    restore_subnormals(mode)
+    _predict(_begin_csr, matrix, 1, out, table, space, team_cells, wanted)
 
 
 # --- inputs that are mostly zero ---
