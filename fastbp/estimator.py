@@ -245,16 +245,12 @@ class BaseBackprop(BaseEstimator):
         # To make a predictor, or to check sparse rows, takes longer than a small epoch: here once, for all of them.
         own = [np.array(part, Y.dtype, order="C") for part in (*coefs, *intercepts)]
         predictor = Predictor(own[: len(coefs)], own[len(coefs) :], activations, X.shape[1])
-        rows = csr_matrix_of(X, Y.dtype) if issparse(X) else None
+        rows = csr_matrix_of(X, Y.dtype) if issparse(X) else X
 
         def score(coefs, intercepts):
             for mine, part in zip(own, (*coefs, *intercepts), strict=True):
                 mine[...] = part
-            if rows is None:
-                outputs, _ = predictor.outputs(X, self.n_jobs)
-            else:
-                outputs = np.empty(Y.shape, Y.dtype)
-                predictor._predict_csr(rows, outputs, self.n_jobs)
+            outputs, _ = predictor.outputs(rows, self.n_jobs)
             return self._score_outputs(outputs, Y, weight)
 
         return train, score

@@ -545,9 +545,10 @@ def test_predictions_have_the_bits_of_dense_ones(dtype):
         predictor = Predictor(*parameters, activations, 70)
         for n in (1, 8, 9, 95, 97, 300):
             X = sparse_rows(n, 70, seed=n)
-            outputs, _ = predictor.outputs(X, 1)
             dense, _ = predictor.outputs(X.toarray().astype(dtype), 1)
-            np.testing.assert_array_equal(outputs, dense)
+            for rows in (X, csr_matrix_of(X, np.dtype(dtype))):
+                outputs, _ = predictor.outputs(rows, 1)
+                np.testing.assert_array_equal(outputs, dense)
 
 
 # --- threads, and the ends of all arrays, in a process that may die of it ---

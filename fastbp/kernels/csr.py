@@ -72,6 +72,11 @@ class CsrMatrix(NamedTuple):
     values: np.ndarray  # (n_entries,), of the network's type
     n_features: int
 
+    @property
+    def shape(self):
+        """Samples and features."""
+        return len(self.indptr) - 1, self.n_features
+
 
 def csr_matrix_of(X, dtype):
     """Return a scipy matrix as the kernels read it.
