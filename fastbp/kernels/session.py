@@ -163,7 +163,7 @@ class Session:
         self.params = params
         self._network = network
         batch_size = settings.batch_size
-        n_inputs = network.units[0] if csr is None else csr.indices.size / len(csr.indptr)
+        n_inputs = network.units[0] if csr is None else csr.indices.size / csr.shape[0]
         work = training_work([n_inputs, *network.units[1:]]) * min(batch_size, n_samples)
         if csr is not None and settings.alpha != 0:
             work += UPDATE_WORK * network.n_params  # in every step, for the rows of absent features too
