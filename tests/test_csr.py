@@ -129,7 +129,8 @@ def run_epochs(trained, data, n_epochs=3, rates=None):
             trained.set_parameters(flat)
         else:
             some = np.full(n_batches, 0.01) if rates is None else rates[epoch * n_batches :][:n_batches]
-            (loss,) = trained.run(data, some)
+            trained.run(data, some)
+            (loss,) = trained.losses
         losses.append(loss)
     coefs, intercepts = trained.parameters()
     state = [part for part in (trained.optimizer.first, trained.optimizer.second) if part.size]
@@ -211,8 +212,8 @@ def test_a_batch_without_weight_changes_nothing():
             weight = np.linspace(0.5, 1.5, n)
             weight[30:60] = 0
             data = data._replace(weight=weight)
-            losses = [trained.run(data, np.full(3, 0.01))[0] for _ in range(4)]  # not shuffled
-            results.append([*chain(*trained.parameters()), np.array(losses)])
+            trained.run(data, np.full(12, 0.01))  # four epochs, not shuffled
+            results.append([*chain(*trained.parameters()), trained.losses])
         for a, b in zip(*results, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
 
@@ -683,7 +684,9 @@ def _check_large_places():
         optimizer = OptimizerState(first, second, 0.01)
         large = Session(network, params, optimizer, settings, 40, csr=csr_matrix_of(X, np.dtype(dtype)))
         for _ in range(3):
-            assert large.run(data, np.full(5, 0.01)) == small.run(data, np.full(5, 0.01))
+            large.run(data, np.full(5, 0.01))
+            small.run(data, np.full(5, 0.01))
+            assert large.losses == small.losses
         np.testing.assert_array_equal(rows[some], small.params[:n_first].reshape(-1, width))
         np.testing.assert_array_equal(params[k * width :], small.params[n_first:])
         assert not rows[2:100].any() and not rows[k - 50 : k - 10].any()

@@ -154,7 +154,8 @@ class Session:
     n_threads : int
         The most threads that it uses.
     losses : ndarray
-        Mean loss of the samples in each epoch of the last `run`: each batch before its own update.
+        Mean loss of the samples in each epoch that the last `run` has done, also where Ctrl-C has ended it: each batch
+        before its own update.
     """
 
     def __init__(self, network, params, optimizer, settings, n_samples, *, sparse=False, keep=False, csr=None):
@@ -212,7 +213,7 @@ class Session:
     def run(self, data, rates, *, twister=None, watch=None):
         """Train on the samples of `data` for whole epochs, batch after batch.
 
-        After Ctrl-C, `losses` has the epochs that are done.
+        Their losses are in `losses`.
 
         Parameters
         ----------
@@ -224,11 +225,6 @@ class Session:
             Draws a new order before each epoch; None keeps the order.
         watch : Watch, default=None
             The rule that stops after some epoch, not changed; None to train for all.
-
-        Returns
-        -------
-        ndarray
-            Mean loss of the samples in each epoch that is done.
 
         Raises
         ------
@@ -276,7 +272,6 @@ class Session:
                 self._tuner.measure(n_threads, done - before, time.perf_counter() - begin)
         finally:
             self.losses = epochs.losses[: (self.optimizer.steps - begun) // n_batches]
-        return self.losses
 
     def _call(self, data, rates, first_batch, last_batch, epochs, losses, n_threads):
         """Enter compiled code for batches [first_batch, last_batch)."""
@@ -323,7 +318,8 @@ class Session:
             In the order of `params`.
         """
         self.set_parameters(params)
-        loss = float(self.run(data, np.zeros(1))[0])
+        self.run(data, np.zeros(1))
+        loss = float(self.losses[0])
         divisor = float(data.weight[data.order].sum(dtype=np.float64) if data.weight.size else data.order.size)
         flat = self._flat
         for packed, part in flat.from_grads:
