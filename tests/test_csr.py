@@ -123,7 +123,7 @@ def run_epochs(trained, data, n_epochs=3, rates=None):
     for epoch in range(n_epochs):
         rng.shuffle(data.order)
         if trained.settings.solver == "lbfgs":
-            loss, gradient = trained.loss_and_gradient(data, flat)
+            loss, gradient = trained.loss_and_gradient(data, flat, data.total_weight())
             gradients.append(gradient)
             flat = flat - trained.params.dtype.type(0.1) * gradient
             trained.set_parameters(flat)

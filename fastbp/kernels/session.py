@@ -301,7 +301,7 @@ class Session:
         finally:  # Ctrl-C is raised when compiled code returns: the batches that it has done count
             optimizer.steps += int(done[0])
 
-    def loss_and_gradient(self, data, params):
+    def loss_and_gradient(self, data, params, total_weight):
         """Compute the mean loss of a batch of all samples with its L2 term, and the gradient; for the solver "lbfgs".
 
         Parameters
@@ -310,6 +310,8 @@ class Session:
             Samples.
         params : ndarray
             As in `set_parameters`.
+        total_weight : float
+            That of `data`.
 
         Returns
         -------
@@ -320,14 +322,13 @@ class Session:
         self.set_parameters(params)
         self.run(data, np.zeros(1))
         loss = float(self.losses[0])
-        divisor = float(data.weight[data.order].sum(dtype=np.float64) if data.weight.size else data.order.size)
         flat = self._flat
         for packed, part in flat.from_grads:
             part[...] = packed
-        gradient = flat.gradient / divisor
+        gradient = flat.gradient / total_weight
         if self.settings.alpha != 0:
             weights = flat.params[: flat.n_weights]  # needed no more
-            weights *= self.settings.alpha / divisor
+            weights *= self.settings.alpha / total_weight
             gradient[: flat.n_weights] += weights
         return loss, gradient
 
