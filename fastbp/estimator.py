@@ -127,7 +127,10 @@ class BaseBackprop(BaseEstimator):
         return True
 
     def _fit(self, X, y, sample_weight, *, incremental):
-        """Check the input and train; `incremental` for one epoch as `partial_fit`."""
+        """Check the input and train; `incremental` for one epoch as `partial_fit`.
+
+        If anything fails, the estimator is as it was before.
+        """
         with self._all_at_once() as model:
             model._learn(X, y, sample_weight, incremental=incremental)
         return self
