@@ -16,7 +16,7 @@ from fastbp import lbfgs, training
 from fastbp.activations import ACTIVATIONS, Activation, check_can_learn, get_activation
 from fastbp.compat import Interval, Options, StrOptions, check_feature_names, check_sample_weight
 from fastbp.initializers import initial_parameters
-from fastbp.kernels.csr import csr_matrix_of, split_inputs
+from fastbp.kernels.csr_matrix import csr_matrix_of, split_inputs
 from fastbp.kernels.network import make_network
 from fastbp.kernels.plan import is_mostly_zero
 from fastbp.kernels.records import Data, declare_writeable

@@ -20,7 +20,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from fastbp.activations import Identity
 from fastbp.estimator import BaseBackprop
-from fastbp.kernels.csr import CsrMatrix, split_inputs
+from fastbp.kernels.csr_matrix import CsrMatrix, split_inputs
 from fastbp.kernels.network import make_network
 from fastbp.kernels.records import Data
 from fastbp.kernels.session import OptimizerState, Session, StepSettings

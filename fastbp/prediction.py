@@ -7,7 +7,7 @@ import numpy as np
 
 from fastbp.kernels import prediction, threads
 from fastbp.kernels.addresses import kernel_addresses
-from fastbp.kernels.csr import CsrMatrix, csr_matrix_of
+from fastbp.kernels.csr_matrix import CsrMatrix, csr_matrix_of
 from fastbp.kernels.network import aligned_zeros, make_network
 from fastbp.kernels.plan import (
     MAX_PREDICTION_ROWS,
