@@ -339,7 +339,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
             if check_partial_fit_first_call(model, classes):
                 multilabel = type_of_target(y).startswith("multilabel")
                 model._binarizer = LabelBinarizer().fit(y if multilabel else classes)
-            model._fit(X, y, sample_weight, incremental=True, knows_classes=True)
+            model._learn(X, y, sample_weight, incremental=True, knows_classes=True)
         return self
 
     @fit_context(prefer_skip_nested_validation=True)
@@ -378,12 +378,15 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
             self._binarizer, Y = _fit_binarizer(y)
             self.classes_ = self._binarizer.classes_
             return Y
-        if self.warm_start and set(unique_labels(y)) != set(self.classes_):
+        if not self.warm_start:
+            return self._encode_targets(y)
+        labels = unique_labels(y)
+        if set(labels) != set(self.classes_):
             raise ValueError(
                 "warm_start can only be used where `y` has the same classes as in the previous call to fit. "
-                f"Previously got {self.classes_}, `y` has {unique_labels(y)}"
+                f"Previously got {self.classes_}, `y` has {labels}"
             )
-        return self._binarizer.transform(y) if self.warm_start else self._encode_targets(y)
+        return self._binarizer.transform(y)
 
     def _encode_targets(self, y):
         """Check that y has no other classes than those of the first training; return the labels as 0 and 1."""

@@ -16,7 +16,7 @@ from fastbp import lbfgs, training
 from fastbp.activations import ACTIVATIONS, Activation, check_can_learn, get_activation
 from fastbp.compat import Interval, Options, StrOptions, check_feature_names, check_sample_weight
 from fastbp.initializers import initial_parameters
-from fastbp.kernels.csr import csr_matrix_of, split_inputs
+from fastbp.kernels.csr_matrix import csr_matrix_of, split_inputs
 from fastbp.kernels.network import make_network
 from fastbp.kernels.plan import is_mostly_zero
 from fastbp.kernels.records import Data, declare_writeable
@@ -126,22 +126,29 @@ class BaseBackprop(BaseEstimator):
             )
         return True
 
-    def _fit(self, X, y, sample_weight, *, incremental, knows_classes=False):
-        """Check the input and train; `incremental` for one epoch as `partial_fit`."""
+    def _fit(self, X, y, sample_weight, *, incremental):
+        """Check the input and train; `incremental` for one epoch as `partial_fit`.
+
+        If anything fails, the estimator is as it was before.
+        """
         with self._all_at_once() as model:
-            if incremental and getattr(model, "t_", None) == 0 and not hasattr(model, "loss_"):
-                check_feature_names(model, X, reset=True)  # `initialize` does not know them
-            first = not (hasattr(model, "coefs_") and (incremental or model.warm_start))
-            fitted_units = None
-            if not first:  # the user may have edited them
-                fitted_units = check_shapes(model.coefs_, model.intercepts_, model.n_features_in_, model._activations)
-            X, y, dtype = model._check_X(X, y, reset=first)
-            Y = model._check_targets(y, reset=first and not knows_classes)
-            if model.early_stopping and incremental:
-                raise _NotSupportedError("partial_fit does not support early_stopping=True")
-            Y, weight = targets_and_weights(X, Y, sample_weight, dtype)
-            model._fit_network(X, Y, weight, dtype, fitted_units=fitted_units, one_epoch=incremental)
+            model._learn(X, y, sample_weight, incremental=incremental)
         return self
+
+    def _learn(self, X, y, sample_weight, *, incremental, knows_classes=False):
+        """Do the work of `_fit` on this very object, which a failure leaves half changed."""
+        if incremental and getattr(self, "t_", None) == 0 and not hasattr(self, "loss_"):
+            check_feature_names(self, X, reset=True)  # `initialize` does not know them
+        first = not (hasattr(self, "coefs_") and (incremental or self.warm_start))
+        fitted_units = None
+        if not first:  # the user may have edited them
+            fitted_units = check_shapes(self.coefs_, self.intercepts_, self.n_features_in_, self._activations)
+        X, y, dtype = self._check_X(X, y, reset=first)
+        Y = self._check_targets(y, reset=first and not knows_classes)
+        if self.early_stopping and incremental:
+            raise _NotSupportedError("partial_fit does not support early_stopping=True")
+        Y, weight = targets_and_weights(X, Y, sample_weight, dtype)
+        self._fit_network(X, Y, weight, dtype, fitted_units=fitted_units, one_epoch=incremental)
 
     def _encode(self, X, y, sample_weight=None):
         """Check data of a fitted estimator; return inputs, targets and weights as the kernels take them."""
@@ -245,16 +252,12 @@ class BaseBackprop(BaseEstimator):
         # To make a predictor, or to check sparse rows, takes longer than a small epoch: here once, for all of them.
         own = [np.array(part, Y.dtype, order="C") for part in (*coefs, *intercepts)]
         predictor = Predictor(own[: len(coefs)], own[len(coefs) :], activations, X.shape[1])
-        rows = csr_matrix_of(X, Y.dtype) if issparse(X) else None
+        rows = csr_matrix_of(X, Y.dtype) if issparse(X) else X
 
         def score(coefs, intercepts):
             for mine, part in zip(own, (*coefs, *intercepts), strict=True):
                 mine[...] = part
-            if rows is None:
-                outputs, _ = predictor.outputs(X, self.n_jobs)
-            else:
-                outputs = np.empty(Y.shape, Y.dtype)
-                predictor._predict_csr(rows, outputs, self.n_jobs)
+            outputs, _ = predictor.outputs(rows, self.n_jobs)
             return self._score_outputs(outputs, Y, weight)
 
         return train, score

@@ -20,7 +20,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from fastbp.activations import Identity
 from fastbp.estimator import BaseBackprop
-from fastbp.kernels.csr import CsrMatrix, split_inputs
+from fastbp.kernels.csr_matrix import CsrMatrix, split_inputs
 from fastbp.kernels.network import make_network
 from fastbp.kernels.records import Data
 from fastbp.kernels.session import OptimizerState, Session, StepSettings
@@ -84,7 +84,8 @@ class _Step:
         )  # fmt: skip
         optimizer = OptimizerState.empty(network, "sgd", 1.0)
         session = Session(network, network.pack(coefs, intercepts), optimizer, settings, n, keep=keep, csr=csr)
-        self.loss = float(session.run(data, rates=np.ones(1))[0])
+        session.run(data, rates=np.ones(1))
+        self.loss = float(session.losses[0])
         # The velocity after one step is -g; 0 - (-g) instead of its negative, so that no zero gets a sign.
         self.coef_grads, self.intercept_grads = network.unpack(0 - optimizer.first)
         self._session, self._n = session, n

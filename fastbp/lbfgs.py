@@ -48,9 +48,10 @@ def fit(session, data, settings, progress, max_fun):
     progress.epochs = 0
     start = np.concatenate([part.ravel() for parts in session.parameters() for part in parts])
     last = {"loss": None, "params": start}
+    total_weight = data.total_weight()
 
     def loss_and_gradient(params):
-        last["loss"], gradient = session.loss_and_gradient(data, params)
+        last["loss"], gradient = session.loss_and_gradient(data, params, total_weight)
         return last["loss"], gradient
 
     def after_iteration(params):

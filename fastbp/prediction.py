@@ -7,7 +7,7 @@ import numpy as np
 
 from fastbp.kernels import prediction, threads
 from fastbp.kernels.addresses import kernel_addresses
-from fastbp.kernels.csr import csr_matrix_of
+from fastbp.kernels.csr_matrix import CsrMatrix, csr_matrix_of
 from fastbp.kernels.network import aligned_zeros, make_network
 from fastbp.kernels.plan import (
     MAX_PREDICTION_ROWS,
@@ -90,8 +90,9 @@ class Predictor:
 
         Parameters
         ----------
-        x : ndarray of shape (n_samples, n_features), or scipy CSR matrix
-            float32, float64 or uint8, C-ordered, at least one row; a sparse one is finite.
+        x : ndarray of shape (n_samples, n_features), scipy CSR matrix or CsrMatrix
+            float32, float64 or uint8, C-ordered, at least one row; a sparse one is finite, and a `CsrMatrix` has the
+            network's type.
         n_jobs : int or None
             See `threads.thread_count`.
 
@@ -112,7 +113,8 @@ class Predictor:
             raise ValueError(f"X has {n_features} features, but the network has {self.n_features} inputs.")
         out = np.empty((n, self._n_columns), self.dtype)
         if not isinstance(x, np.ndarray):
-            return out, self._predict_csr(csr_matrix_of(x, self.dtype), out, n_jobs)
+            csr = x if isinstance(x, CsrMatrix) else csr_matrix_of(x, self.dtype)
+            return out, self._predict_csr(csr, out, n_jobs)
         if n >= MANY_ROWS and is_mostly_zero(x):
             return out, self._predict_indexed(x, out, n_jobs)
         return out, self._predict(prediction.predict, x, out, n_jobs, self._work, x.dtype)

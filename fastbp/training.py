@@ -130,38 +130,25 @@ def fit(session, data, settings, progress, random_state, *, one_epoch=False, sco
         On Ctrl-C before the first batch: there is nothing to keep.
     """
     progress.epochs = 0
-    best = None
-    if score is not None:
-        best = session.parameters()  # of a warm start, the best so far
-        if progress.validation_scores is None:
-            progress.validation_scores, progress.best_score, progress.no_improvement = [], -np.inf, 0
+    if score is not None and progress.validation_scores is None:
+        progress.validation_scores, progress.best_score, progress.no_improvement = [], -np.inf, 0
     steps_before = session.optimizer.steps
-    remaining, at_once = 1 if one_epoch else settings.max_iter, 1
-    twister = twister_of(random_state) if settings.shuffle else None
+    loop = _Loop(session, data, settings, progress, random_state, score)
     try:
-        while remaining > 0:
-            n_epochs = min(remaining, at_once)
-            begin = time.perf_counter()
-            stops, best = _run_epochs(session, data, settings, progress, random_state, twister, n_epochs, score, best)
-            if stops:
-                break
-            remaining -= len(session.losses)
-            if time.perf_counter() - begin < _SHORT and score is None and (twister or not settings.shuffle):
-                at_once *= 2  # else Python has something to do between the epochs
-        else:
-            if not one_epoch and settings.schedule not in FINITE_SCHEDULES:
-                warn_user(
-                    f"Stochastic Optimizer: Maximum iterations ({settings.max_iter}) reached and the "
-                    "optimization hasn't converged yet.",
-                    ConvergenceWarning,
-                )
+        stopped = loop.run(1 if one_epoch else settings.max_iter)
+        if not (stopped or one_epoch or settings.schedule in FINITE_SCHEDULES):
+            warn_user(
+                f"Stochastic Optimizer: Maximum iterations ({settings.max_iter}) reached and the "
+                "optimization hasn't converged yet.",
+                ConvergenceWarning,
+            )
     except KeyboardInterrupt:
         if session.optimizer.steps == steps_before:
             raise
         warn_user("Training interrupted by user.")
         if not progress.validation_scores:
-            best = None
-    return session.parameters() if best is None else best
+            return session.parameters()
+    return session.parameters() if loop.best is None else loop.best
 
 
 # Seconds of compiled code up to which it is entered for more epochs the next time: verbose output is not late, and
@@ -169,84 +156,130 @@ def fit(session, data, settings, progress, random_state, *, one_epoch=False, sco
 _SHORT = 0.02
 
 
-def _rates(schedule, session, settings, progress, n_samples, n_batches, n_epochs):
-    """Return the learning rate of each step of some epochs, as far as no plateau changes it."""
-    optimizer = session.optimizer
-    if schedule != "invscaling":
-        total = settings.max_iter * n_batches
-        return step_rates(schedule, optimizer.rate, optimizer.steps, n_epochs * n_batches, total)
-    init, power = settings.learning_rate_init, settings.power_t
-    later = [
-        after_epoch(schedule, optimizer.rate, init, progress.samples_seen + i * n_samples, power)
-        for i in range(1, n_epochs)
-    ]
-    return np.repeat([optimizer.rate, *later], n_batches)
+class _Loop:
+    """The loop over epochs. Compiled code trains for some at a time; what follows each of them is in `_end_epoch`.
 
+    Parameters
+    ----------
+    session, data, settings, progress, random_state, score
+        See `fit`.
 
-def _run_epochs(session, data, settings, progress, random_state, twister, n_epochs, score, best):
-    """Train on all samples, at most `n_epochs` times; return whether training stops, and the best parameters."""
-    n_samples = data.order.size
-    n_batches = -(-n_samples // session.settings.batch_size)
-    if settings.shuffle and twister is None:
-        random_state.shuffle(data.order)  # the order that sklearn.utils.shuffle would give
-    rates = _rates(settings.schedule, session, settings, progress, n_samples, n_batches, n_epochs)
-    watch = None
-    if score is None and settings.schedule not in FINITE_SCHEDULES:
-        watch = Watch(progress.best_loss, progress.no_improvement, settings.tol, settings.n_iter_no_change)
-    stops, interrupted = False, True
-    try:
-        session.run(data, rates, twister=twister, watch=watch)
-        interrupted = False
-    finally:  # after Ctrl-C too
-        for i, loss in enumerate(session.losses.tolist()):
-            progress.add_epoch(loss, float(rates[i * n_batches]), n_samples)
-            if settings.verbose:
-                print(f"Iteration {progress.epochs}, loss = {loss:.8f}")
-            if score is None:
-                progress.watch_loss(settings.tol)
-            elif not interrupted:
-                best = _validate(session, settings, progress, score, best)
-            stops = _diverged(session, progress, score) or _stops(session.optimizer, settings, progress, score)
-    return stops, best
-
-
-def _validate(session, settings, progress, score, best):
-    """Take the score of the parameters; return them if it is the highest, else the best before."""
-    parameters = session.parameters()
-    value = score(*parameters)
-    if settings.verbose:
-        print(f"Validation score: {value:f}")
-    return parameters if progress.watch_score(value, settings.tol) else best
-
-
-def _diverged(session, progress, score):
-    """Whether the parameters have become infinite, so that training cannot continue; the estimator says so.
-
-    With early stopping it goes on, as in scikit-learn, and the parameters of the best score are kept.
+    Attributes
+    ----------
+    best : tuple of coefs and intercepts, or None
+        With early stopping, the parameters of the best score; those of a warm start are the best so far.
     """
-    return score is None and not math.isfinite(progress.loss) and not np.isfinite(session.params).all()
 
+    def __init__(self, session, data, settings, progress, random_state, score):
+        self._session, self._data, self._settings, self._progress = session, data, settings, progress
+        self._random_state, self._score = random_state, score
+        self._twister = twister_of(random_state) if settings.shuffle else None
+        self._n_samples = data.order.size
+        self._n_batches = -(-self._n_samples // session.settings.batch_size)
+        self.best = None if score is None else session.parameters()
 
-def _stops(optimizer, settings, progress, score):
-    """Set the learning rate of the next epoch; return whether training stops instead."""
-    schedule, init = settings.schedule, settings.learning_rate_init
-    optimizer.rate = after_epoch(schedule, optimizer.rate, init, progress.samples_seen, settings.power_t)
-    if progress.no_improvement <= settings.n_iter_no_change:
+    def run(self, n_epochs):
+        """Train for so many epochs, or until a stopping rule applies; return whether one does."""
+        # Python has something to do between the epochs if it scores or shuffles.
+        one_by_one = self._score is not None or (self._settings.shuffle and self._twister is None)
+        at_once = 1
+        while self._progress.epochs < n_epochs:
+            begin = time.perf_counter()
+            if self._train(min(n_epochs - self._progress.epochs, at_once)):
+                return True
+            if time.perf_counter() - begin < _SHORT and not one_by_one:
+                at_once *= 2
         return False
-    if score is None and schedule in FINITE_SCHEDULES:
-        return False  # the loss falls most where the rate does, at the end
-    rate = after_plateau(schedule, optimizer.rate)
-    if settings.verbose:
-        print(_plateau_message(settings, rate, score))
-    if rate is None:
-        return True
-    optimizer.rate = rate
-    progress.no_improvement = 0
-    return False
+
+    def _train(self, n_epochs):
+        """Train on all samples, at most `n_epochs` times; return whether training stops."""
+        if self._settings.shuffle and self._twister is None:
+            self._random_state.shuffle(self._data.order)  # the order that sklearn.utils.shuffle would give
+        rates = self._rates(n_epochs)
+        try:
+            self._session.run(self._data, rates, twister=self._twister, watch=self._watch())
+        except KeyboardInterrupt:
+            self._take_notes(rates, scores=False)  # who presses Ctrl-C does not wait for a score
+            raise
+        return self._take_notes(rates)
+
+    def _rates(self, n_epochs):
+        """Return the learning rate of each step of some epochs, as far as no plateau changes it."""
+        settings, optimizer = self._settings, self._session.optimizer
+        if settings.schedule != "invscaling":
+            total = settings.max_iter * self._n_batches
+            return step_rates(settings.schedule, optimizer.rate, optimizer.steps, n_epochs * self._n_batches, total)
+        later = [self._rate_after(self._progress.samples_seen + i * self._n_samples) for i in range(1, n_epochs)]
+        return np.repeat([optimizer.rate, *later], self._n_batches)
+
+    def _watch(self):
+        """Return the rule that compiled code applies after an epoch; None where none does, or a score is watched."""
+        settings, progress = self._settings, self._progress
+        if self._score is not None or settings.schedule in FINITE_SCHEDULES:
+            return None
+        return Watch(progress.best_loss, progress.no_improvement, settings.tol, settings.n_iter_no_change)
+
+    def _take_notes(self, rates, *, scores=True):
+        """Take note of the epochs that compiled code has done; return whether training stops."""
+        stops = False
+        for loss, rate in zip(self._session.losses.tolist(), rates[:: self._n_batches].tolist(), strict=False):
+            stops = self._end_epoch(loss, rate, scores=scores)
+        return stops
+
+    def _end_epoch(self, loss, rate, *, scores):
+        """Do what follows an epoch; return whether training stops."""
+        settings, progress = self._settings, self._progress
+        progress.add_epoch(loss, rate, self._n_samples)
+        if settings.verbose:
+            print(f"Iteration {progress.epochs}, loss = {loss:.8f}")
+        if self._score is None:
+            progress.watch_loss(settings.tol)
+        elif scores:
+            self._validate()
+        return self._has_diverged() or self._stops()
+
+    def _validate(self):
+        """Take the score of the parameters, and keep them if it is the highest."""
+        parameters = self._session.parameters()
+        value = self._score(*parameters)
+        if self._settings.verbose:
+            print(f"Validation score: {value:f}")
+        if self._progress.watch_score(value, self._settings.tol):
+            self.best = parameters
+
+    def _has_diverged(self):
+        """Whether the parameters have become infinite, so that training cannot continue; the estimator says so.
+
+        With early stopping it goes on, as in scikit-learn, and the parameters of the best score are kept.
+        """
+        if self._score is not None or math.isfinite(self._progress.loss):
+            return False
+        return not np.isfinite(self._session.params).all()
+
+    def _stops(self):
+        """Set the learning rate of the next epoch; return whether training stops instead."""
+        settings, progress, optimizer = self._settings, self._progress, self._session.optimizer
+        optimizer.rate = self._rate_after(progress.samples_seen)
+        if progress.no_improvement <= settings.n_iter_no_change:
+            return False
+        if self._score is None and settings.schedule in FINITE_SCHEDULES:
+            return False  # the loss falls most where the rate does, at the end
+        rate = after_plateau(settings.schedule, optimizer.rate)
+        if settings.verbose:
+            print(_plateau_message(settings, rate, "Training loss" if self._score is None else "Validation score"))
+        if rate is None:
+            return True
+        optimizer.rate = rate
+        progress.no_improvement = 0
+        return False
+
+    def _rate_after(self, samples_seen):
+        """Return the learning rate of the epoch that begins after so many samples."""
+        settings, rate = self._settings, self._session.optimizer.rate
+        return after_epoch(settings.schedule, rate, settings.learning_rate_init, samples_seen, settings.power_t)
 
 
-def _plateau_message(settings, rate, score):
-    watched = "Training loss" if score is None else "Validation score"
+def _plateau_message(settings, rate, watched):
     message = (
         f"{watched} did not improve more than tol={settings.tol:f} for {settings.n_iter_no_change} consecutive epochs."
     )

@@ -18,8 +18,8 @@ from fastbp.codegen.memory import pointer
 from fastbp.codegen.rows import ROW_VECTORS, row_kernel, row_kernel_indexed
 from fastbp.codegen.target import lanes
 from fastbp.initializers import initial_parameters
-from fastbp.kernels import csr, session, threads
-from fastbp.kernels.csr import CsrMatrix, csr_matrix_of
+from fastbp.kernels import csr, lazy, session, threads
+from fastbp.kernels.csr_matrix import CsrMatrix, csr_matrix_of
 from fastbp.kernels.network import make_network
 from fastbp.kernels.plan import BLOCK_ROWS
 from fastbp.kernels.records import Data
@@ -123,13 +123,14 @@ def run_epochs(trained, data, n_epochs=3, rates=None):
     for epoch in range(n_epochs):
         rng.shuffle(data.order)
         if trained.settings.solver == "lbfgs":
-            loss, gradient = trained.loss_and_gradient(data, flat)
+            loss, gradient = trained.loss_and_gradient(data, flat, data.total_weight())
             gradients.append(gradient)
             flat = flat - trained.params.dtype.type(0.1) * gradient
             trained.set_parameters(flat)
         else:
             some = np.full(n_batches, 0.01) if rates is None else rates[epoch * n_batches :][:n_batches]
-            (loss,) = trained.run(data, some)
+            trained.run(data, some)
+            (loss,) = trained.losses
         losses.append(loss)
     coefs, intercepts = trained.parameters()
     state = [part for part in (trained.optimizer.first, trained.optimizer.second) if part.size]
@@ -211,8 +212,8 @@ def test_a_batch_without_weight_changes_nothing():
             weight = np.linspace(0.5, 1.5, n)
             weight[30:60] = 0
             data = data._replace(weight=weight)
-            losses = [trained.run(data, np.full(3, 0.01))[0] for _ in range(4)]  # not shuffled
-            results.append([*chain(*trained.parameters()), np.array(losses)])
+            trained.run(data, np.full(12, 0.01))  # four epochs, not shuffled
+            results.append([*chain(*trained.parameters()), trained.losses])
         for a, b in zip(*results, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
 
@@ -290,7 +291,7 @@ def test_where_the_series_is_not_precise_no_row_waits(options):
     settings = settings_for([12, 3], "adam", 20, n_jobs=1, **options)
     X = sparse_rows(200, 150, per_row=1)
     for dtype in DTYPES:
-        assert not csr._can_be_lazy(settings, np.dtype(dtype))
+        assert not lazy.has_closed_form(settings, np.dtype(dtype))
         sparse, dense = (start(X, [12, 3], settings, dtype, is_csr) for is_csr in (True, False))
         assert not sparse[0]._csr.is_lazy
         assert_same_bits(run_epochs(*sparse), run_epochs(*dense))
@@ -299,13 +300,13 @@ def test_where_the_series_is_not_precise_no_row_waits(options):
 def test_when_rows_wait():
     usual = settings_for([3], "adam", 20)
     for dtype in map(np.dtype, DTYPES):
-        assert csr._can_be_lazy(usual, dtype)
-        assert csr._can_be_lazy(replace(usual, beta_1=0.0, beta_2=0.5), dtype)
-        assert csr._can_be_lazy(replace(usual, solver="sgd", beta_2=0.5), dtype)
-        assert not csr._can_be_lazy(replace(usual, solver="lbfgs"), dtype)
-        assert not csr._can_be_lazy(replace(usual, solver="sgd", alpha=1e-300), dtype)
+        assert lazy.has_closed_form(usual, dtype)
+        assert lazy.has_closed_form(replace(usual, beta_1=0.0, beta_2=0.5), dtype)
+        assert lazy.has_closed_form(replace(usual, solver="sgd", beta_2=0.5), dtype)
+        assert not lazy.has_closed_form(replace(usual, solver="lbfgs"), dtype)
+        assert not lazy.has_closed_form(replace(usual, solver="sgd", alpha=1e-300), dtype)
     # Precise enough for float32 only.
-    assert [csr._can_be_lazy(replace(usual, beta_1=0.95), np.dtype(dtype)) for dtype in DTYPES] == [True, False]
+    assert [lazy.has_closed_form(replace(usual, beta_1=0.95), np.dtype(dtype)) for dtype in DTYPES] == [True, False]
 
 
 def _sizes(n):
@@ -395,7 +396,7 @@ def test_more_steps_than_the_tables_hold(solver, monkeypatch):
     times, whole = [], session.catch_up_all
     monkeypatch.setattr(session, "catch_up_all", lambda *args: times.append(1) or whole(*args))
     for most in (1, 2, 7, 50):
-        monkeypatch.setattr(csr, "MAX_LAZY_STEPS", most)
+        monkeypatch.setattr(lazy, "MAX_STEPS", most)
         times.clear()
         result = run_epochs(*start(X, [12, 3], settings, np.float64, True))[1]
         assert len(times) == -(-150 // most)
@@ -545,9 +546,10 @@ def test_predictions_have_the_bits_of_dense_ones(dtype):
         predictor = Predictor(*parameters, activations, 70)
         for n in (1, 8, 9, 95, 97, 300):
             X = sparse_rows(n, 70, seed=n)
-            outputs, _ = predictor.outputs(X, 1)
             dense, _ = predictor.outputs(X.toarray().astype(dtype), 1)
-            np.testing.assert_array_equal(outputs, dense)
+            for rows in (X, csr_matrix_of(X, np.dtype(dtype))):
+                outputs, _ = predictor.outputs(rows, 1)
+                np.testing.assert_array_equal(outputs, dense)
 
 
 # --- threads, and the ends of all arrays, in a process that may die of it ---
@@ -598,7 +600,7 @@ def _check_training():
     teams = []
     new_team, threads.new_team = threads.new_team, lambda wanted: teams.append(new_team(wanted)) or teams[-1]
     threads.thread_count = lambda n_jobs, work, least: n_jobs
-    csr.MAX_LAZY_STEPS = 4
+    lazy.MAX_STEPS = 4
     rng = np.random.default_rng(0)
     inputs = [
         sparse_rows(60, 70), csr_array((60, 40)), csr_array(rng.normal(size=(60, 33))),
@@ -682,7 +684,9 @@ def _check_large_places():
         optimizer = OptimizerState(first, second, 0.01)
         large = Session(network, params, optimizer, settings, 40, csr=csr_matrix_of(X, np.dtype(dtype)))
         for _ in range(3):
-            assert large.run(data, np.full(5, 0.01)) == small.run(data, np.full(5, 0.01))
+            large.run(data, np.full(5, 0.01))
+            small.run(data, np.full(5, 0.01))
+            assert large.losses == small.losses
         np.testing.assert_array_equal(rows[some], small.params[:n_first].reshape(-1, width))
         np.testing.assert_array_equal(params[k * width :], small.params[n_first:])
         assert not rows[2:100].any() and not rows[k - 50 : k - 10].any()

@@ -9,25 +9,13 @@ The update is that of dense training, exactly:
 
 - With L2 regularization, or Adam's decay rates far from the usual, every weight changes in every step: all rows are
   updated, in one pass.
-- Else the rows of absent features are *lazy*: they are caught up when a batch needs them, and before anyone reads them.
-
-A lazy row that has missed j steps has no gradient in them. Plain momentum moves it by a geometric sum. For Adam, with
-rho = sqrt(beta_2) and s_i the sizes of the missed steps, it moves by ::
-
-    -sum_i s_i beta_1^i m / (sqrt(v) rho^i + epsilon)
-        = -m / d  sum_k x^k B_k,   d = sqrt(v) + epsilon,  x = sqrt(v) / d,
-    B_k = sum_i s_i beta_1^i (1 - rho^i)^k,
-
-as 1 / (d - sqrt(v) (1 - rho^i)) is a geometric series in x (1 - rho^i). As x is at most 1 it converges for all v and
-epsilon alike. The B_k do not depend on the row, only on the step since when it waits; they follow from those of one
-step later, with (1 - rho^(i+1)) = (1 - rho) + rho (1 - rho^i), by sums of positive numbers.
+- Else the rows of absent features are *lazy*: they are caught up when a batch needs them, and before anyone reads them
+  (see `lazy`).
 """
 
-from math import comb
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from fastbp.codegen.jit import cached_jit, called_by_address, inlined, jit
 from fastbp.codegen.memory import (
@@ -44,94 +32,17 @@ from fastbp.codegen.memory import (
 from fastbp.codegen.processor import flush_subnormals, restore_subnormals
 from fastbp.codegen.rows import ROW_VECTORS, row_kernel_indexed
 from fastbp.codegen.target import CACHE_LINE
-from fastbp.codegen.vectors import fma, load, sqrt, store
+from fastbp.codegen.vectors import load, store
+from fastbp.kernels import lazy
+from fastbp.kernels.lazy import catch_up, look_back
 from fastbp.kernels.plan import BLOCK_ROWS
-from fastbp.kernels.records import declare_writeable
-from fastbp.optimizers import ADAM, update
+from fastbp.optimizers import update
 
 # Places in the table of `kernel_addresses`, after those of `sparse`.
 MULTIPLY_CSR, COLLECT_CSR, UPDATE_CSR = range(6, 9)
 
-# Steps after which all rows are caught up, which bounds the tables.
-MAX_LAZY_STEPS = 4096
-# Terms B_0 to B_7 of the series. The first that is left out, relative to B_0, must be below these if all steps have one
-# size.
-N_TERMS = 8
-MAX_RELATIVE_ERROR = {np.dtype(np.float32): 3e-8, np.dtype(np.float64): 1e-13}
-# Steps that a term of the series looks back, at most: beta_1 to this power is below this.
-NEGLIGIBLE = 1e-22
 # Rows between the one that is updated and the one that is prefetched: they come from memory, in no order.
 PREFETCH_ROWS = 8
-
-
-class CsrMatrix(NamedTuple):
-    """Inputs in compressed sparse rows; the features of each row are in ascending order, each once."""
-
-    indptr: np.ndarray  # (n_samples + 1,) int64
-    indices: np.ndarray  # (n_entries,) int32: features
-    values: np.ndarray  # (n_entries,), of the network's type
-    n_features: int
-
-
-def csr_matrix_of(X, dtype):
-    """Return a scipy matrix as the kernels read it.
-
-    Parameters
-    ----------
-    X : scipy.sparse CSR matrix or array
-        Not changed. It may have unsorted and duplicate entries, whose sum counts, and explicit zeros.
-    dtype : {float32, float64}
-        Type of the values.
-
-    Returns
-    -------
-    CsrMatrix
-        Without copies of what has the right type and order.
-
-    Raises
-    ------
-    ValueError
-        If the index arrays do not describe a matrix, it has too many features, or sums of duplicates are not finite.
-    """
-    n_samples, n_features = X.shape
-    if n_features > np.iinfo(np.int32).max:
-        raise ValueError(f"X has {n_features} features; the largest number for sparse input is 2**31 - 1.")
-    indptr, indices, values = X.indptr, X.indices, X.data
-    n_entries = int(indptr[-1]) if len(indptr) else 0
-    # Numbers are compared, not subtracted, as unsigned ones have no negative differences.
-    if (
-        len(indptr) != n_samples + 1 or indptr[0] != 0 or (indptr[1:] < indptr[:-1]).any()
-        or n_entries > min(len(indices), len(values))
-        or (n_entries and (indices[:n_entries].min() < 0 or indices[:n_entries].max() >= n_features))
-    ):  # fmt: skip
-        raise ValueError("The index arrays of the sparse X are inconsistent; see its method check_format.")
-    indices, values = indices[:n_entries], values[:n_entries]  # there may be more, which do not count
-    ascending = indices[1:] > indices[:-1]
-    starts = indptr[1:-1]
-    ascending[starts[(starts > 0) & (starts < n_entries)] - 1] = True  # where a row begins
-    if not ascending.all():
-        # The sums have the type that they have in a dense array, where that is not narrower than the network's.
-        values = values.astype(np.promote_types(values.dtype, dtype))
-        kinds = indices.astype(np.int32), indptr.astype(np.int64)
-        summed = csr_array((values, *kinds), shape=X.shape)
-        summed.sum_duplicates()
-        indptr, indices, values = summed.indptr, summed.indices, summed.data
-        if values.size and not max(values.max(), -values.min()) <= np.finfo(dtype).max:
-            raise ValueError(f"The sums of duplicate entries of X contain infinity or a value too large for {dtype!r}.")
-    return CsrMatrix(
-        _as_kind(indptr, np.int64), _as_kind(indices, np.int32), _as_kind(values, dtype), n_features
-    )  # fmt: skip
-
-
-def _as_kind(array, dtype):
-    return declare_writeable(np.ascontiguousarray(array, dtype))
-
-
-def split_inputs(X, dtype):
-    """Return inputs as a `Data` has them, and the `CsrMatrix` of sparse ones, or None."""
-    if isinstance(X, np.ndarray):
-        return X, None
-    return np.empty((X.shape[0], 0), dtype), csr_matrix_of(X, dtype)
 
 
 class _Table(NamedTuple):
@@ -151,11 +62,11 @@ class _Table(NamedTuple):
     is_lazy: int
     last: int  # int32 (n_features,): the step that a row has reached
     clock: int  # int64 (1,): steps done
-    log: int  # float64 (MAX_LAZY_STEPS,): size of each step
-    moments: int  # float64 (MAX_LAZY_STEPS + 1, N_TERMS): B_k of a row that waits since this step
+    log: int  # float64 (lazy.MAX_STEPS,): size of each step
+    moments: int  # float64 (lazy.MAX_STEPS + 1, lazy.N_TERMS): B_k of a row that waits since this step
     memory: int  # steps that a B_k looks back
-    decays: int  # float64 (MAX_LAZY_STEPS + 1, 2): of the optimizer's state after so many steps, see `_decays`
-    powers: int  # float64 (N_TERMS, N_TERMS): factors of `_look_back`
+    decays: int  # float64 (lazy.MAX_STEPS + 1, 2): of the optimizer's state after so many steps, see `lazy`
+    powers: int  # float64 (lazy.N_TERMS, lazy.N_TERMS): factors of `lazy.look_back`
 
 
 class _Csr(NamedTuple):
@@ -205,11 +116,9 @@ class Csr:
         dtype = matrix.values.dtype
         sizes = np.diff(matrix.indptr)
         capacity = int(np.partition(sizes, -chunk)[-chunk:].sum()) if chunk < len(sizes) else int(sizes.sum())
-        self.is_lazy = chunk == settings.batch_size and _can_be_lazy(settings, dtype)
+        self.is_lazy = chunk == settings.batch_size and lazy.has_closed_form(settings, dtype)
         n_batches = -(-len(sizes) // settings.batch_size)
-        n_lazy = matrix.n_features if self.is_lazy else 0
-        n_steps = MAX_LAZY_STEPS + 1 if self.is_lazy else 0
-        memory, powers = _series(settings)
+        memory, waiting = lazy.workspace(settings, matrix.n_features, self.is_lazy)
         arrays = {
             "bounds": _bounds(matrix, n_batches, n_threads, self.is_lazy),
             "counts": np.zeros(matrix.n_features, np.int32),
@@ -217,12 +126,7 @@ class Csr:
             "touched": np.zeros(n_threads * (capacity + 1), np.int32),
             "rows": np.zeros(n_threads * capacity, np.int32),
             "entries": np.zeros(n_threads * capacity, dtype),
-            "last": np.zeros(n_lazy, np.int32),
-            "clock": np.zeros(1, np.int64),
-            "log": np.zeros(n_steps),
-            "moments": np.zeros((n_steps, N_TERMS)),
-            "decays": _decays(settings, n_steps),
-            "powers": powers,
+            **waiting,
         }
         self._keep = arrays, matrix  # the table has their addresses only
         self._clock = arrays["clock"]
@@ -237,47 +141,11 @@ class Csr:
 
     def steps_left(self):
         """Return how many steps may follow before all rows must be caught up."""
-        return MAX_LAZY_STEPS - int(self._clock[0]) if self.is_lazy else np.iinfo(np.int64).max
+        return lazy.MAX_STEPS - int(self._clock[0]) if self.is_lazy else np.iinfo(np.int64).max
 
     def has_waiting_rows(self):
         """Whether any row may wait."""
         return self.is_lazy and self._clock[0] > 0
-
-
-def _can_be_lazy(settings, dtype):
-    """Whether the movement of rows without a gradient has a closed form of full precision."""
-    if settings.alpha != 0 or settings.solver not in ("sgd", "adam"):
-        return False
-    if settings.solver == "sgd" or settings.beta_1 == 0:
-        return True
-    rest = 1 - np.sqrt(settings.beta_2) ** np.arange(1, MAX_LAZY_STEPS)
-    weights = settings.beta_1 ** np.arange(1, MAX_LAZY_STEPS)
-    return (weights * rest**N_TERMS).sum() <= MAX_RELATIVE_ERROR[dtype] * weights.sum()
-
-
-def _series(settings):
-    """Return how many steps a term of the series looks back, and the factors of `_look_back`."""
-    if settings.solver != "adam" or settings.beta_1 == 0:
-        return 0, np.zeros((N_TERMS, N_TERMS))
-    rho = np.sqrt(settings.beta_2)
-    powers = [
-        [comb(k, j) * (1 - rho) ** (k - j) * rho**j * settings.beta_1 if j <= k else 0.0 for j in range(N_TERMS)]
-        for k in range(N_TERMS)
-    ]
-    return int(np.ceil(np.log(NEGLIGIBLE) / np.log(settings.beta_1))), np.array(powers)
-
-
-def _decays(settings, n):
-    """Return what is left of the optimizer's state after 0 to n - 1 steps without a gradient.
-
-    For Adam beta_1^j and beta_2^j; for sgd momentum^j, and the distance that the velocity covers in these steps.
-    """
-    j = np.arange(n)
-    if settings.solver == "adam":
-        return np.stack([settings.beta_1**j, settings.beta_2**j], axis=1)
-    velocity = float(settings.momentum) ** j
-    distance = np.cumsum(velocity) - 1
-    return np.stack([velocity, distance * settings.momentum if settings.nesterovs_momentum else distance], axis=1)
 
 
 def _bounds(matrix, n_batches, n_threads, is_lazy):
@@ -410,35 +278,6 @@ def _collect(csr, order, position, m, low, high):
     return n_touched
 
 
-@jit
-def _catch_up(csr, solver, constants, feature, now, row, weights, first, second):
-    """Take a row through the steps that it has missed up to the step `now`, all without a gradient."""
-    since = np.int64(load_scalar(csr.last, feature))
-    if since >= now:
-        return
-    w, m, v = offset(weights, feature * row), offset(first, feature * row), offset(second, feature * row)
-    width, missed = lane_count(weights), now - since
-    decay_1, decay_2 = load_scalar(csr.decays, 2 * missed), load_scalar(csr.decays, 2 * missed + 1)
-    if solver == ADAM:
-        b = offset(csr.moments, since * N_TERMS)
-        epsilon = load_scalar(constants, 2)
-        for j in range(0, row, width):
-            moment, square = load(m, j), load(v, j)
-            inverse = 1.0 / (sqrt(square) + epsilon)
-            x = 1.0 - inverse * epsilon  # not sqrt(v) * inverse, which is NaN where v has become infinite
-            total = fma(x, load_scalar(b, 7), load_scalar(b, 6))
-            for k in range(5, -1, -1):
-                total = fma(x, total, load_scalar(b, k))
-            store(w, j, load(w, j) - moment * inverse * total)
-            store(m, j, moment * decay_1)
-            store(v, j, square * decay_2)
-    else:
-        for j in range(0, row, width):
-            velocity = load(m, j)
-            store(w, j, fma(velocity, decay_2, load(w, j)))
-            store(m, j, velocity * decay_1)
-
-
 @inlined
 def _prefetch_row(csr, k, row, weights, first, second):
     """Prefetch the row of the k-th feature of the batch, and its optimizer state."""
@@ -447,28 +286,6 @@ def _prefetch_row(csr, k, row, weights, first, second):
         prefetch_for_write(weights, i)
         prefetch_for_write(first, i)
         prefetch_for_write(second, i)
-
-
-@jit
-def _look_back(csr, size):
-    """Write a step of this size into the log, and renew the B_k of the rows that wait."""
-    now = load_scalar(csr.clock, 0)
-    store_scalar(csr.log, now, size)
-    now += 1
-    store_scalar(csr.clock, 0, now)
-    if csr.memory == 0:
-        return
-    for k in range(N_TERMS):
-        store_scalar(csr.moments, now * N_TERMS + k, 0.0)
-    for step in range(now - 1, max(-1, now - 1 - csr.memory), -1):
-        later, here = offset(csr.moments, (step + 1) * N_TERMS), offset(csr.moments, step * N_TERMS)
-        size = load_scalar(csr.log, step)
-        for k in range(N_TERMS):
-            factors = offset(csr.powers, k * N_TERMS)
-            total = load_scalar(factors, 0) * size
-            for j in range(k + 1):
-                total += load_scalar(factors, j) * load_scalar(later, j)
-            store_scalar(here, k, total)
 
 
 @called_by_address
@@ -501,7 +318,7 @@ def collect_csr(
     for k in range(n_touched):
         _prefetch_row(csr, min(k + PREFETCH_ROWS, n_touched - 1), row, weights, first, second)
         feature = np.int64(load_scalar(csr.touched, 1 + k))
-        _catch_up(csr, solver, constants, feature, now, row, weights, first, second)
+        catch_up(csr, solver, constants, feature, now, row, weights, first, second)
         store_scalar(csr.last, feature, now + 1)  # it takes part in the next step
 
 
@@ -539,7 +356,7 @@ def update_csr(
     if csr.is_lazy:
         _update_present(csr, rule, deltas, delta_row, zeros, scratch)
         if rank == 0:
-            _look_back(csr, size)
+            look_back(csr, size)
     elif in_place:
         _update_all(csr, rule, low, high, deltas, delta_row, squares, zeros, scratch)
     else:
@@ -653,7 +470,7 @@ def catch_up_all(table, ints, floats, solver, constants, row, params, first, sec
     now = load_scalar(csr.clock, 0)
     low, high = _features_of(pointer(table, 0), 0, 1)
     for feature in range(low, high):
-        _catch_up(
+        catch_up(
             csr, solver, pointer(constants, 0), feature, now, row, weights, pointer(first, 0), pointer(second, 0)
         )  # fmt: skip
         store_scalar(csr.last, feature, 0)

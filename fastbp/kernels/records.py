@@ -24,6 +24,10 @@ class Data(NamedTuple):
     weight: np.ndarray  # (n_samples,), or empty for equal weights
     order: np.ndarray  # (n_seen,) int64: the samples of an epoch, batch after batch
 
+    def total_weight(self):
+        """Return the sum of the weights of the samples of an epoch, or how many there are."""
+        return float(self.weight[self.order].sum(dtype=np.float64) if self.weight.size else self.order.size)
+
 
 class NetArrays(NamedTuple):
     """The parameters of a network, and the workspace of its forward and backward pass."""

@@ -154,7 +154,8 @@ class Session:
     n_threads : int
         The most threads that it uses.
     losses : ndarray
-        Mean loss of the samples in each epoch of the last `run`: each batch before its own update.
+        Mean loss of the samples in each epoch that the last `run` has done, also where Ctrl-C has ended it: each batch
+        before its own update.
     """
 
     def __init__(self, network, params, optimizer, settings, n_samples, *, sparse=False, keep=False, csr=None):
@@ -163,7 +164,7 @@ class Session:
         self.params = params
         self._network = network
         batch_size = settings.batch_size
-        n_inputs = network.units[0] if csr is None else csr.indices.size / len(csr.indptr)
+        n_inputs = network.units[0] if csr is None else csr.indices.size / csr.shape[0]
         work = training_work([n_inputs, *network.units[1:]]) * min(batch_size, n_samples)
         if csr is not None and settings.alpha != 0:
             work += UPDATE_WORK * network.n_params  # in every step, for the rows of absent features too
@@ -212,7 +213,7 @@ class Session:
     def run(self, data, rates, *, twister=None, watch=None):
         """Train on the samples of `data` for whole epochs, batch after batch.
 
-        After Ctrl-C, `losses` has the epochs that are done.
+        Their losses are in `losses`.
 
         Parameters
         ----------
@@ -224,11 +225,6 @@ class Session:
             Draws a new order before each epoch; None keeps the order.
         watch : Watch, default=None
             The rule that stops after some epoch, not changed; None to train for all.
-
-        Returns
-        -------
-        ndarray
-            Mean loss of the samples in each epoch that is done.
 
         Raises
         ------
@@ -276,7 +272,6 @@ class Session:
                 self._tuner.measure(n_threads, done - before, time.perf_counter() - begin)
         finally:
             self.losses = epochs.losses[: (self.optimizer.steps - begun) // n_batches]
-        return self.losses
 
     def _call(self, data, rates, first_batch, last_batch, epochs, losses, n_threads):
         """Enter compiled code for batches [first_batch, last_batch)."""
@@ -306,7 +301,7 @@ class Session:
         finally:  # Ctrl-C is raised when compiled code returns: the batches that it has done count
             optimizer.steps += int(done[0])
 
-    def loss_and_gradient(self, data, params):
+    def loss_and_gradient(self, data, params, total_weight):
         """Compute the mean loss of a batch of all samples with its L2 term, and the gradient; for the solver "lbfgs".
 
         Parameters
@@ -315,6 +310,8 @@ class Session:
             Samples.
         params : ndarray
             As in `set_parameters`.
+        total_weight : float
+            That of `data`.
 
         Returns
         -------
@@ -323,15 +320,15 @@ class Session:
             In the order of `params`.
         """
         self.set_parameters(params)
-        loss = float(self.run(data, np.zeros(1))[0])
-        divisor = float(data.weight[data.order].sum(dtype=np.float64) if data.weight.size else data.order.size)
+        self.run(data, np.zeros(1))
+        loss = float(self.losses[0])
         flat = self._flat
         for packed, part in flat.from_grads:
             part[...] = packed
-        gradient = flat.gradient / divisor
+        gradient = flat.gradient / total_weight
         if self.settings.alpha != 0:
             weights = flat.params[: flat.n_weights]  # needed no more
-            weights *= self.settings.alpha / divisor
+            weights *= self.settings.alpha / total_weight
             gradient[: flat.n_weights] += weights
         return loss, gradient
 
