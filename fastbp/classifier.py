@@ -11,7 +11,6 @@ from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import check_scalar
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import type_of_target, unique_labels
-from sklearn.utils.validation import column_or_1d
 
 from fastbp.activations import Activation, Logistic, Softmax
 from fastbp.compat import StrOptions, check_partial_fit_first_call, fit_context
@@ -363,10 +362,13 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
             The estimator, as after zero epochs of training. With ``dtype="auto"`` its weights are float32.
         """
         n_features = check_scalar(n_features, "n_features", Integral, min_val=1)
+        classes = np.asarray(classes)
+        if classes.ndim != 1 or classes.size == 0:
+            raise ValueError(f"classes must be an array of shape (n_classes,) with a label or more, got {classes!r}.")
         with self._all_at_once() as model:
             for name in ("coefs_", "classes_", "feature_names_in_"):
                 model.__dict__.pop(name, None)
-            model._binarizer = LabelBinarizer().fit(column_or_1d(classes))
+            model._binarizer = LabelBinarizer().fit(classes)
             model.classes_ = model._binarizer.classes_
             n_outputs = model._binarizer.transform(model.classes_).shape[1]
             model._initialize_network(int(n_features), n_outputs)

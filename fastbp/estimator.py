@@ -9,7 +9,7 @@ import numpy as np
 from scipy.sparse import issparse
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import DataConversionWarning
-from sklearn.utils import check_random_state
+from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from fastbp import lbfgs, training
@@ -38,7 +38,7 @@ _READ_TYPES = {np.dtype(kind) for kinds in _SOURCES.values() for kind in kinds}
 _PREDICTORS: WeakKeyDictionary = WeakKeyDictionary()
 
 
-class _NotSupportedError(ValueError, NotImplementedError):
+class NotSupportedError(ValueError, NotImplementedError):
     """What a method does not do with these parameters; scikit-learn raises the first, its checks know the second."""
 
 
@@ -146,9 +146,16 @@ class BaseBackprop(BaseEstimator):
         X, y, dtype = self._check_X(X, y, reset=first)
         Y = self._check_targets(y, reset=first and not knows_classes)
         if self.early_stopping and incremental:
-            raise _NotSupportedError("partial_fit does not support early_stopping=True")
-        Y, weight = targets_and_weights(X, Y, sample_weight, dtype)
+            raise NotSupportedError(
+                "partial_fit does not support early_stopping=True. Use early_stopping=False, or call fit."
+            )
+        Y, weight = targets_and_weights(X, Y, sample_weight, self._work_dtype(dtype))
         self._fit_network(X, Y, weight, dtype, fitted_units=fitted_units, one_epoch=incremental)
+
+    def _work_dtype(self, dtype):
+        """Return the type in which a network is trained."""
+        # The line search of lbfgs compares losses that differ by less than the precision of float32.
+        return np.dtype(np.float64) if self.solver == "lbfgs" else dtype
 
     def _encode(self, X, y, sample_weight=None):
         """Check data of a fitted estimator; return inputs, targets and weights as the kernels take them."""
@@ -164,7 +171,7 @@ class BaseBackprop(BaseEstimator):
         X : ndarray of shape (n_samples, n_features), or scipy CSR matrix
             Checked inputs.
         Y : ndarray of shape (n_samples, n_outputs)
-            Targets, of type `dtype`.
+            Targets, of the type in which the network is trained.
         weight : ndarray of shape (n_samples,) or (0,)
             Weights of the samples, or nothing.
         dtype : dtype
@@ -188,15 +195,14 @@ class BaseBackprop(BaseEstimator):
                     "continue only in the same shape: set warm_start=False and call fit to start anew."
                 )
             progress = self._progress.copy()
-        # The line search of lbfgs compares losses that differ by less than the precision of float32.
-        work_dtype = np.dtype(np.float64) if self.solver == "lbfgs" else dtype
+        work_dtype = self._work_dtype(dtype)
         x, csr = split_inputs(X, work_dtype)  # before scipy takes samples from X: it does not check its index arrays
         order, score = np.arange(X.shape[0]), None
         if self.early_stopping and self.solver != "lbfgs":
             order, score = self._hold_out(X, Y, weight, coefs, intercepts, activations, random_state)
         else:
             progress.validation_scores = None
-        data = Data(x, Y.astype(work_dtype, copy=False), weight.astype(work_dtype, copy=False), order)
+        data = Data(x, Y, weight, order)
         step_settings = self._step_settings(order.size, Y.shape[1])
         network = make_network(units, activations, work_dtype, step_settings.batch_size, csr is not None)
         optimizer = OptimizerState.empty(network, self.solver, self.learning_rate_init)
@@ -407,6 +413,8 @@ class BaseBackprop(BaseEstimator):
                 outputs, finite = predictor.outputs(declare_writeable(numbers), self.n_jobs)
                 if finite:
                     return outputs
+        if isinstance(X, list | tuple | np.ndarray) and np.asarray(X).dtype.kind in "SU":
+            check_array(X)  # which refuses strings; a conversion to numbers would not
         X, _ = self._check_X(X, reset=False)
         return predictor.outputs(X, self.n_jobs)[0]
 
@@ -483,12 +491,22 @@ def _keep_float64(X, sources):
     if isinstance(X, np.ndarray) or issparse(X):
         # Of another byte order, or longer.
         is_other = X.dtype.kind == "f" and X.dtype.itemsize >= 8 and X.dtype != np.float64
-        return X.astype(np.float64) if is_other else X, sources
+        # Objects are mostly Python's numbers.
+        return X.astype(np.float64) if is_other else X, [np.float64] if X.dtype == object else sources
     if hasattr(X, "iloc"):
-        return X, sources
+        return X, [np.float64] if _holds_float64(X) else sources
     converted = np.asarray(X)  # of lists, and of frames and arrays of other libraries, which may have names of features
     X = converted if isinstance(X, list | tuple) else X
     return X, [np.float64] if converted.dtype == np.float64 else sources
+
+
+def _holds_float64(frame):
+    """Whether the numbers of a pandas object need float64, also those of its nullable types and Python's."""
+    kinds = frame.dtypes if frame.ndim == 2 else [frame.dtype]
+    try:
+        return np.result_type(*(getattr(kind, "numpy_dtype", kind) for kind in kinds)) in (np.float64, object)
+    except (TypeError, ValueError):  # types that are no numbers, which the checks refuse, or a frame without columns
+        return False
 
 
 def _state_of_0_1_0(state):

@@ -175,7 +175,7 @@ class _CompilationNotice(event.Listener):
             return
         fate = (
             "The machine code is kept on disk, from where later processes load it. `python -m fastbp warmup` compiles "
-            "everything ahead of time"
+            "what most networks need ahead of time"
             if all_code_is_kept()
             else "The machine code cannot be kept on disk, so that each process compiles anew; set NUMBA_CACHE_DIR to "
             "a folder of yours that can be written to"
@@ -250,6 +250,8 @@ class _ForgivingCache(DiskCache):
             # Where the system knows no home folder, Numba makes a folder named "~" in the current one. One that
             # NUMBA_CACHE_DIR names is the user's own doing.
             chosen = config.CACHE_DIR and backend.cache_path.startswith(config.CACHE_DIR)
+            if config.CACHE_DIR and not chosen:
+                self._warn_of_folder(backend.cache_path)
             if backend.cache_path.startswith("~") and not chosen:
                 if not was_there:
                     with suppress(OSError):
@@ -291,6 +293,15 @@ class _ForgivingCache(DiskCache):
     def _give_up(self, what):
         self._enabled = _ForgivingCache.all_kept = False
         self._warn(what)
+
+    @staticmethod
+    @cache
+    def _warn_of_folder(path):
+        warn_user(
+            f"NUMBA_CACHE_DIR={config.CACHE_DIR} cannot be written to: the disk cache of fastbp's compiled code is in "
+            f"{path}.",
+            RuntimeWarning,
+        )
 
     @classmethod
     def _warn(cls, what):
