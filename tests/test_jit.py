@@ -109,6 +109,28 @@ def test_damaged_cache_is_replaced(cache, small, suffix, damage):
     assert jit.all_code_is_kept()
 
 
+def test_an_index_with_types_that_are_no_more_is_replaced_silently(cache, small, monkeypatch):
+    cached_jit(small.twice)(4.0)
+
+    def load_overload(self, sig, target_context):
+        raise AttributeError("Can't get attribute 'Pair' on <module 'fastbp.pairs'>")
+
+    monkeypatch.setattr(compat.FunctionCache, "load_overload", load_overload)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        second = cached_jit(small.twice)
+        assert second(4.0) == 8
+    assert hits_and_misses(second) == (0, 1)
+
+
+def test_another_folder_than_that_of_the_user_is_said(cache, small, tmp_path, monkeypatch):
+    cache.touch()
+    with pytest.warns(RuntimeWarning, match=r"NUMBA_CACHE_DIR=.* cannot be written to: .* is in ") as caught:
+        for function in (small.twice, small.thrice):
+            assert cached_jit(function)(4.0)
+    assert len(caught) == 1
+
+
 def test_nowhere_to_write(cache, small, tmp_path, monkeypatch):
     # Files in the place of folders keep even root from making these: the one of NUMBA_CACHE_DIR, the one
     # beside the source, and the one in the home folder.

@@ -250,13 +250,13 @@ class _ForgivingCache(DiskCache):
             # Where the system knows no home folder, Numba makes a folder named "~" in the current one. One that
             # NUMBA_CACHE_DIR names is the user's own doing.
             chosen = config.CACHE_DIR and backend.cache_path.startswith(config.CACHE_DIR)
-            if config.CACHE_DIR and not chosen:
-                self._warn_of_folder(backend.cache_path)
             if backend.cache_path.startswith("~") and not chosen:
                 if not was_there:
                     with suppress(OSError):
                         os.removedirs(backend.cache_path)  # as far as they are empty
                 raise RuntimeError("there is no home folder")
+            if config.CACHE_DIR and not chosen:
+                self._warn_of_folder(backend.cache_path)
             self._on_disk = backend
         return self._on_disk
 
@@ -270,7 +270,7 @@ class _ForgivingCache(DiskCache):
             except Exception as error:  # a damaged file can raise anything when unpickled
                 if self._on_disk is None:
                     self._give_up(f"has no folder ({error})")
-                else:
+                elif not isinstance(error, AttributeError | ImportError):  # else another version had other names
                     self._warn(f"could not be read ({error})")
         if loaded is None:
             _CompilationNotice()
