@@ -1,21 +1,23 @@
 """BackpropClassifier: the multilayer perceptron classifier."""
 
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.sparse import issparse
 from sklearn.base import ClassifierMixin
 from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import check_scalar
+from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import type_of_target, unique_labels
 
 from fastbp.activations import Activation, Logistic, Softmax
-from fastbp.compat import StrOptions, check_partial_fit_first_call, fit_context
+from fastbp.compat import Interval, StrOptions, check_partial_fit_first_call, check_sample_weight, fit_context
 from fastbp.estimator import BaseBackprop
-from fastbp.losses import Loss
+from fastbp.losses import Loss, smooth_targets
 
 
 class BackpropClassifier(ClassifierMixin, BaseBackprop):
@@ -127,6 +129,25 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         Activation function of the output layer. "auto" is softmax (multiclass) or logistic (binary, multilabel) for
         "log_loss", and logistic for "squared_error". Anything but "auto" requires `loss="squared_error"`.
 
+    class_weight : dict, list of dict, "balanced" or None, default=None
+        Weights of the classes, with which the weights of their samples are multiplied: `{label: weight}`, where classes
+        that are not mentioned have the weight 1, or "balanced", n_samples / (n_classes * np.bincount(y)). In multilabel
+        classification a list with a dict for each column of y, of the weights of 0 and 1, or "balanced"; the weights
+        of the columns are multiplied. The result is that of the same weights in `sample_weight`. `partial_fit` does
+        not support "balanced".
+
+    label_smoothing : float, default=0.0
+        The part s of each target that is spread over all classes, in [0, 1): targets y become y (1 - s) + s / K, where
+        K is the number of classes, 2 for each label in multilabel classification (Szegedy et al. 2016). Only for
+        `loss="log_loss"`. It changes the loss that is minimized; scores and losses of validation samples use the true
+        labels.
+
+    weight_init : str, default="auto"
+        Distribution of the initial weights: "auto" is scikit-learn's, a uniform one whose width depends on the size of
+        the layer and on its activation, for the biases too. "glorot_uniform" and "glorot_normal" have the variance
+        2 / (fan_in + fan_out) (Glorot and Bengio 2010), "he_uniform" and "he_normal" 2 / fan_in (He et al. 2015),
+        "lecun_uniform" and "lecun_normal" 1 / fan_in (LeCun et al. 1998), all with biases of 0.
+
     dtype : {"auto", "float32", "float64"}, default="auto"
         Data type of the weights and of all computation. "auto" is float64 for float64 input (and longer floats), and
         float32 for all other input: float32, float16, integers, booleans, object arrays and pandas' nullable types.
@@ -188,8 +209,11 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
     A. Lopez Davila, "Neural Networks: The Backpropagation Algorithm".
     D. C. Liu and J. Nocedal, "On the limited memory BFGS method for large scale optimization", 1989.
     Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks", AISTATS 2010.
+    K. He, X. Zhang, S. Ren and J. Sun, "Delving deep into rectifiers", ICCV 2015.
+    Y. LeCun, L. Bottou, G. B. Orr and K.-R. Müller, "Efficient BackProp", 1998.
     L. N. Smith, "A disciplined approach to neural network hyper-parameters", arXiv:1803.09820, 2018.
     Kingma and Ba, "Adam: A method for stochastic optimization", ICLR 2015.
+    C. Szegedy et al., "Rethinking the Inception architecture for computer vision", CVPR 2016.
 
     Examples
     --------
@@ -204,6 +228,8 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
     _parameter_constraints: dict = {
         **BaseBackprop._parameter_constraints,
         "loss": [StrOptions({"log_loss", "squared_error"})],
+        "class_weight": [dict, list, StrOptions({"balanced"}), None],
+        "label_smoothing": [Interval(Real, 0, 1, closed="left")],
     }
 
     def __init__(
@@ -234,6 +260,9 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         max_fun: int = 15000,
         loss: str = "log_loss",
         output_activation: str | Activation = "auto",
+        class_weight: dict | list[dict] | str | None = None,
+        label_smoothing: float = 0.0,
+        weight_init: str = "auto",
         dtype: str = "auto",
         n_jobs: int | None = None,
     ) -> None:
@@ -262,6 +291,9 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         self.max_fun = max_fun
         self.loss = loss
         self.output_activation = output_activation
+        self.class_weight = class_weight
+        self.label_smoothing = label_smoothing
+        self.weight_init = weight_init
         self.dtype = dtype
         self.n_jobs = n_jobs
 
@@ -399,6 +431,53 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
                 f"`y` has classes not in `self.classes_`. `self.classes_` has {self.classes_}. 'y' has {labels}."
             )
         return self._binarizer.transform(y)
+
+    def _combine_weights(self, X, y, sample_weight, *, incremental):
+        if self.class_weight is None:
+            return sample_weight
+        weight = self._weights_by_class(y, incremental)
+        return weight if sample_weight is None else weight * check_sample_weight(sample_weight, X, dtype=np.float64)
+
+    def _weights_by_class(self, y, incremental):
+        """Return the weights of samples that `class_weight` means."""
+        if isinstance(self.class_weight, str):
+            if incremental:
+                raise ValueError(
+                    "class_weight='balanced' is not supported by partial_fit, which does not know the other samples. "
+                    "Pass the dict of the weights of all classes: those of compute_class_weight('balanced', "
+                    "classes=classes, y=y) in sklearn.utils.class_weight, with all labels or a large part of them as y."
+                )
+            return compute_sample_weight("balanced", y)
+        if y.ndim == 1:
+            if not isinstance(self.class_weight, dict):
+                raise ValueError(
+                    "class_weight must be a dict or 'balanced', as y has one column of labels, got "
+                    f"{self.class_weight!r}."
+                )
+            # By all classes, not as `compute_sample_weight` by those in y: partial_fit may see some only.
+            weights = compute_class_weight(self.class_weight, classes=self.classes_, y=y)
+            return weights[np.searchsorted(self.classes_, y)]
+        if not isinstance(self.class_weight, list) or len(self.class_weight) != y.shape[1]:
+            raise ValueError(
+                f"class_weight must be 'balanced' or a list with a dict for each of the {y.shape[1]} columns of y in "
+                f"multilabel classification, got {self.class_weight!r}."
+            )
+        columns = (y.toarray() if issparse(y) else np.asarray(y)).astype(int).T
+        weight = np.ones(y.shape[0])
+        for weights, column in zip(self.class_weight, columns, strict=True):
+            weight *= compute_class_weight(weights, classes=np.arange(2), y=column)[column]
+        return weight
+
+    def _training_targets(self, Y):
+        if self.label_smoothing == 0:
+            return Y
+        if self.loss != "log_loss":
+            raise ValueError(
+                f"label_smoothing={self.label_smoothing} is not supported with loss={self.loss!r}. Use "
+                "loss='log_loss', or label_smoothing=0."
+            )
+        is_multiclass = Y.shape[1] > 1 and self._binarizer.y_type_ == "multiclass"
+        return smooth_targets(Y, self.label_smoothing, Y.shape[1] if is_multiclass else 2)
 
     def _loss_of(self, n_outputs):
         return Loss(self.loss, (0.0,) * n_outputs)

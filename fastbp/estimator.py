@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from fastbp import lbfgs, training
 from fastbp.activations import ACTIVATIONS, Activation, check_can_learn, get_activation
 from fastbp.compat import Interval, Options, StrOptions, check_feature_names, check_sample_weight
-from fastbp.initializers import initial_parameters
+from fastbp.initializers import WEIGHT_INITS, initial_parameters, scaled_parameters
 from fastbp.kernels.csr_matrix import csr_matrix_of, split_inputs
 from fastbp.kernels.network import make_network
 from fastbp.kernels.plan import is_mostly_zero
@@ -70,6 +70,7 @@ class BaseBackprop(BaseEstimator):
         "epsilon": [Interval(Real, 0, None, closed="neither")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left"), Options(Real, {np.inf})],
         "max_fun": [Interval(Integral, 1, None, closed="left")],
+        "weight_init": [StrOptions(set(WEIGHT_INITS))],
         "dtype": [StrOptions({"auto", "float32", "float64"})],
         "n_jobs": [Interval(Integral, 1, None, closed="left"), Interval(Integral, None, -1, closed="right"), None],
     }
@@ -149,8 +150,17 @@ class BaseBackprop(BaseEstimator):
             raise NotSupportedError(
                 "partial_fit does not support early_stopping=True. Use early_stopping=False, or call fit."
             )
+        sample_weight = self._combine_weights(X, y, sample_weight, incremental=incremental)
         Y, weight = targets_and_weights(X, Y, sample_weight, self._work_dtype(dtype))
         self._fit_network(X, Y, weight, dtype, fitted_units=fitted_units, one_epoch=incremental)
+
+    def _combine_weights(self, X, y, sample_weight, *, incremental):
+        """Return the weights of the samples, those by class included."""
+        return sample_weight
+
+    def _training_targets(self, Y):
+        """Return the targets of training; those of scores are Y."""
+        return Y
 
     def _work_dtype(self, dtype):
         """Return the type in which a network is trained."""
@@ -202,7 +212,7 @@ class BaseBackprop(BaseEstimator):
             order, score = self._hold_out(X, Y, weight, coefs, intercepts, activations, random_state)
         else:
             progress.validation_scores = None
-        data = Data(x, Y, weight, order)
+        data = Data(x, self._training_targets(Y), weight, order)
         step_settings = self._step_settings(order.size, Y.shape[1])
         network = make_network(units, activations, work_dtype, step_settings.batch_size, csr is not None)
         optimizer = OptimizerState.empty(network, self.solver, self.learning_rate_init)
@@ -286,6 +296,8 @@ class BaseBackprop(BaseEstimator):
         return get_activation(self.output_activation)
 
     def _draw_parameters(self, units, activations, random_state, dtype):
+        if self.weight_init != "auto":
+            return scaled_parameters(self.weight_init, units, random_state, dtype)
         # As in scikit-learn the output layer takes the factor of the last hidden one, or of the parameter `activation`
         # where there is none.
         factors = [act.init_factor for act in activations[:-1]]

@@ -142,6 +142,12 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         Activation function of the output layer. "auto" is the identity, or the exponential for the loss "poisson",
         which takes nothing but "auto".
 
+    weight_init : str, default="auto"
+        Distribution of the initial weights: "auto" is scikit-learn's, a uniform one whose width depends on the size of
+        the layer and on its activation, for the biases too. "glorot_uniform" and "glorot_normal" have the variance
+        2 / (fan_in + fan_out) (Glorot and Bengio 2010), "he_uniform" and "he_normal" 2 / fan_in (He et al. 2015),
+        "lecun_uniform" and "lecun_normal" 1 / fan_in (LeCun et al. 1998), all with biases of 0.
+
     dtype : {"auto", "float32", "float64"}, default="auto"
         Data type of the weights and of all computation. "auto" is float64 for float64 input (and longer floats), and
         float32 for all other input: float32, float16, integers, booleans, object arrays and pandas' nullable types.
@@ -201,6 +207,8 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
     A. Lopez Davila, "Neural Networks: The Backpropagation Algorithm".
     D. C. Liu and J. Nocedal, "On the limited memory BFGS method for large scale optimization", 1989.
     Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks", AISTATS 2010.
+    K. He, X. Zhang, S. Ren and J. Sun, "Delving deep into rectifiers", ICCV 2015.
+    Y. LeCun, L. Bottou, G. B. Orr and K.-R. Müller, "Efficient BackProp", 1998.
     L. N. Smith, "A disciplined approach to neural network hyper-parameters", arXiv:1803.09820, 2018.
     Kingma and Ba, "Adam: A method for stochastic optimization", ICLR 2015.
     P. J. Huber, "Robust estimation of a location parameter", 1964.
@@ -254,6 +262,7 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         delta: float = 1.0,
         quantile: float | Sequence[float] = 0.5,
         output_activation: str | Activation = "auto",
+        weight_init: str = "auto",
         dtype: str = "auto",
         n_jobs: int | None = None,
     ) -> None:
@@ -284,6 +293,7 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         self.delta = delta
         self.quantile = quantile
         self.output_activation = output_activation
+        self.weight_init = weight_init
         self.dtype = dtype
         self.n_jobs = n_jobs
 
