@@ -16,7 +16,7 @@ from fastbp import lbfgs, training
 from fastbp.activations import ACTIVATIONS, Activation, check_can_learn, get_activation
 from fastbp.compat import Interval, Options, StrOptions, check_feature_names, check_sample_weight
 from fastbp.initializers import WEIGHT_INITS, initial_parameters, scaled_parameters
-from fastbp.kernels.csr_matrix import csr_matrix_of, split_inputs
+from fastbp.kernels.csr_matrix import split_inputs
 from fastbp.kernels.network import make_network
 from fastbp.kernels.plan import is_mostly_zero
 from fastbp.kernels.records import Data, declare_writeable
@@ -26,6 +26,7 @@ from fastbp.optimizers import SOLVERS
 from fastbp.prediction import ArraysMovedError, Predictor, check_shapes
 from fastbp.schedules import SCHEDULES, SGD_SCHEDULES
 from fastbp.user_warnings import warn_user
+from fastbp.validation import Validation, ValidationSamples
 
 # Types of input that the kernels read without conversion; everything else is converted to the first of the list.
 _SOURCES = {
@@ -70,6 +71,7 @@ class BaseBackprop(BaseEstimator):
         "epsilon": [Interval(Real, 0, None, closed="neither")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left"), Options(Real, {np.inf})],
         "max_fun": [Interval(Integral, 1, None, closed="left")],
+        "scoring": [str, callable, None],
         "weight_init": [StrOptions(set(WEIGHT_INITS))],
         "dtype": [StrOptions({"auto", "float32", "float64"})],
         "n_jobs": [Interval(Integral, 1, None, closed="left"), Interval(Integral, None, -1, closed="right"), None],
@@ -83,7 +85,7 @@ class BaseBackprop(BaseEstimator):
     # Whether targets must be numbers.
     _numeric_targets = False
 
-    def _check_X(self, X, y="no_validation", *, reset):
+    def _check_X(self, X, y="no_validation", *, reset, dtype=None):
         """Check the input.
 
         Parameters
@@ -92,6 +94,8 @@ class BaseBackprop(BaseEstimator):
             As the user gave them.
         reset : bool
             Whether this is the first training; else X must have the features of that time.
+        dtype : dtype, default=None
+            The network's, where it is known but not there yet.
 
         Returns
         -------
@@ -101,7 +105,8 @@ class BaseBackprop(BaseEstimator):
         dtype : dtype
             The network's: that of the first training.
         """
-        dtype = np.dtype(np.float32 if self.dtype == "auto" else self.dtype) if reset else self.coefs_[0].dtype
+        if dtype is None:
+            dtype = np.dtype(np.float32 if self.dtype == "auto" else self.dtype) if reset else self.coefs_[0].dtype
         X, sources = _keep_float64(X, _SOURCES[dtype])
         has_targets = not isinstance(y, str)
         options = {"multi_output": True, "y_numeric": self._numeric_targets} if has_targets else {}
@@ -127,16 +132,16 @@ class BaseBackprop(BaseEstimator):
             )
         return True
 
-    def _fit(self, X, y, sample_weight, *, incremental):
+    def _fit(self, X, y, sample_weight, X_val=None, y_val=None, *, incremental=False):
         """Check the input and train; `incremental` for one epoch as `partial_fit`.
 
         If anything fails, the estimator is as it was before.
         """
         with self._all_at_once() as model:
-            model._learn(X, y, sample_weight, incremental=incremental)
+            model._learn(X, y, sample_weight, X_val, y_val, incremental=incremental)
         return self
 
-    def _learn(self, X, y, sample_weight, *, incremental, knows_classes=False):
+    def _learn(self, X, y, sample_weight, X_val=None, y_val=None, *, incremental, knows_classes=False):
         """Do the work of `_fit` on this very object, which a failure leaves half changed."""
         if incremental and getattr(self, "t_", None) == 0 and not hasattr(self, "loss_"):
             check_feature_names(self, X, reset=True)  # `initialize` does not know them
@@ -152,7 +157,20 @@ class BaseBackprop(BaseEstimator):
             )
         sample_weight = self._combine_weights(X, y, sample_weight, incremental=incremental)
         Y, weight = targets_and_weights(X, Y, sample_weight, self._work_dtype(dtype))
-        self._fit_network(X, Y, weight, dtype, fitted_units=fitted_units, one_epoch=incremental)
+        samples = None if X_val is None and y_val is None else self._check_validation(X_val, y_val, dtype)
+        self._fit_network(X, y, Y, weight, dtype, fitted_units=fitted_units, one_epoch=incremental, samples=samples)
+
+    def _check_validation(self, X, y, dtype):
+        """Check the validation samples that the user passes."""
+        if X is None or y is None:
+            raise ValueError("X_val and y_val must be passed together.")
+        try:
+            X, y, _ = self._check_X(X, y, reset=False, dtype=dtype)
+            Y = self._encode_targets(y)
+        except ValueError as error:
+            raise ValueError(f"X_val and y_val do not fit the training data: {error}") from error
+        Y, _ = targets_and_weights(X, Y, None, self._work_dtype(dtype))
+        return ValidationSamples(X, y, Y, None)
 
     def _combine_weights(self, X, y, sample_weight, *, incremental):
         """Return the weights of the samples, those by class included."""
@@ -173,13 +191,15 @@ class BaseBackprop(BaseEstimator):
         X, y, dtype = self._check_X(X, y, reset=False)
         return X, *targets_and_weights(X, self._encode_targets(y), sample_weight, dtype)
 
-    def _fit_network(self, X, Y, weight, dtype, *, fitted_units, one_epoch):
+    def _fit_network(self, X, y, Y, weight, dtype, *, fitted_units, one_epoch, samples=None):
         """Train, and set the fitted attributes.
 
         Parameters
         ----------
         X : ndarray of shape (n_samples, n_features), or scipy CSR matrix
             Checked inputs.
+        y
+            Checked labels or targets.
         Y : ndarray of shape (n_samples, n_outputs)
             Targets, of the type in which the network is trained.
         weight : ndarray of shape (n_samples,) or (0,)
@@ -190,6 +210,8 @@ class BaseBackprop(BaseEstimator):
             The units of the network whose weights to begin with; None for new weights.
         one_epoch : bool
             Whether this is `partial_fit`: one epoch, with the optimizer's state of the last call.
+        samples : ValidationSamples, default=None
+            Those of the user.
         """
         units, activations = self._layout(X.shape[1], Y.shape[1])
         check_can_learn(activations)
@@ -207,11 +229,9 @@ class BaseBackprop(BaseEstimator):
             progress = self._progress.copy()
         work_dtype = self._work_dtype(dtype)
         x, csr = split_inputs(X, work_dtype)  # before scipy takes samples from X: it does not check its index arrays
-        order, score = np.arange(X.shape[0]), None
-        if self.early_stopping and self.solver != "lbfgs":
-            order, score = self._hold_out(X, Y, weight, coefs, intercepts, activations, random_state)
-        else:
-            progress.validation_scores = None
+        order = np.arange(X.shape[0])
+        if samples is None and self.early_stopping and self.solver != "lbfgs":
+            order, samples = self._hold_out(X, y, Y, weight, random_state)
         data = Data(x, self._training_targets(Y), weight, order)
         step_settings = self._step_settings(order.size, Y.shape[1])
         network = make_network(units, activations, work_dtype, step_settings.batch_size, csr is not None)
@@ -223,29 +243,39 @@ class BaseBackprop(BaseEstimator):
             network, params, optimizer, step_settings, order.size, sparse=csr is None and is_mostly_zero(X), csr=csr
         )
         settings = self._loop_settings()
+
+        def model_of(coefs, intercepts):
+            model = object.__new__(type(self))
+            model.__dict__ = self.__dict__.copy()
+            model._set_fitted(network, coefs, intercepts, dtype, optimizer, progress.copy())
+            return model
+
+        validation = None
+        if samples is not None:
+            score, loss = self._score_function(samples, model_of), step_settings.loss
+            validation = Validation(samples, coefs, intercepts, activations, loss, self.n_jobs, score)
         if self.solver == "lbfgs":
-            coefs, intercepts = lbfgs.fit(session, data, settings, progress, self.max_fun)
+            coefs, intercepts = lbfgs.fit(session, data, settings, progress, self.max_fun, validation)
         else:
             coefs, intercepts = training.fit(
-                session, data, settings, progress, random_state, one_epoch=one_epoch, score=score
+                session, data, settings, progress, random_state, one_epoch=one_epoch, validation=validation
             )  # fmt: skip
         if not all(np.isfinite(values).all() for values in [*coefs, *intercepts]):
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may contain large values and need "
                 "to be preprocessed."
             )
-        coefs, intercepts = ([part.astype(dtype, copy=False) for part in parts] for parts in (coefs, intercepts))
-        self._set_fitted(network, coefs, intercepts, optimizer, progress)
+        self._set_fitted(network, coefs, intercepts, dtype, optimizer, progress)
 
-    def _hold_out(self, X, Y, weight, coefs, intercepts, activations, random_state):
+    def _hold_out(self, X, y, Y, weight, random_state):
         """Split off the samples of early stopping, with scikit-learn's draws.
 
         Returns
         -------
         order : ndarray of int64
             The samples to train on.
-        score : callable
-            Returns the score of the others from `coefs` and `intercepts`.
+        samples : ValidationSamples
+            The others.
         """
         from sklearn.model_selection import train_test_split  # which takes long to import
 
@@ -257,7 +287,7 @@ class BaseBackprop(BaseEstimator):
             raise ValueError(
                 "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
             )
-        X, Y, weight = X[held_out], Y[held_out], weight[held_out] if weight.size else None
+        weight = weight[held_out] if weight.size else None
         if weight is not None and not weight.any():
             raise ValueError(
                 "Sample weights must contain at least one non-zero number, also those of the samples that "
@@ -265,18 +295,28 @@ class BaseBackprop(BaseEstimator):
                 "samples of weight 0."
             )
 
-        # To make a predictor, or to check sparse rows, takes longer than a small epoch: here once, for all of them.
-        own = [np.array(part, Y.dtype, order="C") for part in (*coefs, *intercepts)]
-        predictor = Predictor(own[: len(coefs)], own[len(coefs) :], activations, X.shape[1])
-        rows = csr_matrix_of(X, Y.dtype) if issparse(X) else X
+        return train, ValidationSamples(X[held_out], y[held_out], Y[held_out], weight)
 
-        def score(coefs, intercepts):
-            for mine, part in zip(own, (*coefs, *intercepts), strict=True):
-                mine[...] = part
-            outputs, _ = predictor.outputs(rows, self.n_jobs)
-            return self._score_outputs(outputs, Y, weight)
+    def _score_function(self, samples, model_of):
+        """Return what early stopping watches; see `Validation`."""
+        if self.scoring is None:
+            return lambda outputs, loss, coefs, intercepts: self._score_outputs(outputs, samples.Y, samples.weight)
+        if self.scoring == "loss":
+            return lambda outputs, loss, coefs, intercepts: -loss
+        from sklearn.metrics import get_scorer
 
-        return train, score
+        scorer = get_scorer(self.scoring)
+        weighted = samples.weight is not None and isinstance(self.scoring, str)
+        kwargs = {"sample_weight": samples.weight} if weighted else {}
+
+        def score(outputs, loss, coefs, intercepts):
+            if not np.isfinite(outputs).all():
+                return np.nan
+            model = model_of(coefs, intercepts)
+            model.__dict__.pop("feature_names_in_", None)  # which the checked inputs have no more
+            return float(scorer(model, samples.X, samples.y, **kwargs))
+
+        return score
 
     def _layout(self, n_features, n_outputs):
         """Return the units of all layers, and the activations of those after the inputs."""
@@ -312,11 +352,13 @@ class BaseBackprop(BaseEstimator):
         network = make_network(units, activations, dtype)
         optimizer = OptimizerState.empty(network, self.solver, self.learning_rate_init)
         self.n_features_in_ = n_features
-        self._set_fitted(network, coefs, intercepts, optimizer, training.Progress())
+        self._set_fitted(network, coefs, intercepts, dtype, optimizer, training.Progress())
 
-    def _set_fitted(self, network, coefs, intercepts, optimizer, progress):
-        stops_early = progress.validation_scores is not None
-        self.coefs_, self.intercepts_ = coefs, intercepts
+    def _set_fitted(self, network, coefs, intercepts, dtype, optimizer, progress):
+        stops_early = progress.best_epoch is not None
+        self.coefs_, self.intercepts_ = (
+            [part.astype(dtype, copy=False) for part in parts] for parts in (coefs, intercepts)
+        )  # fmt: skip
         self._optimizer = optimizer.store(network, self.solver)
         self._progress = progress
         self._activations = network.activations
@@ -329,8 +371,11 @@ class BaseBackprop(BaseEstimator):
         self.loss_curve_ = list(progress.loss_curve)
         self.lr_curve_ = None if self.solver == "lbfgs" else list(progress.lr_curve)
         self.best_loss_ = None if stops_early else progress.best_loss
-        self.validation_scores_ = list(progress.validation_scores) if stops_early else None
+        validates = progress.validation_scores is not None
+        self.validation_scores_ = list(progress.validation_scores) if validates else None
+        self.validation_loss_curve_ = list(progress.validation_losses) if validates else None
         self.best_validation_score_ = progress.best_score if stops_early else None
+        self.best_iter_ = progress.best_epoch
         self.__dict__.pop("loss_", None)
         if progress.loss is not None:
             self.loss_ = progress.loss
@@ -349,7 +394,8 @@ class BaseBackprop(BaseEstimator):
         return training.Settings(
             schedule="constant" if constant else self.learning_rate, learning_rate_init=self.learning_rate_init,
             power_t=self.power_t, max_iter=self.max_iter, shuffle=self.shuffle, tol=self.tol,
-            n_iter_no_change=self.n_iter_no_change, verbose=self.verbose,
+            n_iter_no_change=self.n_iter_no_change, verbose=self.verbose, early_stopping=self.early_stopping,
+            scoring=self.scoring,
         )  # fmt: skip
 
     def _clip_batch_size(self, n_samples):
@@ -531,7 +577,7 @@ def _state_of_0_1_0(state):
     return others | {
         "_optimizer": state["_memory"], "_progress": progress,
         "_loss": Loss(state["_loss"], (0.0,) * state["n_outputs_"]), "lr_curve_": list(rates),
-        "validation_scores_": None, "best_validation_score_": None,
+        "validation_scores_": None, "best_validation_score_": None, "validation_loss_curve_": None, "best_iter_": None,
     }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 from fastbp.user_warnings import warn_user
 
 
-def fit(session, data, settings, progress, max_fun):
+def fit(session, data, settings, progress, max_fun, validation=None):
     """Minimize the loss of all samples.
 
     Parameters
@@ -27,6 +27,8 @@ def fit(session, data, settings, progress, max_fun):
         Changed in place.
     max_fun : int
         The most evaluations of the loss.
+    validation : callable, default=None
+        See `training.fit`.
 
     Returns
     -------
@@ -45,7 +47,7 @@ def fit(session, data, settings, progress, max_fun):
     KeyboardInterrupt
         On Ctrl-C before the end of the first iteration: there is nothing to keep.
     """
-    progress.epochs = 0
+    progress.begin(validates=validation is not None, early_stopping=False, scoring=settings.scoring)
     start = np.concatenate([part.ravel() for parts in session.parameters() for part in parts])
     last = {"loss": None, "params": start}
     total_weight = data.total_weight()
@@ -62,6 +64,8 @@ def fit(session, data, settings, progress, max_fun):
         progress.best_loss = min(progress.best_loss, progress.loss)
         if settings.verbose:
             print(f"Iteration {progress.epochs}, loss = {last['loss']:.8f}")
+        if validation is not None:  # the parameters of the session are those that the line search ends with, too
+            progress.add_validation(*validation(*session.parameters()))
 
     try:
         result = scipy.optimize.minimize(

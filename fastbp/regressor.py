@@ -1,6 +1,6 @@
 """BackpropRegressor: the multilayer perceptron regressor."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Self
 
@@ -111,8 +111,9 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
 
     early_stopping : bool, default=False
         Whether to stop when the coefficient of determination R² on held-out samples does not
-        improve, instead of the training loss. `fit` sets aside `validation_fraction` of the training data, and at the
-        end restores the weights of the best score. Only for "sgd" and "adam".
+        improve, instead of the training loss. `fit` sets aside `validation_fraction` of the training data, or takes the
+        `X_val` that it is given, and at the end restores the weights of the best score. `scoring` replaces the R².
+        Only for "sgd" and "adam".
 
     validation_fraction : float, default=0.1
         The proportion of the training data that `early_stopping` holds out, in [0, 1).
@@ -148,6 +149,13 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         2 / (fan_in + fan_out) (Glorot and Bengio 2010), "he_uniform" and "he_normal" 2 / fan_in (He et al. 2015),
         "lecun_uniform" and "lecun_normal" 1 / fan_in (LeCun et al. 1998), all with biases of 0.
 
+    scoring : str, callable or None, default=None
+        What `early_stopping` watches, and what is recorded in `validation_scores_`: None is the R²; "loss" the mean
+        loss without the L2 term, as a score with a minus; or the name of a scorer of scikit-learn, as "neg_mean_absolute_error",
+        or a callable `scorer(estimator, X, y)` that returns a number, of which higher is better. The estimator predicts
+        with the weights of the moment; X and y are arrays, or X a CSR matrix. With `sample_weight` or class weights,
+        None, "loss" and named scorers weight the samples that `early_stopping` holds out.
+
     dtype : {"auto", "float32", "float64"}, default="auto"
         Data type of the weights and of all computation. "auto" is float64 for float64 input (and longer floats), and
         float32 for all other input: float32, float16, integers, booleans, object arrays and pandas' nullable types.
@@ -176,9 +184,17 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
     lr_curve_ : list of float or None
         The ith element is the learning rate with which the ith epoch began. None for "lbfgs".
     validation_scores_ : list of float or None
-        The ith element is the R² on the held-out samples after the ith epoch. None without `early_stopping`.
+        The ith element is the score of the validation samples after the ith epoch, those that `early_stopping` holds
+        out or `X_val`: the R², or what `scoring` says; higher is better, "loss" has a minus. None without validation
+        samples.
     best_validation_score_ : float or None
-        The best of them. None without `early_stopping`.
+        The best of them, whose weights are kept. None without `early_stopping`.
+    validation_loss_curve_ : list of float or None
+        The ith element is the mean loss of the validation samples after the ith epoch, without the L2 term. None
+        without validation samples.
+    best_iter_ : int or None
+        The epoch whose weights are kept, counted from 1 as in `loss_curve_`; 0 if no epoch had a score. None without
+        `early_stopping`, as then the weights are those of the last epoch.
     n_iter_ : int
         The number of epochs, or of iterations, of the last call.
     t_ : int
@@ -263,6 +279,7 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         quantile: float | Sequence[float] = 0.5,
         output_activation: str | Activation = "auto",
         weight_init: str = "auto",
+        scoring: str | Callable | None = None,
         dtype: str = "auto",
         n_jobs: int | None = None,
     ) -> None:
@@ -294,11 +311,20 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         self.quantile = quantile
         self.output_activation = output_activation
         self.weight_init = weight_init
+        self.scoring = scoring
         self.dtype = dtype
         self.n_jobs = n_jobs
 
     @fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+    def fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        *,
+        X_val: ArrayLike | None = None,
+        y_val: ArrayLike | None = None,
+    ) -> Self:
         """Fit the model to data matrix X and target(s) y.
 
         Parameters
@@ -309,6 +335,11 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
             The target values.
         sample_weight : array-like of shape (n_samples,), default=None
             Sample weights. If None, samples are equally weighted. A batch whose weights sum to 0 is left out.
+        X_val : {array-like, sparse matrix} of shape (n_val_samples, n_features), default=None
+            Validation data: their loss and score are recorded after each epoch, and `early_stopping` watches them
+            instead of holding out a part of X. They have no weights; `sample_weight` is for X only.
+        y_val : array-like of shape (n_val_samples,) or (n_val_samples, n_outputs), default=None
+            The targets of the validation data.
 
         Returns
         -------
@@ -329,7 +360,7 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         KeyboardInterrupt
             On Ctrl-C before the first batch, or the first iteration of "lbfgs".
         """
-        return self._fit(X, y, sample_weight, incremental=False)
+        return self._fit(X, y, sample_weight, X_val, y_val)
 
     @available_if(lambda self: self._check_solver())
     @fit_context(prefer_skip_nested_validation=True)

@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -26,6 +27,8 @@ class Settings:
     tol: float
     n_iter_no_change: int
     verbose: bool
+    early_stopping: bool = False
+    scoring: Any = None
 
 
 @dataclass
@@ -38,10 +41,14 @@ class Progress:
         Mean loss of each epoch, over the batches as they were trained on; the learning rate of its first batch.
     loss, best_loss : float
         The last and the lowest of the losses; before the first there is no last.
-    validation_scores : list of float or None
-        Score of the held-out samples after each epoch; None without early stopping.
+    validation_scores, validation_losses : list of float or None
+        Score and mean loss of the validation samples after each epoch; None if there are none.
     best_score : float
-        Highest of them.
+        With early stopping, the highest of the scores.
+    best_epoch : int or None
+        Its epoch, as `loss_curve` counts them from 1 on; None without early stopping.
+    scoring : object
+        The parameter that tells what the scores are.
     no_improvement : int
         Epochs since the loss last fell, or the score last rose, by more than `tol`.
     samples_seen : int
@@ -55,17 +62,31 @@ class Progress:
     loss: float | None = None
     best_loss: float = np.inf
     validation_scores: list | None = None
+    validation_losses: list | None = None
     best_score: float = -np.inf
+    best_epoch: int | None = None
+    scoring: Any = None
     no_improvement: int = 0
     samples_seen: int = 0
     epochs: int = 0
 
     def copy(self):
         """Return an independent copy."""
-        scores = None if self.validation_scores is None else list(self.validation_scores)
-        return replace(
-            self, loss_curve=list(self.loss_curve), lr_curve=list(self.lr_curve), validation_scores=scores
-        )  # fmt: skip
+        lists = {name: list(value) for name, value in vars(self).items() if isinstance(value, list)}
+        return replace(self, **lists)
+
+    def begin(self, *, validates, early_stopping, scoring=None):
+        """Begin a call of training: other scores than before do not continue those that there are."""
+        self.epochs = 0
+        if not early_stopping or scoring != self.scoring:
+            self.best_epoch = None
+        if not validates:
+            self.validation_scores = self.validation_losses = None
+        elif self.validation_scores is None or scoring != self.scoring or (early_stopping and self.best_epoch is None):
+            self.validation_scores, self.validation_losses = [], []
+        if early_stopping and self.best_epoch is None:
+            self.best_epoch, self.best_score, self.no_improvement = len(self.loss_curve), -np.inf, 0
+        self.scoring = scoring
 
     def add_epoch(self, loss, rate, n_samples):
         """Take note of an epoch."""
@@ -81,18 +102,22 @@ class Progress:
         count, self.best_loss = watch_loss(self.loss, self.best_loss, self.no_improvement, tol)
         self.no_improvement = int(count)
 
+    def add_validation(self, loss, score):
+        """Take note of the validation samples."""
+        assert self.validation_scores is not None and self.validation_losses is not None
+        self.validation_losses.append(loss)
+        self.validation_scores.append(score)
+
     def watch_score(self, score, tol):
         """Compare a score with the best; return whether it is a new best."""
-        assert self.validation_scores is not None
-        self.validation_scores.append(score)
         self.no_improvement = self.no_improvement + 1 if score < self.best_score + tol else 0
         if not score > self.best_score:  # NaN is no improvement
             return False
-        self.best_score = score
+        self.best_score, self.best_epoch = score, len(self.loss_curve)
         return True
 
 
-def fit(session, data, settings, progress, random_state, *, one_epoch=False, score=None):
+def fit(session, data, settings, progress, random_state, *, one_epoch=False, validation=None):
     """Train until a stopping rule applies.
 
     Parameters
@@ -109,8 +134,8 @@ def fit(session, data, settings, progress, random_state, *, one_epoch=False, sco
         Shuffles as scikit-learn does.
     one_epoch : bool, default=False
         Whether to stop after one epoch without a warning, as `partial_fit` does.
-    score : callable, default=None
-        For early stopping: returns the score of held-out samples from `coefs` and `intercepts`.
+    validation : callable, default=None
+        Returns the mean loss and the score of validation samples from `coefs` and `intercepts`; see `Validation`.
 
     Returns
     -------
@@ -129,11 +154,11 @@ def fit(session, data, settings, progress, random_state, *, one_epoch=False, sco
     KeyboardInterrupt
         On Ctrl-C before the first batch: there is nothing to keep.
     """
-    progress.epochs = 0
-    if score is not None and progress.validation_scores is None:
-        progress.validation_scores, progress.best_score, progress.no_improvement = [], -np.inf, 0
+    progress.begin(
+        validates=validation is not None, early_stopping=settings.early_stopping, scoring=settings.scoring
+    )  # fmt: skip
     steps_before = session.optimizer.steps
-    loop = _Loop(session, data, settings, progress, random_state, score)
+    loop = _Loop(session, data, settings, progress, random_state, validation)
     try:
         stopped = loop.run(1 if one_epoch else settings.max_iter)
         if not (stopped or one_epoch or settings.schedule in FINITE_SCHEDULES):
@@ -146,9 +171,7 @@ def fit(session, data, settings, progress, random_state, *, one_epoch=False, sco
         if session.optimizer.steps == steps_before:
             raise
         warn_user("Training interrupted by user.")
-        if not progress.validation_scores:
-            return session.parameters()
-    return session.parameters() if loop.best is None else loop.best
+    return loop.kept()
 
 
 # Seconds of compiled code up to which it is entered for more epochs the next time: verbose output is not late, and
@@ -161,7 +184,7 @@ class _Loop:
 
     Parameters
     ----------
-    session, data, settings, progress, random_state, score
+    session, data, settings, progress, random_state, validation
         See `fit`.
 
     Attributes
@@ -170,18 +193,23 @@ class _Loop:
         With early stopping, the parameters of the best score; those of a warm start are the best so far.
     """
 
-    def __init__(self, session, data, settings, progress, random_state, score):
+    def __init__(self, session, data, settings, progress, random_state, validation):
         self._session, self._data, self._settings, self._progress = session, data, settings, progress
-        self._random_state, self._score = random_state, score
+        self._random_state, self._validation = random_state, validation
         self._twister = twister_of(random_state) if settings.shuffle else None
         self._n_samples = data.order.size
         self._n_batches = -(-self._n_samples // session.settings.batch_size)
-        self.best = None if score is None else session.parameters()
+        self.best = session.parameters() if settings.early_stopping else None
+
+    def kept(self):
+        """Return the parameters to keep: the best, or those of the last batch."""
+        # Ctrl-C may end training before there is a score.
+        return self.best if self.best is not None and self._progress.validation_scores else self._session.parameters()
 
     def run(self, n_epochs):
         """Train for so many epochs, or until a stopping rule applies; return whether one does."""
         # Python has something to do between the epochs if it scores or shuffles.
-        one_by_one = self._score is not None or (self._settings.shuffle and self._twister is None)
+        one_by_one = self._validation is not None or (self._settings.shuffle and self._twister is None)
         at_once = 1
         while self._progress.epochs < n_epochs:
             begin = time.perf_counter()
@@ -215,7 +243,7 @@ class _Loop:
     def _watch(self):
         """Return the rule that compiled code applies after an epoch; None where none does, or a score is watched."""
         settings, progress = self._settings, self._progress
-        if self._score is not None or settings.schedule in FINITE_SCHEDULES:
+        if settings.early_stopping or settings.schedule in FINITE_SCHEDULES:
             return None
         return Watch(progress.best_loss, progress.no_improvement, settings.tol, settings.n_iter_no_change)
 
@@ -232,19 +260,20 @@ class _Loop:
         progress.add_epoch(loss, rate, self._n_samples)
         if settings.verbose:
             print(f"Iteration {progress.epochs}, loss = {loss:.8f}")
-        if self._score is None:
+        if not settings.early_stopping:
             progress.watch_loss(settings.tol)
-        elif scores:
+        if self._validation is not None and scores:
             self._validate()
         return self._has_diverged() or self._stops()
 
     def _validate(self):
-        """Take the score of the parameters, and keep them if it is the highest."""
+        """Take loss and score of the parameters; with early stopping, keep them if the score is the highest."""
         parameters = self._session.parameters()
-        value = self._score(*parameters)
+        loss, value = self._validation(*parameters)
+        self._progress.add_validation(loss, value)
         if self._settings.verbose:
             print(f"Validation score: {value:f}")
-        if self._progress.watch_score(value, self._settings.tol):
+        if self._settings.early_stopping and self._progress.watch_score(value, self._settings.tol):
             self.best = parameters
 
     def _has_diverged(self):
@@ -252,7 +281,7 @@ class _Loop:
 
         With early stopping it goes on, as in scikit-learn, and the parameters of the best score are kept.
         """
-        if self._score is not None or math.isfinite(self._progress.loss):
+        if self._settings.early_stopping or math.isfinite(self._progress.loss):
             return False
         return not np.isfinite(self._session.params).all()
 
@@ -262,11 +291,11 @@ class _Loop:
         optimizer.rate = self._rate_after(progress.samples_seen)
         if progress.no_improvement <= settings.n_iter_no_change:
             return False
-        if self._score is None and settings.schedule in FINITE_SCHEDULES:
+        if not settings.early_stopping and settings.schedule in FINITE_SCHEDULES:
             return False  # the loss falls most where the rate does, at the end
         rate = after_plateau(settings.schedule, optimizer.rate)
         if settings.verbose:
-            print(_plateau_message(settings, rate, "Training loss" if self._score is None else "Validation score"))
+            print(_plateau_message(settings, rate, "Validation score" if settings.early_stopping else "Training loss"))
         if rate is None:
             return True
         optimizer.rate = rate
