@@ -1,6 +1,8 @@
 """What the estimators share: parameters, checks of the input, fitted attributes."""
 
 import inspect
+import math
+import time
 from contextlib import contextmanager
 from numbers import Integral, Real
 from weakref import WeakKeyDictionary
@@ -72,6 +74,7 @@ class BaseBackprop(BaseEstimator):
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left"), Options(Real, {np.inf})],
         "max_fun": [Interval(Integral, 1, None, closed="left")],
         "scoring": [str, callable, None],
+        "max_time": [Interval(Real, 0, None, closed="neither"), None],
         "weight_init": [StrOptions(set(WEIGHT_INITS))],
         "dtype": [StrOptions({"auto", "float32", "float64"})],
         "n_jobs": [Interval(Integral, 1, None, closed="left"), Interval(Integral, None, -1, closed="right"), None],
@@ -143,6 +146,7 @@ class BaseBackprop(BaseEstimator):
 
     def _learn(self, X, y, sample_weight, X_val=None, y_val=None, *, incremental, knows_classes=False):
         """Do the work of `_fit` on this very object, which a failure leaves half changed."""
+        begin = time.perf_counter()
         if incremental and getattr(self, "t_", None) == 0 and not hasattr(self, "loss_"):
             check_feature_names(self, X, reset=True)  # `initialize` does not know them
         first = not (hasattr(self, "coefs_") and (incremental or self.warm_start))
@@ -158,7 +162,9 @@ class BaseBackprop(BaseEstimator):
         sample_weight = self._combine_weights(X, y, sample_weight, incremental=incremental)
         Y, weight = targets_and_weights(X, Y, sample_weight, self._work_dtype(dtype))
         samples = None if X_val is None and y_val is None else self._check_validation(X_val, y_val, dtype)
-        self._fit_network(X, y, Y, weight, dtype, fitted_units=fitted_units, one_epoch=incremental, samples=samples)
+        self._fit_network(
+            X, y, Y, weight, dtype, fitted_units=fitted_units, one_epoch=incremental, begin=begin, samples=samples
+        )  # fmt: skip
 
     def _check_validation(self, X, y, dtype):
         """Check the validation samples that the user passes."""
@@ -191,7 +197,7 @@ class BaseBackprop(BaseEstimator):
         X, y, dtype = self._check_X(X, y, reset=False)
         return X, *targets_and_weights(X, self._encode_targets(y), sample_weight, dtype)
 
-    def _fit_network(self, X, y, Y, weight, dtype, *, fitted_units, one_epoch, samples=None):
+    def _fit_network(self, X, y, Y, weight, dtype, *, fitted_units, one_epoch, begin, samples=None):
         """Train, and set the fitted attributes.
 
         Parameters
@@ -210,6 +216,8 @@ class BaseBackprop(BaseEstimator):
             The units of the network whose weights to begin with; None for new weights.
         one_epoch : bool
             Whether this is `partial_fit`: one epoch, with the optimizer's state of the last call.
+        begin : float
+            The time of `time.perf_counter` from which `max_time` counts.
         samples : ValidationSamples, default=None
             Those of the user.
         """
@@ -242,7 +250,7 @@ class BaseBackprop(BaseEstimator):
         session = Session(
             network, params, optimizer, step_settings, order.size, sparse=csr is None and is_mostly_zero(X), csr=csr
         )
-        settings = self._loop_settings()
+        settings = self._loop_settings(begin, one_epoch)
 
         def model_of(coefs, intercepts):
             model = object.__new__(type(self))
@@ -388,14 +396,15 @@ class BaseBackprop(BaseEstimator):
             n_jobs=self.n_jobs,
         )  # fmt: skip
 
-    def _loop_settings(self):
+    def _loop_settings(self, begin, one_epoch):
         # scikit-learn's own schedules apply to "sgd" only.
         constant = self.solver != "sgd" and self.learning_rate in SGD_SCHEDULES
+        deadline = math.inf if one_epoch or self.max_time is None else begin + self.max_time
         return training.Settings(
             schedule="constant" if constant else self.learning_rate, learning_rate_init=self.learning_rate_init,
             power_t=self.power_t, max_iter=self.max_iter, shuffle=self.shuffle, tol=self.tol,
             n_iter_no_change=self.n_iter_no_change, verbose=self.verbose, early_stopping=self.early_stopping,
-            scoring=self.scoring,
+            scoring=self.scoring, max_time=self.max_time, deadline=deadline,
         )  # fmt: skip
 
     def _clip_batch_size(self, n_samples):

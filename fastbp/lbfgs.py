@@ -5,11 +5,17 @@ References
 D. C. Liu and J. Nocedal, "On the limited memory BFGS method for large scale optimization", 1989.
 """
 
+import time
+
 import numpy as np
 import scipy.optimize
 from sklearn.exceptions import ConvergenceWarning
 
 from fastbp.user_warnings import warn_user
+
+
+class _TimeIsOverError(Exception):
+    """Ends scipy's driver."""
 
 
 def fit(session, data, settings, progress, max_fun, validation=None):
@@ -40,7 +46,7 @@ def fit(session, data, settings, progress, max_fun, validation=None):
     ConvergenceWarning
         If `max_iter` iterations or `max_fun` evaluations were not enough, or no better point was found.
     UserWarning
-        On Ctrl-C, which keeps the parameters of the last iteration.
+        On Ctrl-C, and after `max_time`; both keep the parameters of the last iteration.
 
     Raises
     ------
@@ -53,6 +59,8 @@ def fit(session, data, settings, progress, max_fun, validation=None):
     total_weight = data.total_weight()
 
     def loss_and_gradient(params):
+        if time.perf_counter() >= settings.deadline:
+            raise _TimeIsOverError
         last["loss"], gradient = session.loss_and_gradient(data, params, total_weight)
         return last["loss"], gradient
 
@@ -82,6 +90,12 @@ def fit(session, data, settings, progress, max_fun, validation=None):
             raise
         session.set_parameters(last["params"])
         warn_user("Training interrupted by user.")
+    except _TimeIsOverError:
+        session.set_parameters(last["params"])
+        warn_user(
+            f"Training stopped after max_time={settings.max_time} seconds and {progress.epochs} iterations. Increase "
+            "max_time to train longer."
+        )
     return session.parameters()
 
 

@@ -156,6 +156,11 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         with the weights of the moment; X and y are arrays, or X a CSR matrix. With `sample_weight` or class weights,
         None, "loss" and named scorers weight the samples that `early_stopping` holds out.
 
+    max_time : float or None, default=None
+        Seconds after which `fit` ends, above 0: training stops after the batch, or the evaluation of "lbfgs", that is
+        under way then, with a warning, and keeps what the network has learned as on Ctrl-C. The checks of the input
+        and the compilation of kernels count; the first batch is always trained. `partial_fit` ignores it.
+
     dtype : {"auto", "float32", "float64"}, default="auto"
         Data type of the weights and of all computation. "auto" is float64 for float64 input (and longer floats), and
         float32 for all other input: float32, float16, integers, booleans, object arrays and pandas' nullable types.
@@ -280,6 +285,7 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         output_activation: str | Activation = "auto",
         weight_init: str = "auto",
         scoring: str | Callable | None = None,
+        max_time: float | None = None,
         dtype: str = "auto",
         n_jobs: int | None = None,
     ) -> None:
@@ -312,6 +318,7 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         self.output_activation = output_activation
         self.weight_init = weight_init
         self.scoring = scoring
+        self.max_time = max_time
         self.dtype = dtype
         self.n_jobs = n_jobs
 
@@ -351,7 +358,7 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         sklearn.exceptions.ConvergenceWarning
             If `max_iter` epochs, or iterations of "lbfgs", were not enough.
         UserWarning
-            On Ctrl-C, which ends training and keeps what the network has learned.
+            On Ctrl-C and after `max_time`, which end training and keep what the network has learned.
 
         Raises
         ------

@@ -29,6 +29,8 @@ class Settings:
     verbose: bool
     early_stopping: bool = False
     scoring: Any = None
+    max_time: float | None = None
+    deadline: float = math.inf  # the time of `time.perf_counter` when `max_time` is over
 
 
 @dataclass
@@ -147,7 +149,7 @@ def fit(session, data, settings, progress, random_state, *, one_epoch=False, val
     ConvergenceWarning
         If `max_iter` epochs were not enough, for schedules that do not end by themselves.
     UserWarning
-        On Ctrl-C, which keeps what the network has learned.
+        On Ctrl-C, and after `max_time`; both keep what the network has learned.
 
     Raises
     ------
@@ -161,7 +163,9 @@ def fit(session, data, settings, progress, random_state, *, one_epoch=False, val
     loop = _Loop(session, data, settings, progress, random_state, validation)
     try:
         stopped = loop.run(1 if one_epoch else settings.max_iter)
-        if not (stopped or one_epoch or settings.schedule in FINITE_SCHEDULES):
+        if loop.is_late:
+            warn_user(_late_message(settings, progress))
+        elif not (stopped or one_epoch or settings.schedule in FINITE_SCHEDULES):
             warn_user(
                 f"Stochastic Optimizer: Maximum iterations ({settings.max_iter}) reached and the "
                 "optimization hasn't converged yet.",
@@ -191,6 +195,8 @@ class _Loop:
     ----------
     best : tuple of coefs and intercepts, or None
         With early stopping, the parameters of the best score; those of a warm start are the best so far.
+    is_late : bool
+        Whether the time is over, and epochs are left.
     """
 
     def __init__(self, session, data, settings, progress, random_state, validation):
@@ -200,10 +206,11 @@ class _Loop:
         self._n_samples = data.order.size
         self._n_batches = -(-self._n_samples // session.settings.batch_size)
         self.best = session.parameters() if settings.early_stopping else None
+        self.is_late = False
 
     def kept(self):
         """Return the parameters to keep: the best, or those of the last batch."""
-        # Ctrl-C may end training before there is a score.
+        # Training may end before there is a score, on Ctrl-C for example.
         return self.best if self.best is not None and self._progress.validation_scores else self._session.parameters()
 
     def run(self, n_epochs):
@@ -215,6 +222,9 @@ class _Loop:
             begin = time.perf_counter()
             if self._train(min(n_epochs - self._progress.epochs, at_once)):
                 return True
+            if self._progress.epochs < n_epochs and time.perf_counter() >= self._settings.deadline:
+                self.is_late = True
+                return True
             if time.perf_counter() - begin < _SHORT and not one_by_one:
                 at_once *= 2
         return False
@@ -225,7 +235,9 @@ class _Loop:
             self._random_state.shuffle(self._data.order)  # the order that sklearn.utils.shuffle would give
         rates = self._rates(n_epochs)
         try:
-            self._session.run(self._data, rates, twister=self._twister, watch=self._watch())
+            self._session.run(
+                self._data, rates, twister=self._twister, watch=self._watch(), deadline=self._settings.deadline
+            )  # fmt: skip
         except KeyboardInterrupt:
             self._take_notes(rates, scores=False)  # who presses Ctrl-C does not wait for a score
             raise
@@ -306,6 +318,14 @@ class _Loop:
         """Return the learning rate of the epoch that begins after so many samples."""
         settings, rate = self._settings, self._session.optimizer.rate
         return after_epoch(settings.schedule, rate, settings.learning_rate_init, samples_seen, settings.power_t)
+
+
+def _late_message(settings, progress):
+    """Return the text of the warning that the time is over."""
+    return (
+        f"Training stopped after max_time={settings.max_time} seconds and {progress.epochs} epochs. Increase max_time to "
+        "train longer, or continue with partial_fit or warm_start=True."
+    )
 
 
 def _plateau_message(settings, rate, watched):

@@ -107,7 +107,8 @@ def test_early_stopping_on_the_samples_that_it_would_hold_out(name):
     assert model.best_validation_score_ == max(scores) and model.best_loss_ is None
     assert model.best_iter_ == 1 + scores.index(max(scores))
     # The weights are those of the best epoch.
-    without = clone(model).set_params(early_stopping=False, max_iter=model.best_iter_).fit(X, y)
+    model.set_params(early_stopping=False, n_iter_no_change=np.inf, max_iter=model.best_iter_)
+    without = clone(model).fit(X, y)
     assert same(model, without)
 
 
