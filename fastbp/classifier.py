@@ -90,8 +90,9 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         Whether to print the loss, and with `early_stopping` the score, of each epoch or iteration to stdout.
 
     warm_start : bool, default=False
-        Whether `fit` reuses the solution of the previous call as initialization. With `early_stopping` it keeps the
-        best weights of all calls.
+        Whether `fit` reuses the solution of the previous call as initialization. As in scikit-learn, each call begins
+        with a new state of the optimizer, `learning_rate_init` and `random_state`; `partial_fit` continues with all of
+        them. With `early_stopping` the best weights of all calls are kept.
 
     momentum : float, default=0.9
         Momentum for the gradient descent update, between 0 and 1. Only for "sgd".
@@ -380,8 +381,10 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
     ) -> Self:
         """Update the model with a single epoch over the given data.
 
-        Weights, optimizer state and learning rate continue from the last call. Estimators with the solver "lbfgs" do
-        not have this method.
+        Weights, optimizer state, learning rate, random generator and the order of the samples continue from the last
+        call: k calls with the same samples are one `fit` of k epochs, bit for bit, if no stopping rule ends it and
+        `max_iter` is the same for "cosine" and "one_cycle". After `fit`, and where the number of samples changes, the
+        order begins anew. Estimators with the solver "lbfgs" do not have this method.
 
         Parameters
         ----------
@@ -416,7 +419,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         """Initialize the model with random weights, without training.
 
         The weights are those with which `fit` starts for the same `random_state` and dtype. Use it to set weights by
-        hand, to inspect a network before training, or before the first `partial_fit`. Multilabel classification is not
+        hand, to inspect a network before training, or before the first `partial_fit`, which continues as `fit` would. Multilabel classification is not
         supported.
 
         Parameters

@@ -1,5 +1,6 @@
 """What the estimators share: parameters, checks of the input, fitted attributes."""
 
+import copy
 import inspect
 import math
 import time
@@ -223,7 +224,7 @@ class BaseBackprop(BaseEstimator):
         """
         units, activations = self._layout(X.shape[1], Y.shape[1])
         check_can_learn(activations)
-        random_state = check_random_state(self.random_state)
+        random_state, order = self._begin_shuffling(X.shape[0], resume=one_epoch and fitted_units is not None)
         if fitted_units is None:
             coefs, intercepts = self._draw_parameters(units, activations, random_state, dtype)
             progress = training.Progress()
@@ -237,7 +238,6 @@ class BaseBackprop(BaseEstimator):
             progress = self._progress.copy()
         work_dtype = self._work_dtype(dtype)
         x, csr = split_inputs(X, work_dtype)  # before scipy takes samples from X: it does not check its index arrays
-        order = np.arange(X.shape[0])
         if samples is None and self.early_stopping and self.solver != "lbfgs":
             order, samples = self._hold_out(X, y, Y, weight, random_state)
         data = Data(x, self._training_targets(Y), weight, order)
@@ -274,6 +274,28 @@ class BaseBackprop(BaseEstimator):
                 "to be preprocessed."
             )
         self._set_fitted(network, coefs, intercepts, dtype, optimizer, progress)
+        self.__dict__.pop("_shuffling", None)
+        if one_epoch:
+            self._keep_shuffling(random_state, data.order)
+
+    def _begin_shuffling(self, n_samples, *, resume):
+        """Return the random generator and the order of the samples, those of the last call if training goes on."""
+        last = self.__dict__.get("_shuffling") if resume else None
+        if last is None or last.seed != self._seed():
+            return check_random_state(self.random_state), np.arange(n_samples)
+        # A copy, as training may fail.
+        random_state = check_random_state(self.random_state) if last.seed is None else copy.deepcopy(last.generator)
+        same = self.shuffle and last.order.size == n_samples
+        return random_state, last.order.astype(np.int64) if same else np.arange(n_samples)
+
+    def _keep_shuffling(self, random_state, order):
+        """Keep what `_begin_shuffling` returns the next time."""
+        seed = self._seed()
+        order = order.astype(np.min_scalar_type(order.size))  # which makes small files
+        self._shuffling = training.Shuffling(seed, None if seed is None else random_state, order)
+
+    def _seed(self):
+        return int(self.random_state) if isinstance(self.random_state, Integral) else None
 
     def _hold_out(self, X, y, Y, weight, random_state):
         """Split off the samples of early stopping, with scikit-learn's draws.
@@ -356,11 +378,13 @@ class BaseBackprop(BaseEstimator):
         """Draw random weights, and set the fitted attributes as they are before the first step."""
         dtype = np.dtype(np.float32 if self.dtype == "auto" else self.dtype)
         units, activations = self._layout(n_features, n_outputs)
-        coefs, intercepts = self._draw_parameters(units, activations, check_random_state(self.random_state), dtype)
+        random_state = check_random_state(self.random_state)
+        coefs, intercepts = self._draw_parameters(units, activations, random_state, dtype)
         network = make_network(units, activations, dtype)
         optimizer = OptimizerState.empty(network, self.solver, self.learning_rate_init)
         self.n_features_in_ = n_features
         self._set_fitted(network, coefs, intercepts, dtype, optimizer, training.Progress())
+        self._keep_shuffling(random_state, np.empty(0, np.int64))
 
     def _set_fitted(self, network, coefs, intercepts, dtype, optimizer, progress):
         stops_early = progress.best_epoch is not None

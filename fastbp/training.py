@@ -34,6 +34,26 @@ class Settings:
 
 
 @dataclass
+class Shuffling:
+    """How the samples of the next epoch are drawn, where `partial_fit` goes on.
+
+    Attributes
+    ----------
+    seed : int or None
+        The parameter `random_state`, if it is an integer.
+    generator : numpy.random.RandomState or None
+        The generator from that seed, as the last epoch has left it. Without a seed it is the user's or NumPy's own,
+        which goes on by itself.
+    order : ndarray of int
+        The order of the samples in the last epoch.
+    """
+
+    seed: int | None
+    generator: np.random.RandomState | None
+    order: np.ndarray
+
+
+@dataclass
 class Progress:
     """The progress of training; `partial_fit` and `warm_start` continue from it.
 
