@@ -24,8 +24,8 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
     """Multilayer perceptron classifier, trained by backpropagation in compiled code.
 
     All parameters and attributes of `sklearn.neural_network.MLPClassifier` are there, with the same names, defaults and
-    meanings. `loss`, `output_activation`, `dtype`, `n_jobs`, `lr_curve_` and `initialize` are additions. In float64 the
-    same `random_state` gives the same model, up to rounding.
+    meanings; those from `loss` on, and some attributes, are additions. In float64 the same `random_state` gives the same
+    model, up to rounding.
 
     Parameters
     ----------

@@ -17,7 +17,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from fastbp import lbfgs, training
 from fastbp.activations import ACTIVATIONS, Activation, check_can_learn, get_activation
-from fastbp.compat import Interval, Options, StrOptions, check_feature_names, check_sample_weight
+from fastbp.callbacks import FitCallbacks
+from fastbp.compat import CallbackSupportMixin, Interval, Options, StrOptions, check_feature_names, check_sample_weight
 from fastbp.initializers import WEIGHT_INITS, initial_parameters, scaled_parameters
 from fastbp.kernels.csr_matrix import split_inputs
 from fastbp.kernels.network import make_network
@@ -46,7 +47,7 @@ class NotSupportedError(ValueError, NotImplementedError):
     """What a method does not do with these parameters; scikit-learn raises the first, its checks know the second."""
 
 
-class BaseBackprop(BaseEstimator):
+class BaseBackprop(CallbackSupportMixin, BaseEstimator):
     """Base of the estimators that are trained by backpropagation."""
 
     _parameter_constraints: dict = {
@@ -141,11 +142,17 @@ class BaseBackprop(BaseEstimator):
 
         If anything fails, the estimator is as it was before.
         """
+        # On this object, not on the copy: after an error scikit-learn takes down the callbacks that it finds here.
+        callbacks = None if incremental else FitCallbacks.of(self, X, y, sample_weight)
         with self._all_at_once() as model:
-            model._learn(X, y, sample_weight, X_val, y_val, incremental=incremental)
+            model._learn(X, y, sample_weight, X_val, y_val, incremental=incremental, callbacks=callbacks)
+        if callbacks is not None:
+            callbacks.end()
         return self
 
-    def _learn(self, X, y, sample_weight, X_val=None, y_val=None, *, incremental, knows_classes=False):
+    def _learn(
+        self, X, y, sample_weight, X_val=None, y_val=None, *, incremental, knows_classes=False, callbacks=None
+    ):  # fmt: skip
         """Do the work of `_fit` on this very object, which a failure leaves half changed."""
         begin = time.perf_counter()
         if incremental and getattr(self, "t_", None) == 0 and not hasattr(self, "loss_"):
@@ -164,7 +171,8 @@ class BaseBackprop(BaseEstimator):
         Y, weight = targets_and_weights(X, Y, sample_weight, self._work_dtype(dtype))
         samples = None if X_val is None and y_val is None else self._check_validation(X_val, y_val, dtype)
         self._fit_network(
-            X, y, Y, weight, dtype, fitted_units=fitted_units, one_epoch=incremental, begin=begin, samples=samples
+            X, y, Y, weight, dtype, fitted_units=fitted_units, one_epoch=incremental, begin=begin, samples=samples,
+            callbacks=callbacks,
         )  # fmt: skip
 
     def _check_validation(self, X, y, dtype):
@@ -198,7 +206,9 @@ class BaseBackprop(BaseEstimator):
         X, y, dtype = self._check_X(X, y, reset=False)
         return X, *targets_and_weights(X, self._encode_targets(y), sample_weight, dtype)
 
-    def _fit_network(self, X, y, Y, weight, dtype, *, fitted_units, one_epoch, begin, samples=None):
+    def _fit_network(
+        self, X, y, Y, weight, dtype, *, fitted_units, one_epoch, begin, samples=None, callbacks=None
+    ):  # fmt: skip
         """Train, and set the fitted attributes.
 
         Parameters
@@ -221,6 +231,8 @@ class BaseBackprop(BaseEstimator):
             The time of `time.perf_counter` from which `max_time` counts.
         samples : ValidationSamples, default=None
             Those of the user.
+        callbacks : FitCallbacks, default=None
+            Those of this call.
         """
         units, activations = self._layout(X.shape[1], Y.shape[1])
         check_can_learn(activations)
@@ -258,15 +270,18 @@ class BaseBackprop(BaseEstimator):
             model._set_fitted(network, coefs, intercepts, dtype, optimizer, progress.copy())
             return model
 
+        if callbacks is not None:
+            callbacks.set_model(model_of)
         validation = None
         if samples is not None:
             score, loss = self._score_function(samples, model_of), step_settings.loss
             validation = Validation(samples, coefs, intercepts, activations, loss, self.n_jobs, score)
         if self.solver == "lbfgs":
-            coefs, intercepts = lbfgs.fit(session, data, settings, progress, self.max_fun, validation)
+            coefs, intercepts = lbfgs.fit(session, data, settings, progress, self.max_fun, validation, callbacks)
         else:
             coefs, intercepts = training.fit(
-                session, data, settings, progress, random_state, one_epoch=one_epoch, validation=validation
+                session, data, settings, progress, random_state, one_epoch=one_epoch, validation=validation,
+                callbacks=callbacks,
             )  # fmt: skip
         if not all(np.isfinite(values).all() for values in [*coefs, *intercepts]):
             raise ValueError(

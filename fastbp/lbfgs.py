@@ -15,10 +15,14 @@ from fastbp.user_warnings import warn_user
 
 
 class _TimeIsOverError(Exception):
-    """Ends scipy's driver."""
+    """Ends scipy's driver, after `max_time`."""
 
 
-def fit(session, data, settings, progress, max_fun, validation=None):
+class _StoppedError(Exception):
+    """Ends scipy's driver, where a callback wants that."""
+
+
+def fit(session, data, settings, progress, max_fun, validation=None, callbacks=None):
     """Minimize the loss of all samples.
 
     Parameters
@@ -34,6 +38,7 @@ def fit(session, data, settings, progress, max_fun, validation=None):
     max_fun : int
         The most evaluations of the loss.
     validation : callable, default=None
+    callbacks : FitCallbacks, default=None
         See `training.fit`.
 
     Returns
@@ -61,6 +66,8 @@ def fit(session, data, settings, progress, max_fun, validation=None):
     def loss_and_gradient(params):
         if time.perf_counter() >= settings.deadline:
             raise _TimeIsOverError
+        if callbacks is not None:
+            callbacks.begin_epoch()
         last["loss"], gradient = session.loss_and_gradient(data, params, total_weight)
         return last["loss"], gradient
 
@@ -74,6 +81,8 @@ def fit(session, data, settings, progress, max_fun, validation=None):
             print(f"Iteration {progress.epochs}, loss = {last['loss']:.8f}")
         if validation is not None:  # the parameters of the session are those that the line search ends with, too
             progress.add_validation(*validation(*session.parameters()))
+        if callbacks is not None and callbacks.end_epoch(session.parameters):
+            raise _StoppedError
 
     try:
         result = scipy.optimize.minimize(
@@ -90,12 +99,17 @@ def fit(session, data, settings, progress, max_fun, validation=None):
             raise
         session.set_parameters(last["params"])
         warn_user("Training interrupted by user.")
+    except _StoppedError:
+        session.set_parameters(last["params"])
     except _TimeIsOverError:
         session.set_parameters(last["params"])
         warn_user(
             f"Training stopped after max_time={settings.max_time} seconds and {progress.epochs} iterations. Increase "
             "max_time to train longer."
         )
+    finally:
+        if callbacks is not None:
+            callbacks.close()
     return session.parameters()
 
 

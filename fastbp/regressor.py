@@ -20,8 +20,8 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
     """Multilayer perceptron regressor, trained by backpropagation in compiled code.
 
     All parameters and attributes of `sklearn.neural_network.MLPRegressor` are there, with the same names, defaults and
-    meanings. Three values of `loss`, `delta`, `quantile`, `output_activation`, `dtype`, `n_jobs`, `lr_curve_` and
-    `initialize` are additions. In float64 the same `random_state` gives the same model, up to rounding.
+    meanings; three values of `loss`, the parameters from `delta` on, and some attributes are additions. In float64 the
+    same `random_state` gives the same model, up to rounding.
 
     Parameters
     ----------

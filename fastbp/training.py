@@ -139,7 +139,7 @@ class Progress:
         return True
 
 
-def fit(session, data, settings, progress, random_state, *, one_epoch=False, validation=None):
+def fit(session, data, settings, progress, random_state, *, one_epoch=False, validation=None, callbacks=None):
     """Train until a stopping rule applies.
 
     Parameters
@@ -158,6 +158,8 @@ def fit(session, data, settings, progress, random_state, *, one_epoch=False, val
         Whether to stop after one epoch without a warning, as `partial_fit` does.
     validation : callable, default=None
         Returns the mean loss and the score of validation samples from `coefs` and `intercepts`; see `Validation`.
+    callbacks : FitCallbacks, default=None
+        They may end training after an epoch.
 
     Returns
     -------
@@ -180,7 +182,7 @@ def fit(session, data, settings, progress, random_state, *, one_epoch=False, val
         validates=validation is not None, early_stopping=settings.early_stopping, scoring=settings.scoring
     )  # fmt: skip
     steps_before = session.optimizer.steps
-    loop = _Loop(session, data, settings, progress, random_state, validation)
+    loop = _Loop(session, data, settings, progress, random_state, validation, callbacks)
     try:
         stopped = loop.run(1 if one_epoch else settings.max_iter)
         if loop.is_late:
@@ -208,7 +210,7 @@ class _Loop:
 
     Parameters
     ----------
-    session, data, settings, progress, random_state, validation
+    session, data, settings, progress, random_state, validation, callbacks
         See `fit`.
 
     Attributes
@@ -219,9 +221,9 @@ class _Loop:
         Whether the time is over, and epochs are left.
     """
 
-    def __init__(self, session, data, settings, progress, random_state, validation):
+    def __init__(self, session, data, settings, progress, random_state, validation, callbacks):
         self._session, self._data, self._settings, self._progress = session, data, settings, progress
-        self._random_state, self._validation = random_state, validation
+        self._random_state, self._validation, self._callbacks = random_state, validation, callbacks
         self._twister = twister_of(random_state) if settings.shuffle else None
         self._n_samples = data.order.size
         self._n_batches = -(-self._n_samples // session.settings.batch_size)
@@ -235,8 +237,16 @@ class _Loop:
 
     def run(self, n_epochs):
         """Train for so many epochs, or until a stopping rule applies; return whether one does."""
-        # Python has something to do between the epochs if it scores or shuffles.
-        one_by_one = self._validation is not None or (self._settings.shuffle and self._twister is None)
+        try:
+            return self._run(n_epochs)
+        finally:
+            if self._callbacks is not None:
+                self._callbacks.close()
+
+    def _run(self, n_epochs):
+        # Python has something to do between the epochs if it scores or shuffles, or if there are callbacks.
+        watched = self._validation is not None or self._callbacks is not None
+        one_by_one = watched or (self._settings.shuffle and self._twister is None)
         at_once = 1
         while self._progress.epochs < n_epochs:
             begin = time.perf_counter()
@@ -251,6 +261,8 @@ class _Loop:
 
     def _train(self, n_epochs):
         """Train on all samples, at most `n_epochs` times; return whether training stops."""
+        if self._callbacks is not None:
+            self._callbacks.begin_epoch()
         if self._settings.shuffle and self._twister is None:
             self._random_state.shuffle(self._data.order)  # the order that sklearn.utils.shuffle would give
         rates = self._rates(n_epochs)
@@ -296,7 +308,11 @@ class _Loop:
             progress.watch_loss(settings.tol)
         if self._validation is not None and scores:
             self._validate()
-        return self._has_diverged() or self._stops()
+        if self._has_diverged():
+            return True
+        # Who presses Ctrl-C does not wait for what callbacks do with the model.
+        wanted = self._callbacks is not None and scores and self._callbacks.end_epoch(self._session.parameters)
+        return self._stops() or wanted
 
     def _validate(self):
         """Take loss and score of the parameters; with early stopping, keep them if the score is the highest."""
