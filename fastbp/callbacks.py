@@ -1,5 +1,7 @@
 """scikit-learn's callbacks, which it has from version 1.9 on, during a call of `fit`."""
 
+from typing import Any
+
 from fastbp.compat import begin_callbacks
 
 
@@ -20,8 +22,9 @@ class FitCallbacks:
 
     def __init__(self, estimator, context, arguments, task_name):
         self._arguments = {"estimator": estimator, **arguments}
-        self._fit, self._epoch, self._task_name = context, None, task_name
-        self._model_of = None
+        self._fit, self._task_name = context, task_name
+        self._epoch: Any = None
+        self._model_of: Any = None
         context.call_on_fit_task_begin(**self._arguments)
 
     @classmethod

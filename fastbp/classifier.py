@@ -24,8 +24,8 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
     """Multilayer perceptron classifier, trained by backpropagation in compiled code.
 
     All parameters and attributes of `sklearn.neural_network.MLPClassifier` are there, with the same names, defaults and
-    meanings; those from `loss` on, and some attributes, are additions. In float64 the same `random_state` gives the same
-    model, up to rounding.
+    meanings; the parameters from `loss` on, and some attributes, are additions. In float64 the same `random_state`
+    gives the same model, up to rounding.
 
     Parameters
     ----------
@@ -151,11 +151,11 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         "lecun_uniform" and "lecun_normal" 1 / fan_in (LeCun et al. 1998), all with biases of 0.
 
     scoring : str, callable or None, default=None
-        What `early_stopping` watches, and what is recorded in `validation_scores_`: None is the accuracy; "loss" the mean
-        loss without the L2 term, as a score with a minus; or the name of a scorer of scikit-learn, as "roc_auc",
-        or a callable `scorer(estimator, X, y)` that returns a number, of which higher is better. The estimator predicts
-        with the weights of the moment; X and y are arrays, or X a CSR matrix. With `sample_weight` or class weights,
-        None, "loss" and named scorers weight the samples that `early_stopping` holds out.
+        What `early_stopping` watches, and what `validation_scores_` records: None is the accuracy; "loss" the mean loss
+        without the L2 term, as a score with a minus; or the name of a scorer of scikit-learn, as "roc_auc", or a
+        callable `scorer(estimator, X, y)` that returns a number, of which higher is better. The estimator predicts with
+        the weights of the moment; X and y are arrays, or X a CSR matrix. With `sample_weight` or class weights, None,
+        "loss" and named scorers weight the samples that `early_stopping` holds out.
 
     max_time : float or None, default=None
         Seconds after which `fit` ends, above 0: training stops after the batch, or the evaluation of "lbfgs", that is
@@ -193,8 +193,8 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         The ith element is the learning rate with which the ith epoch began. None for "lbfgs".
     validation_scores_ : list of float or None
         The ith element is the score of the validation samples after the ith epoch, those that `early_stopping` holds
-        out or `X_val`: the accuracy, or what `scoring` says; higher is better, "loss" has a minus. None without validation
-        samples.
+        out or `X_val`: the accuracy, or what `scoring` says; higher is better, "loss" has a minus. None without
+        validation samples.
     best_validation_score_ : float or None
         The best of them, whose weights are kept. None without `early_stopping`.
     validation_loss_curve_ : list of float or None
@@ -419,8 +419,8 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         """Initialize the model with random weights, without training.
 
         The weights are those with which `fit` starts for the same `random_state` and dtype. Use it to set weights by
-        hand, to inspect a network before training, or before the first `partial_fit`, which continues as `fit` would. Multilabel classification is not
-        supported.
+        hand, to inspect a network before training, or before the first `partial_fit`, which goes on as `fit` would.
+        Multilabel classification is not supported.
 
         Parameters
         ----------

@@ -11,15 +11,15 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from scipy.sparse import issparse
 from sklearn.base import BaseEstimator
-from sklearn.exceptions import DataConversionWarning
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from fastbp import lbfgs, training
 from fastbp.activations import ACTIVATIONS, Activation, check_can_learn, get_activation
 from fastbp.callbacks import FitCallbacks
-from fastbp.compat import CallbackSupportMixin, Interval, Options, StrOptions, check_feature_names, check_sample_weight
+from fastbp.compat import CallbackSupportMixin, Interval, Options, StrOptions, check_feature_names
 from fastbp.initializers import WEIGHT_INITS, initial_parameters, scaled_parameters
+from fastbp.inputs import keep_float64, plain_numbers, ravel_column, targets_and_weights
 from fastbp.kernels.csr_matrix import split_inputs
 from fastbp.kernels.network import make_network
 from fastbp.kernels.plan import is_mostly_zero
@@ -31,13 +31,6 @@ from fastbp.prediction import ArraysMovedError, Predictor, check_shapes
 from fastbp.schedules import SCHEDULES, SGD_SCHEDULES
 from fastbp.user_warnings import warn_user
 from fastbp.validation import Validation, ValidationSamples
-
-# Types of input that the kernels read without conversion; everything else is converted to the first of the list.
-_SOURCES = {
-    np.dtype(np.float32): [np.float32, np.float64, np.uint8],
-    np.dtype(np.float64): [np.float64, np.float32, np.uint8],
-}
-_READ_TYPES = {np.dtype(kind) for kinds in _SOURCES.values() for kind in kinds}
 
 # Kept outside of the estimators, whose attributes prediction must not change.
 _PREDICTORS: WeakKeyDictionary = WeakKeyDictionary()
@@ -112,7 +105,7 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         """
         if dtype is None:
             dtype = np.dtype(np.float32 if self.dtype == "auto" else self.dtype) if reset else self.coefs_[0].dtype
-        X, sources = _keep_float64(X, _SOURCES[dtype])
+        X, sources = keep_float64(X, dtype)
         has_targets = not isinstance(y, str)
         options = {"multi_output": True, "y_numeric": self._numeric_targets} if has_targets else {}
         checked = validate_data(
@@ -128,7 +121,7 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
             and max(values.max(), -values.min()) > np.finfo(dtype).max
         ):
             raise ValueError(f"Input X contains infinity or a value too large for {dtype!r}.")
-        return X if issparse(X) else declare_writeable(X), *map(_ravel_column, y), dtype
+        return X if issparse(X) else declare_writeable(X), *map(ravel_column, y), dtype
 
     def _check_solver(self):
         if self.solver == "lbfgs":
@@ -514,7 +507,7 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         # scikit-learn's checks take longer than the network for a few rows. Numbers of the right shape need only the
         # check that they are finite, which the kernel does; if it fails, scikit-learn's checks raise the error.
         if "feature_names_in_" not in self.__dict__:
-            numbers = _plain_numbers(X, predictor.dtype)
+            numbers = plain_numbers(X, predictor.dtype)
             if numbers is not None and numbers.shape[1] == self.n_features_in_:
                 outputs, finite = predictor.outputs(declare_writeable(numbers), self.n_jobs)
                 if finite:
@@ -548,73 +541,6 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         _PREDICTORS.pop(self, None)  # it would keep the old weights
 
 
-def _plain_numbers(X, dtype):
-    """Return X as scikit-learn's checks would, if it is an array, a list or a tuple that holds rows of numbers.
-
-    Parameters
-    ----------
-    X
-        As the user gave it.
-    dtype : dtype
-        The network's.
-
-    Returns
-    -------
-    ndarray of shape (n_samples, n_features), C-ordered, or None
-        At least one row, of a type that the kernels read; None where X must be checked.
-    """
-    if type(X) is not np.ndarray:
-        if type(X) is not list and type(X) is not tuple:
-            return None
-        try:
-            X = np.asarray(X)
-        except Exception:  # rows of different lengths, or what an object in them raises: the checks say it better
-            return None
-    if X.ndim != 2 or X.shape[0] == 0:
-        return None
-    if X.dtype not in _READ_TYPES:
-        if X.dtype.kind not in "biu":
-            return None
-        X = X.astype(dtype)
-    return X if X.flags.c_contiguous else np.ascontiguousarray(X)
-
-
-def _keep_float64(X, sources):
-    """See that float64 input of any kind remains float64, as scikit-learn's checks do for arrays and pandas only.
-
-    Parameters
-    ----------
-    X
-        As the user gave it.
-    sources : list of types
-        To which the checks may convert; what is none of them becomes the first.
-
-    Returns
-    -------
-    X, sources
-        What the checks take.
-    """
-    if isinstance(X, np.ndarray) or issparse(X):
-        # Of another byte order, or longer.
-        is_other = X.dtype.kind == "f" and X.dtype.itemsize >= 8 and X.dtype != np.float64
-        # Objects are mostly Python's numbers.
-        return X.astype(np.float64) if is_other else X, [np.float64] if X.dtype == object else sources
-    if hasattr(X, "iloc"):
-        return X, [np.float64] if _holds_float64(X) else sources
-    converted = np.asarray(X)  # of lists, and of frames and arrays of other libraries, which may have names of features
-    X = converted if isinstance(X, list | tuple) else X
-    return X, [np.float64] if converted.dtype == np.float64 else sources
-
-
-def _holds_float64(frame):
-    """Whether the numbers of a pandas object need float64, also those of its nullable types and Python's."""
-    kinds = frame.dtypes if frame.ndim == 2 else [frame.dtype]
-    try:
-        return np.result_type(*(getattr(kind, "numpy_dtype", kind) for kind in kinds)) in (np.float64, object)
-    except (TypeError, ValueError):  # types that are no numbers, which the checks refuse, or a frame without columns
-        return False
-
-
 def _state_of_0_1_0(state):
     """Return the state of a fitted estimator of version 0.1.0 as this version has it."""
     old = vars(state["_progress"])
@@ -629,18 +555,6 @@ def _state_of_0_1_0(state):
     }  # fmt: skip
 
 
-def targets_and_weights(X, Y, sample_weight, dtype):
-    """Return targets and sample weights as the kernels take them; the weights are empty if there are none."""
-    weight = np.empty(0, dtype)
-    if sample_weight is not None:
-        weight = check_sample_weight(sample_weight, X, dtype=dtype)
-        if not weight.any():  # scikit-learn before 1.9 lets these pass
-            raise ValueError("Sample weights must contain at least one non-zero number.")
-        if weight.sum(dtype=np.float64) == 0:
-            raise ValueError("Sample weights must not sum to zero.")
-    return declare_writeable(np.ascontiguousarray(Y, dtype=dtype)), declare_writeable(weight)
-
-
 def _hidden_units(hidden_layer_sizes):
     sizes = [hidden_layer_sizes] if isinstance(hidden_layer_sizes, Integral) else list(hidden_layer_sizes)
     if not all(isinstance(size, Integral) for size in sizes):
@@ -648,15 +562,3 @@ def _hidden_units(hidden_layer_sizes):
     if any(size <= 0 for size in sizes):
         raise ValueError(f"hidden_layer_sizes must be > 0, got {sizes}.")
     return [int(size) for size in sizes]
-
-
-def _ravel_column(y):
-    if y.ndim != 2 or y.shape[1] != 1:
-        return y
-    # In the words of scikit-learn's `column_or_1d`, whose own warning would point at this line.
-    warn_user(
-        "A column-vector y was passed when a 1d array was expected. Please change the shape of y to (n_samples, ), "
-        "for example using ravel().",
-        DataConversionWarning,
-    )
-    return y.ravel()

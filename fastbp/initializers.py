@@ -8,6 +8,8 @@ Eqs. 12 and 16.
 K. He, X. Zhang, S. Ren and J. Sun, "Delving deep into rectifiers", ICCV 2015, Eq. 10.
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 # The variance of the weights of a layer, as a function of its inputs and outputs.
@@ -66,7 +68,7 @@ def scaled_parameters(weight_init, units, random_state, dtype):
     """
     name, shape = weight_init.split("_")
     coefs, intercepts = [], []
-    for fan_in, fan_out in zip(units[:-1], units[1:], strict=True):
+    for fan_in, fan_out in pairwise(units):
         variance = _VARIANCES[name](fan_in, fan_out)
         if shape == "normal":
             weights = random_state.normal(0.0, np.sqrt(variance), (fan_in, fan_out))

@@ -151,11 +151,11 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         "lecun_uniform" and "lecun_normal" 1 / fan_in (LeCun et al. 1998), all with biases of 0.
 
     scoring : str, callable or None, default=None
-        What `early_stopping` watches, and what is recorded in `validation_scores_`: None is the R²; "loss" the mean
-        loss without the L2 term, as a score with a minus; or the name of a scorer of scikit-learn, as "neg_mean_absolute_error",
-        or a callable `scorer(estimator, X, y)` that returns a number, of which higher is better. The estimator predicts
-        with the weights of the moment; X and y are arrays, or X a CSR matrix. With `sample_weight` or class weights,
-        None, "loss" and named scorers weight the samples that `early_stopping` holds out.
+        What `early_stopping` watches, and what `validation_scores_` records: None is the R²; "loss" the mean loss
+        without the L2 term, as a score with a minus; or the name of a scorer of scikit-learn, as
+        "neg_mean_absolute_error", or a callable `scorer(estimator, X, y)` that returns a number, of which higher is
+        better. The estimator predicts with the weights of the moment; X and y are arrays, or X a CSR matrix. With
+        `sample_weight`, None, "loss" and named scorers weight the samples that `early_stopping` holds out.
 
     max_time : float or None, default=None
         Seconds after which `fit` ends, above 0: training stops after the batch, or the evaluation of "lbfgs", that is
@@ -406,7 +406,7 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         """Initialize the model with random weights, without training.
 
         The weights are those with which `fit` starts for the same `random_state` and dtype. Use it to set weights by
-        hand, to inspect a network before training, or before the first `partial_fit`, which continues as `fit` would.
+        hand, to inspect a network before training, or before the first `partial_fit`, which goes on as `fit` would.
 
         Parameters
         ----------

@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -94,8 +94,9 @@ class Progress:
 
     def copy(self):
         """Return an independent copy."""
-        lists = {name: list(value) for name, value in vars(self).items() if isinstance(value, list)}
-        return replace(self, **lists)
+        return Progress(**{
+            name: list(value) if isinstance(value, list) else value for name, value in vars(self).items()
+        })  # fmt: skip
 
     def begin(self, *, validates, early_stopping, scoring=None):
         """Begin a call of training: other scores than before do not continue those that there are."""
@@ -359,8 +360,8 @@ class _Loop:
 def _late_message(settings, progress):
     """Return the text of the warning that the time is over."""
     return (
-        f"Training stopped after max_time={settings.max_time} seconds and {progress.epochs} epochs. Increase max_time to "
-        "train longer, or continue with partial_fit or warm_start=True."
+        f"Training stopped after max_time={settings.max_time} seconds and {progress.epochs} epochs. Increase max_time "
+        "to train longer, or continue with partial_fit or warm_start=True."
     )
 
 

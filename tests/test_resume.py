@@ -30,9 +30,9 @@ def assert_same(one, other):
         np.testing.assert_array_equal(a, b)
     assert one.loss_curve_ == other.loss_curve_ and one.lr_curve_ == other.lr_curve_
     assert (one.t_, one.best_loss_, one.loss_) == (other.t_, other.best_loss_, other.loss_)
-    parts = zip(one._optimizer["parts"], other._optimizer["parts"], strict=True)
-    for a, b in ((a, b) for mine, theirs in parts for x, y in zip(mine, theirs, strict=True) for a, b in zip(x, y)):
-        np.testing.assert_array_equal(a, b)
+    for mine, theirs in zip(one._optimizer["parts"], other._optimizer["parts"], strict=True):
+        for a, b in zip([*mine[0], *mine[1]], [*theirs[0], *theirs[1]], strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 KINDS = {

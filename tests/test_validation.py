@@ -153,7 +153,7 @@ SCORERS = [
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize(("name", "scoring", "function"), SCORERS)
 def test_scorers_get_the_model_of_the_moment(name, scoring, function, own):
-    model, X, y, X_val, y_val = problem(name, early_stopping=True, scoring=scoring, n_iter_no_change=5)
+    model, X, y, X_val, y_val = problem(name, early_stopping=True, scoring=scoring, n_iter_no_change=5, validation_fraction=0.4)
     validation = {} if own else dict(X_val=X_val, y_val=y_val)
     by_name = clone(model).fit(X, y, **validation)
     if function is not None:
@@ -185,7 +185,7 @@ def test_a_scorer_sees_a_fitted_estimator():
 
 
 def test_named_scorers_weight_the_held_out_samples():
-    model, X, y, X_val, y_val = problem("binary", early_stopping=True, scoring="accuracy", validation_fraction=0.5)
+    model, X, y, _, _ = problem("binary", early_stopping=True, scoring="accuracy", validation_fraction=0.5)
     weight = np.random.RandomState(0).rand(len(X))
     named = clone(model).fit(X, y, sample_weight=weight)
     assert named.validation_scores_ == clone(model).set_params(scoring=None).fit(X, y, weight).validation_scores_
@@ -202,7 +202,7 @@ def test_frames():
     assert clone(model).fit(frames[0], y, X_val=frames[1], y_val=y_val).validation_scores_ == expected
     held_out = clone(model).set_params(early_stopping=True).fit(frames[0], y)
     assert list(held_out.feature_names_in_) == names
-    with pytest.raises(ValueError, match="X_val and y_val do not fit the training data: .*feature names"):
+    with pytest.raises(ValueError, match=r"X_val and y_val do not fit the training data: .*feature names"):
         model.fit(frames[0], y, X_val=frames[1][names[::-1]], y_val=y_val)
 
 
