@@ -312,17 +312,18 @@ class _Loop:
         if self._has_diverged():
             return True
         # Who presses Ctrl-C does not wait for what callbacks do with the model.
-        wanted = self._callbacks is not None and scores and self._callbacks.end_epoch(self._session.parameters)
+        wanted = self._callbacks is not None and scores and self._callbacks.end_epoch(self._session.peek)
         return self._stops() or wanted
 
     def _validate(self):
         """Take loss and score of the parameters; with early stopping, keep them if the score is the highest."""
-        parameters = self._session.parameters()
+        early_stopping = self._settings.early_stopping
+        parameters = self._session.parameters() if early_stopping else self._session.peek()
         loss, value = self._validation(*parameters)
         self._progress.add_validation(loss, value)
         if self._settings.verbose:
             print(f"Validation score: {value:f}")
-        if self._settings.early_stopping and self._progress.watch_score(value, self._settings.tol):
+        if early_stopping and self._progress.watch_score(value, self._settings.tol):
             self.best = parameters
 
     def _has_diverged(self):

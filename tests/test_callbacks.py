@@ -1,5 +1,6 @@
 """scikit-learn's callbacks see our epochs, may end training, and change no bit of the result."""
 
+import os
 import pickle
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array, random_array
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
@@ -88,6 +90,18 @@ def test_every_epoch_is_seen_and_no_bit_is_changed(estimator, kind):
     assert_same(recorder.models[-1], seen)
 
 
+@pytest.mark.parametrize("solver", ["adam", "sgd"])
+def test_no_bit_is_changed_where_sparse_rows_wait(solver):
+    rows = csr_array(random_array((300, 400), density=0.02, rng=np.random.default_rng(0)))
+    model = BackpropClassifier(**OPTIONS, alpha=0.0, solver=solver)
+    plain, recorder = clone(model).fit(rows, Y), Recorder()
+    assert_same(clone(model).set_callbacks(recorder).fit(rows, Y), plain)
+    assert_same(recorder.models[-2], plain)
+    validated = clone(model).fit(rows, Y, X_val=rows, y_val=Y)
+    for a, b in zip(arrays(validated), arrays(plain), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize("solver", ["adam", "lbfgs"])
 def test_a_callback_ends_training_without_a_warning(solver):
     model = BackpropClassifier(solver=solver, **OPTIONS)
@@ -138,6 +152,7 @@ def test_ctrl_c_closes_the_open_epoch(solver, monkeypatch):
     def interrupted(self, *args, **kwargs):
         calls.append(1)
         if len(calls) == 12:
+            self.losses = np.empty(0)
             raise KeyboardInterrupt
         run(self, *args, **kwargs)
 
@@ -153,12 +168,13 @@ def test_ctrl_c_closes_the_open_epoch(solver, monkeypatch):
 
 @pytest.mark.parametrize("estimator", [BackpropClassifier, BackpropRegressor])
 def test_scoring_monitor(estimator):
-    monitor = callback.ScoringMonitor(scoring=None)
+    name = "accuracy" if estimator is BackpropClassifier else "r2"
+    monitor = callback.ScoringMonitor(scoring=name)
     model = estimator(**OPTIONS).set_callbacks(monitor).fit(X, Y)
     log = monitor.get_logs().data
-    scores = [row["score"] for row in log if row["task_name"] == "epoch"]
+    scores = [row[name] for row in log if row["task_name"] == "epoch"]
     assert scores == [clone(model).set_callbacks().set_params(max_iter=i).fit(X, Y).score(X, Y) for i in range(1, 6)]
-    (whole,) = [row["score"] for row in log if row["task_name"] == "fit"]
+    (whole,) = [row[name] for row in log if row["task_name"] == "fit"]
     assert whole == scores[-1] == model.score(X, Y)
 
 
@@ -218,7 +234,8 @@ def test_progress_bar(how, tmp_path):
     pytest.importorskip("rich", reason="the bars of scikit-learn need rich")
     command = [sys.executable, "-W", "ignore", "-c", BAR, how]
     root = str(Path(fastbp.__file__).parents[1])
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=200)
+    env = {**os.environ, "COLUMNS": "150"}
+    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=200)
     if how == "error":
         assert done.returncode == 1 and "Input X contains NaN" in done.stderr
         return

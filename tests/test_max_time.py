@@ -74,12 +74,11 @@ def clock(monkeypatch):
 
 
 @pytest.mark.parametrize("max_time", [0.5, 6.5])
-@pytest.mark.parametrize("early_stopping", [False, True])
 @pytest.mark.parametrize("estimator", [BackpropClassifier, BackpropRegressor])
-def test_it_is_as_ctrl_c_after_the_same_batch(estimator, early_stopping, max_time, clock):
+def test_it_is_as_ctrl_c_after_the_same_batch(estimator, max_time, clock):
     """The tuner lets each call take the batches of 40 ms: where one takes a second, a single batch."""
     options = dict(hidden_layer_sizes=(7, 3), batch_size=150, max_iter=100, random_state=0, n_jobs=1)
-    options |= dict(early_stopping=early_stopping, tol=0.0, n_iter_no_change=np.inf)
+    options |= dict(tol=0.0, n_iter_no_change=np.inf)
     tuner_for.cache_clear()
     late = estimator(max_time=max_time, **options)
     (text,) = said(late)
@@ -108,6 +107,22 @@ def test_it_ends_within_an_epoch(clock):
     clock.now = 0.0
     clf.partial_fit(X, Y)
     assert clf.n_iter_ == 1 and clf.loss_ != before
+    tuner_for.cache_clear()
+
+
+def test_early_stopping_keeps_the_best_epoch(clock):
+    tuner_for.cache_clear()
+    options = dict(hidden_layer_sizes=(7, 3), batch_size=100, early_stopping=True, n_iter_no_change=np.inf)
+    late = BackpropClassifier(max_iter=10**6, max_time=20.5, random_state=0, n_jobs=1, **options)
+    said(late)
+    assert late._optimizer["steps"] > 4 * late.n_iter_ > 0  # the last epoch is not complete, and has no score
+    assert len(late.validation_scores_) == late.n_iter_
+    same = BackpropClassifier(max_iter=late.n_iter_, random_state=0, **options)
+    with pytest.warns(ConvergenceWarning):
+        same.fit(X, Y)
+    for a, b in zip(late.coefs_, same.coefs_, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert late.validation_scores_ == same.validation_scores_ and late.best_iter_ == same.best_iter_
     tuner_for.cache_clear()
 
 

@@ -153,7 +153,9 @@ SCORERS = [
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize(("name", "scoring", "function"), SCORERS)
 def test_scorers_get_the_model_of_the_moment(name, scoring, function, own):
-    model, X, y, X_val, y_val = problem(name, early_stopping=True, scoring=scoring, n_iter_no_change=5, validation_fraction=0.4)
+    model, X, y, X_val, y_val = problem(
+        name, early_stopping=True, scoring=scoring, n_iter_no_change=5, validation_fraction=0.4
+    )
     validation = {} if own else dict(X_val=X_val, y_val=y_val)
     by_name = clone(model).fit(X, y, **validation)
     if function is not None:

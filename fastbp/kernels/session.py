@@ -361,6 +361,17 @@ class Session:
         self._catch_up()
         return self._network.unpack(self.params)
 
+    def peek(self):
+        """Return coefs and intercepts, as new arrays, and change nothing: not even by rounding, when training goes on."""
+        if self._csr is None or not self._csr.has_waiting_rows():
+            return self._network.unpack(self.params)
+        arrays = self.params, self.optimizer.first, self.optimizer.second, *self._csr.waiting
+        before = [array.copy() for array in arrays]
+        parameters = self.parameters()
+        for array, values in zip(arrays, before, strict=True):
+            array[...] = values
+        return parameters
+
     def _catch_up(self):
         """Bring the weights of absent features up to date."""
         if self._csr is None or not self._csr.has_waiting_rows():
