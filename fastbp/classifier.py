@@ -383,8 +383,9 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
 
         Weights, optimizer state, learning rate, random generator and the order of the samples continue from the last
         call: k calls with the same samples are one `fit` of k epochs, bit for bit, if no stopping rule ends it and
-        `max_iter` is the same for "cosine" and "one_cycle"; up to rounding for sparse X with `alpha=0`. After `fit`, and
-        where the number of samples changes, the order begins anew. Estimators with the solver "lbfgs" do not have this method.
+        `max_iter` is the same for "cosine" and "one_cycle"; up to rounding for sparse X with `alpha=0`. After `fit`,
+        and where the number of samples changes, the order begins anew. Estimators with the solver "lbfgs" do not have
+        this method.
 
         Parameters
         ----------

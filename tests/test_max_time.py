@@ -113,7 +113,7 @@ def test_it_ends_within_an_epoch(clock):
 def test_early_stopping_keeps_the_best_epoch(clock):
     tuner_for.cache_clear()
     options = dict(hidden_layer_sizes=(7, 3), batch_size=100, early_stopping=True, n_iter_no_change=np.inf)
-    late = BackpropClassifier(max_iter=10**6, max_time=20.5, random_state=0, n_jobs=1, **options)
+    late = BackpropClassifier(max_iter=10**6, max_time=21.5, random_state=0, n_jobs=1, **options)
     said(late)
     assert late._optimizer["steps"] > 4 * late.n_iter_ > 0  # the last epoch is not complete, and has no score
     assert len(late.validation_scores_) == late.n_iter_
