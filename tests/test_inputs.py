@@ -42,6 +42,7 @@ CONFIGURATIONS = [
     BackpropRegressor("huber", (7, 5), "tanh", delta=0.5),
     BackpropRegressor("quantile", quantile=0.7),
     BackpropRegressor(early_stopping=True, validation_fraction=0.5),
+    BackpropRegressor(early_stopping=True, validation_fraction=0.5, scoring="loss", weight_init="lecun_uniform"),
     BackpropRegressor(dtype="float32", solver="lbfgs", n_jobs=1),
     BackpropRegressor(alpha=0.0, warm_start=True),
     BackpropRegressor("squared_error", (50,), "silu", dtype="float64", shuffle=False, learning_rate_init=0.01),
@@ -51,7 +52,7 @@ CHECKS = parametrize_with_checks(CONFIGURATIONS).mark
 # What cannot hold, for scikit-learn's MLP neither. Where samples are held out at random, one that counts twice is not
 # one that is there twice, nor to the last digit of float64 where the weights are float32. `partial_fit` refuses early
 # stopping. A second `fit` that continues does not do the same again. All other configurations pass every check: with
-# those of test_classifier.py they are sixteen.
+# those of test_classifier.py they are seventeen.
 WEIGHTED = ("check_sample_weight_equivalence",)
 REFUSED = ("check_fit_score_takes_y", "check_n_features_in_after_fitting")
 CONTINUED = ("check_supervised_y_2d", "check_classifiers_multilabel_representation_invariance")

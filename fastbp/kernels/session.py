@@ -362,7 +362,7 @@ class Session:
         return self._network.unpack(self.params)
 
     def peek(self):
-        """Return coefs and intercepts, as new arrays, and leave all as it is, so that training goes on with the same bits."""
+        """Return coefs and intercepts, as new arrays, and leave all as it is: training goes on with the same bits."""
         if self._csr is None or not self._csr.has_waiting_rows():
             return self._network.unpack(self.params)
         arrays = self.params, self.optimizer.first, self.optimizer.second, *self._csr.waiting
