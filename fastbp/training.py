@@ -94,9 +94,10 @@ class Progress:
 
     def copy(self):
         """Return an independent copy."""
-        return Progress(**{
+        values: dict[str, Any] = {
             name: list(value) if isinstance(value, list) else value for name, value in vars(self).items()
-        })  # fmt: skip
+        }  # fmt: skip
+        return Progress(**values)
 
     def begin(self, *, validates, early_stopping, scoring=None):
         """Begin a call of training: other scores than before do not continue those that there are."""
