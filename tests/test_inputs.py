@@ -42,6 +42,7 @@ CONFIGURATIONS = [
     BackpropRegressor("huber", (7, 5), "tanh", delta=0.5),
     BackpropRegressor("quantile", quantile=0.7),
     BackpropRegressor(early_stopping=True, validation_fraction=0.5),
+    BackpropRegressor(early_stopping=True, validation_fraction=0.5, scoring="loss", weight_init="lecun_uniform"),
     BackpropRegressor(dtype="float32", solver="lbfgs", n_jobs=1),
     BackpropRegressor(alpha=0.0, warm_start=True),
     BackpropRegressor("squared_error", (50,), "silu", dtype="float64", shuffle=False, learning_rate_init=0.01),
@@ -51,7 +52,7 @@ CHECKS = parametrize_with_checks(CONFIGURATIONS).mark
 # What cannot hold, for scikit-learn's MLP neither. Where samples are held out at random, one that counts twice is not
 # one that is there twice, nor to the last digit of float64 where the weights are float32. `partial_fit` refuses early
 # stopping. A second `fit` that continues does not do the same again. All other configurations pass every check: with
-# those of test_classifier.py they are sixteen.
+# those of test_classifier.py they are seventeen.
 WEIGHTED = ("check_sample_weight_equivalence",)
 REFUSED = ("check_fit_score_takes_y", "check_n_features_in_after_fitting")
 CONTINUED = ("check_supervised_y_2d", "check_classifiers_multilabel_representation_invariance")
@@ -322,8 +323,13 @@ def test_travel(way, solver, iris, tmp_path):
         assert not hasattr(clone(model), "coefs_")
 
 
-# What a fitted estimator of 0.1.0 had beside its parameters, which were those of today but three.
-STATE_OF_0_1_0 = {*BackpropClassifier().get_params()} - {"early_stopping", "validation_fraction", "max_fun"} | {
+# Parameters that came later.
+LATER = {
+    "early_stopping", "validation_fraction", "max_fun", "class_weight", "label_smoothing", "weight_init", "scoring",
+    "max_time",
+}  # fmt: skip
+# What a fitted estimator of 0.1.0 had beside its parameters.
+STATE_OF_0_1_0 = {*BackpropClassifier().get_params()} - LATER | {
     "n_features_in_", "_binarizer", "classes_", "coefs_", "intercepts_", "_memory", "_progress", "_activations",
     "_loss", "n_iter_", "t_", "n_layers_", "n_outputs_", "out_activation_", "loss_curve_", "best_loss_", "loss_",
 }  # fmt: skip
@@ -334,8 +340,8 @@ def test_a_model_of_version_0_1_0(iris):
     X, y = iris
     clf = fitted(X, y)
     state = dict(clf.__getstate__())
-    for name in ("early_stopping", "validation_fraction", "max_fun", "lr_curve_", "validation_scores_",
-                 "best_validation_score_"):  # fmt: skip
+    for name in (*LATER, "lr_curve_", "validation_scores_", "best_validation_score_", "validation_loss_curve_",
+                 "best_iter_"):  # fmt: skip
         state.pop(name)
     state["_memory"] = state.pop("_optimizer")
     state["_loss"] = "log_loss"
