@@ -20,7 +20,7 @@ from fastbp.kernels.workspace import allocate_net
 
 # From so many rows on it is worth to look whether most inputs are zero.
 MANY_ROWS = 2000
-# Bytes up to which a workspace is kept for the next call: to allocate more is little beside the work.
+# Bytes of workspaces that are kept for the next calls: to allocate more is little beside the work.
 MAX_KEPT = 2**24
 
 
@@ -99,7 +99,7 @@ class Predictor:
         Returns
         -------
         out : ndarray of shape (n_samples, n_outputs), of the network's dtype
-            A row's outputs do not depend on the other rows.
+            A row's outputs do not depend on the other rows, if the weights are finite.
         finite : bool
             Whether all inputs are finite numbers in the network's dtype; if not, `out` has no meaning.
 
@@ -144,7 +144,7 @@ class Predictor:
         status = table.item(prediction.STATUS)
         if status >= prediction.CHANGED:
             raise ArraysMovedError
-        if self._is_in_place and workspace.space.nbytes <= MAX_KEPT:
+        if self._is_in_place and (len(free) + 1) * workspace.space.nbytes <= MAX_KEPT:
             table[prediction.STATUS] = 0
             free.append(workspace)
         return not status

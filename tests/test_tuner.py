@@ -1,5 +1,8 @@
 """The thread tuner."""
 
+import sys
+from threading import Thread
+
 import pytest
 
 from fastbp.kernels.tuner import MAX_CALL, ThreadTuner
@@ -76,3 +79,39 @@ def test_trials_take_little_time_where_a_processor_is_busy(n_batches):
 
 def test_one_thread_only():
     assert all(n == 1 for n, _ in run(ThreadTuner({1}, 1e-4), lambda n, _: 1e-4, 10))
+
+
+def test_python_threads_share_a_tuner():
+    """Each must get numbers to train with, whatever the others do between two of its instructions."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    failed = []
+
+    def train(tuner):
+        try:
+            for _ in range(300):
+                n_threads, count = tuner.choose()
+                assert n_threads in (1, 2) and count >= 1
+                tuner.measure(n_threads, count, 0.004)
+        except Exception as error:
+            failed.append(error)
+
+    try:
+        for _ in range(20):
+            tuner = ThreadTuner({1, 2}, 1e-4)
+            threads = [Thread(target=train, args=(tuner,)) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not failed
+
+
+def test_a_tuner_that_another_thread_uses_is_not_waited_for():
+    tuner = ThreadTuner({1, 2}, 1e-4)
+    tuner._lock.acquire()
+    n_threads, count = tuner.choose()
+    tuner.measure(2, 10, 1.0)
+    assert (n_threads, count) == (1, 50)

@@ -298,8 +298,8 @@ class _ForgivingCache(DiskCache):
     @cache
     def _warn_of_folder(path):
         warn_user(
-            f"NUMBA_CACHE_DIR={config.CACHE_DIR} cannot be written to: the disk cache of fastbp's compiled code is in "
-            f"{path}.",
+            f"NUMBA_CACHE_DIR={config.CACHE_DIR} is not used, as Numba cannot write to it or fastbp is in an archive: "
+            f"the disk cache of fastbp's compiled code is in {path}.",
             RuntimeWarning,
         )
 

@@ -1,6 +1,7 @@
 """The thread tuner: how many batches the next call takes, and on how many threads."""
 
 from functools import lru_cache
+from threading import Lock
 
 from fastbp.kernels.plan import training_work
 
@@ -48,9 +49,20 @@ class ThreadTuner:
         self._warm_up = self._trial_seconds = 0.0
         self._chosen = None  # the number of threads that is measured, and its seconds and batches so far
         self._sum, self._count = 0.0, 0
+        # Python threads that train such networks share a tuner. None waits for the lock: a child that is forked while
+        # another thread has it would wait forever.
+        self._lock = Lock()
 
     def choose(self):
         """Return the number of threads and of batches for the next call."""
+        if not self._lock.acquire(blocking=False):
+            return 1, max(1, int(self.MEASURED[0] / self._guess))
+        try:
+            return self._choose()
+        finally:
+            self._lock.release()
+
+    def _choose(self):
         best = min(self._seconds, key=self._cost, default=None)
         if self._trial is None:
             others = [n_threads for n_threads in self.options if n_threads != best]
@@ -71,6 +83,13 @@ class ThreadTuner:
 
     def measure(self, n_threads, n_batches, seconds):
         """Take note of the seconds of a call."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._measure(n_threads, n_batches, seconds)
+            finally:
+                self._lock.release()
+
+    def _measure(self, n_threads, n_batches, seconds):
         if n_threads != self._chosen:  # another Python thread has chosen meanwhile
             return
         if self._trial is None:
