@@ -1,8 +1,5 @@
 """The thread tuner."""
 
-import sys
-from threading import Thread
-
 import pytest
 
 from fastbp.kernels.tuner import MAX_CALL, ThreadTuner
@@ -79,34 +76,6 @@ def test_trials_take_little_time_where_a_processor_is_busy(n_batches):
 
 def test_one_thread_only():
     assert all(n == 1 for n, _ in run(ThreadTuner({1}, 1e-4), lambda n, _: 1e-4, 10))
-
-
-def test_python_threads_share_a_tuner():
-    """Each must get numbers to train with, whatever the others do between two of its instructions."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    failed = []
-
-    def train(tuner):
-        try:
-            for _ in range(300):
-                n_threads, count = tuner.choose()
-                assert n_threads in (1, 2) and count >= 1
-                tuner.measure(n_threads, count, 0.004)
-        except Exception as error:
-            failed.append(error)
-
-    try:
-        for _ in range(20):
-            tuner = ThreadTuner({1, 2}, 1e-4)
-            threads = [Thread(target=train, args=(tuner,)) for _ in range(4)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    assert not failed
 
 
 def test_a_tuner_that_another_thread_uses_is_not_waited_for():
