@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from fastbp import lbfgs, training
 from fastbp.activations import ACTIVATIONS, Activation, check_can_learn, get_activation
 from fastbp.compat import Interval, Options, StrOptions, check_feature_names, check_sample_weight
+from fastbp.dropout import Dropout
 from fastbp.initializers import initial_parameters
 from fastbp.kernels.csr_matrix import csr_matrix_of, split_inputs
 from fastbp.kernels.network import make_network
@@ -70,6 +71,9 @@ class BaseBackprop(BaseEstimator):
         "epsilon": [Interval(Real, 0, None, closed="neither")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left"), Options(Real, {np.inf})],
         "max_fun": [Interval(Integral, 1, None, closed="left")],
+        "dropout": [Interval(Real, 0, 1, closed="left"), "array-like"],
+        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "max_grad_norm": [Interval(Real, 0, None, closed="neither"), None],
         "dtype": [StrOptions({"auto", "float32", "float64"})],
         "n_jobs": [Interval(Integral, 1, None, closed="left"), Interval(Integral, None, -1, closed="right"), None],
     }
@@ -183,6 +187,8 @@ class BaseBackprop(BaseEstimator):
         """
         units, activations = self._layout(X.shape[1], Y.shape[1])
         check_can_learn(activations)
+        dropout = self._hidden_dropout(len(units) - 2)
+        self._check_solver_options(dropout)
         random_state = check_random_state(self.random_state)
         if fitted_units is None:
             coefs, intercepts = self._draw_parameters(units, activations, random_state, dtype)
@@ -204,10 +210,12 @@ class BaseBackprop(BaseEstimator):
             progress.validation_scores = None
         data = Data(x, Y, weight, order)
         step_settings = self._step_settings(order.size, Y.shape[1])
-        network = make_network(units, activations, work_dtype, step_settings.batch_size, csr is not None)
+        network = make_network(units, activations, work_dtype, step_settings.batch_size, csr is not None, dropout)
         optimizer = OptimizerState.empty(network, self.solver, self.learning_rate_init)
         if one_epoch and fitted_units is not None:
             optimizer = OptimizerState.restore(self._optimizer, network, self.solver) or optimizer
+        if network.has_dropout and optimizer.seed is None:
+            optimizer.seed = int(random_state.randint(np.iinfo(np.int64).max, dtype=np.int64))
         params = network.pack(coefs, intercepts)
         session = Session(
             network, params, optimizer, step_settings, order.size, sparse=csr is None and is_mostly_zero(X), csr=csr
@@ -267,6 +275,24 @@ class BaseBackprop(BaseEstimator):
             return self._score_outputs(outputs, Y, weight)
 
         return train, score
+
+    def _check_solver_options(self, dropout):
+        """Refuse what the solver does not know."""
+        if self.weight_decay and self.solver != "adamw":
+            raise ValueError(
+                f"weight_decay={self.weight_decay} is for solver='adamw', got solver={self.solver!r}. Use "
+                "solver='adamw', or weight_decay=0 and the L2 term alpha."
+            )
+        if any(part.rate for part in dropout) and self.solver == "lbfgs":
+            raise ValueError(
+                f"dropout={self.dropout} is not for solver='lbfgs', whose line search needs a loss without chance. Use "
+                "another solver, or dropout=0."
+            )
+        if self.max_grad_norm is not None and self.solver == "lbfgs":
+            raise ValueError(
+                f"max_grad_norm={self.max_grad_norm} is not for solver='lbfgs', whose line search needs the whole "
+                "gradient. Use another solver, or max_grad_norm=None."
+            )
 
     def _layout(self, n_features, n_outputs):
         """Return the units of all layers, and the activations of those after the inputs."""
@@ -328,6 +354,7 @@ class BaseBackprop(BaseEstimator):
             loss=self._loss_of(n_outputs), solver=self.solver, alpha=self.alpha,
             batch_size=self._clip_batch_size(n_samples), momentum=self.momentum,
             nesterovs_momentum=self.nesterovs_momentum, beta_1=self.beta_1, beta_2=self.beta_2, epsilon=self.epsilon,
+            weight_decay=float(self.weight_decay), max_grad_norm=self.max_grad_norm,
             n_jobs=self.n_jobs,
         )  # fmt: skip
 
@@ -360,6 +387,18 @@ class BaseBackprop(BaseEstimator):
                 )
             return [get_activation(entry) for entry in self.activation]
         return [get_activation(self.activation)] * n
+
+    def _hidden_dropout(self, n):
+        """Return the dropout of each of n hidden layers."""
+        rates = [self.dropout] * n if isinstance(self.dropout, Real) else list(self.dropout)
+        if len(rates) != n:
+            raise ValueError(
+                f"dropout has {len(rates)} entries for {n} hidden layers; give one for each layer, or a "
+                "single one for all."
+            )
+        if not all(isinstance(rate, Real) and 0 <= float(rate) < 1 for rate in rates):
+            raise ValueError(f"dropout must be rates in [0, 1), got {self.dropout}. 0 is a layer without dropout.")
+        return [Dropout(float(rate)) for rate in rates]
 
     def _factor_without_hidden_layers(self):
         several = isinstance(self.activation, list | tuple)
