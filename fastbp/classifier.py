@@ -37,10 +37,10 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         "relu", "piecewise_linear", "gaussian", "threshold", "leaky_relu", "elu", "selu", "gelu", "silu",
         or an object such as `fastbp.activations.Logistic(slope=2.0)`.
 
-    solver : {"adam", "sgd", "lbfgs"}, default="adam"
+    solver : {"adam", "sgd", "lbfgs", "adamw"}, default="adam"
         The solver for weight optimization: "sgd" is stochastic gradient descent, "adam" the optimizer of Kingma and
         Ba (2015), "lbfgs" a quasi-Newton method that uses all samples in each iteration. "lbfgs" computes in float64
-        also where the weights are float32, and has no `partial_fit`.
+        also where the weights are float32, and has no `partial_fit`. "adamw" is "adam" with `weight_decay`.
 
     alpha : float, default=1e-4
         Strength of the L2 regularization term: alpha / 2 times the sum of squared weights, divided by the number of
@@ -65,7 +65,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         Calls of `partial_fit` count as epochs of these two; after `max_iter` of them the last, lowest rate remains.
 
     learning_rate_init : float, default=0.001
-        The initial learning rate; the highest one of "cosine" and "one_cycle". Only for "sgd" and "adam".
+        The initial learning rate; the highest one of "cosine" and "one_cycle". Not for "lbfgs".
 
     power_t : float, default=0.5
         The exponent for the inverse scaling learning rate. Only for `learning_rate="invscaling"`.
@@ -74,11 +74,11 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         Maximum number of epochs: how many times each sample is used. For "lbfgs", of iterations.
 
     shuffle : bool, default=True
-        Whether to shuffle the samples in each epoch. Only for "sgd" and "adam".
+        Whether to shuffle the samples in each epoch. Not for "lbfgs".
 
     random_state : int, RandomState instance or None, default=None
         Determines random number generation for the initial weights and biases, for the samples that
-        `early_stopping` holds out, and for shuffling. Pass an int for reproducible results across calls.
+        `early_stopping` holds out, for shuffling and for `dropout`. Pass an int for reproducible results across calls.
 
     tol : float, default=1e-4
         Tolerance for the optimization: training stops when the loss, or with `early_stopping` the score, does not
@@ -104,7 +104,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         Whether to stop when the accuracy on held-out samples does not improve, instead of the training loss. `fit`
         sets aside `validation_fraction` of the training data, in the proportions of the classes in binary
         classification, or takes the `X_val` that it is given, and at the end restores the weights of the best score.
-        `scoring` replaces the accuracy. Only for "sgd" and "adam".
+        `scoring` replaces the accuracy. Not for "lbfgs".
 
     validation_fraction : float, default=0.1
         The proportion of the training data that `early_stopping` holds out, in [0, 1).
@@ -117,7 +117,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
 
     n_iter_no_change : int, default=10
         Maximum number of consecutive epochs without an improvement of at least `tol`; `numpy.inf` to run all
-        `max_iter` epochs. Only for "sgd" and "adam".
+        `max_iter` epochs. Not for "lbfgs".
 
     max_fun : int, default=15000
         Maximum number of evaluations of the loss. Only for "lbfgs", which evaluates it at least once in each
@@ -143,6 +143,22 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         K is the number of classes, 2 for each label in multilabel classification (Szegedy et al. 2016). Only for
         `loss="log_loss"`. It changes the loss that is minimized; scores and losses of validation samples use the true
         labels.
+
+    dropout : float or list of float, default=0.0
+        The probability, in [0, 1), with which a unit of a hidden layer is left out for a sample of a training step
+        (Srivastava et al. 2014), the same for all hidden layers or one for each. The activations of the others are
+        divided by 1 - dropout; prediction, scores and `fastbp.inspection` use all units as they are. `loss_curve_` has
+        the loss with dropout. Not for "lbfgs".
+
+    weight_decay : float, default=0.0
+        Decoupled weight decay (Loshchilov and Hutter 2019): each step takes the share learning rate * weight_decay from
+        the weights, besides the step of Adam, which does not see it. Biases do not decay. Only for "adamw"; 0.01 is a
+        usual value, with alpha=0.
+
+    max_grad_norm : float or None, default=None
+        The largest L2 norm of the gradient of a batch: of the mean gradient, L2 term included, of all weights and
+        biases together. A gradient that is longer is shortened to it before the update (Pascanu et al. 2013). None for
+        no clipping. Not for "lbfgs".
 
     weight_init : str, default="auto"
         Distribution of the initial weights: "auto" is scikit-learn's, a uniform one whose width depends on the size of
@@ -234,7 +250,10 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
     K. He, X. Zhang, S. Ren and J. Sun, "Delving deep into rectifiers", ICCV 2015.
     Y. LeCun, L. Bottou, G. B. Orr and K.-R. Müller, "Efficient BackProp", 1998.
     L. N. Smith, "A disciplined approach to neural network hyper-parameters", arXiv:1803.09820, 2018.
+    Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting", JMLR 15, 2014.
     Kingma and Ba, "Adam: A method for stochastic optimization", ICLR 2015.
+    Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019.
+    Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks", ICML 2013.
     C. Szegedy et al., "Rethinking the Inception architecture for computer vision", CVPR 2016.
 
     Examples
@@ -284,6 +303,9 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         output_activation: str | Activation = "auto",
         class_weight: dict | list[dict] | str | None = None,
         label_smoothing: float = 0.0,
+        dropout: float | Sequence[float] = 0.0,
+        weight_decay: float = 0.0,
+        max_grad_norm: float | None = None,
         weight_init: str = "auto",
         scoring: str | Callable | None = None,
         max_time: float | None = None,
@@ -317,6 +339,9 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         self.output_activation = output_activation
         self.class_weight = class_weight
         self.label_smoothing = label_smoothing
+        self.dropout = dropout
+        self.weight_decay = weight_decay
+        self.max_grad_norm = max_grad_norm
         self.weight_init = weight_init
         self.scoring = scoring
         self.max_time = max_time

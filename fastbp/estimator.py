@@ -18,6 +18,7 @@ from fastbp import lbfgs, training
 from fastbp.activations import ACTIVATIONS, Activation, check_can_learn, get_activation
 from fastbp.callbacks import FitCallbacks
 from fastbp.compat import CallbackSupportMixin, Interval, Options, StrOptions, check_feature_names
+from fastbp.dropout import Dropout
 from fastbp.initializers import WEIGHT_INITS, initial_parameters, scaled_parameters
 from fastbp.inputs import keep_float64, plain_numbers, ravel_column, targets_and_weights
 from fastbp.kernels.csr_matrix import split_inputs
@@ -68,6 +69,9 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         "epsilon": [Interval(Real, 0, None, closed="neither")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left"), Options(Real, {np.inf})],
         "max_fun": [Interval(Integral, 1, None, closed="left")],
+        "dropout": [Interval(Real, 0, 1, closed="left"), "array-like"],
+        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "max_grad_norm": [Interval(Real, 0, None, closed="neither"), None],
         "scoring": [str, callable, None],
         "max_time": [Interval(Real, 0, None, closed="neither"), None],
         "weight_init": [StrOptions(set(WEIGHT_INITS))],
@@ -229,6 +233,8 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         """
         units, activations = self._layout(X.shape[1], Y.shape[1])
         check_can_learn(activations)
+        dropout = self._hidden_dropout(len(units) - 2)
+        self._check_solver_options(dropout)
         random_state, order = self._begin_shuffling(X.shape[0], resume=one_epoch and fitted_units is not None)
         if fitted_units is None:
             coefs, intercepts = self._draw_parameters(units, activations, random_state, dtype)
@@ -247,10 +253,12 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
             order, samples = self._hold_out(X, y, Y, weight, random_state)
         data = Data(x, self._training_targets(Y), weight, order)
         step_settings = self._step_settings(order.size, Y.shape[1])
-        network = make_network(units, activations, work_dtype, step_settings.batch_size, csr is not None)
+        network = make_network(units, activations, work_dtype, step_settings.batch_size, csr is not None, dropout)
         optimizer = OptimizerState.empty(network, self.solver, self.learning_rate_init)
         if one_epoch and fitted_units is not None:
             optimizer = OptimizerState.restore(self._optimizer, network, self.solver) or optimizer
+        if network.has_dropout and optimizer.seed is None:
+            optimizer.seed = int(random_state.randint(np.iinfo(np.int64).max, dtype=np.int64))
         params = network.pack(coefs, intercepts)
         session = Session(
             network, params, optimizer, step_settings, order.size, sparse=csr is None and is_mostly_zero(X), csr=csr
@@ -356,6 +364,24 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
 
         return score
 
+    def _check_solver_options(self, dropout):
+        """Refuse what the solver does not know."""
+        if self.weight_decay and self.solver != "adamw":
+            raise ValueError(
+                f"weight_decay={self.weight_decay} is for solver='adamw', got solver={self.solver!r}. Use "
+                "solver='adamw', or weight_decay=0 and the L2 term alpha."
+            )
+        if any(part.rate for part in dropout) and self.solver == "lbfgs":
+            raise ValueError(
+                f"dropout={self.dropout} is not for solver='lbfgs', whose line search needs a loss without chance. Use "
+                "another solver, or dropout=0."
+            )
+        if self.max_grad_norm is not None and self.solver == "lbfgs":
+            raise ValueError(
+                f"max_grad_norm={self.max_grad_norm} is not for solver='lbfgs', whose line search needs the whole "
+                "gradient. Use another solver, or max_grad_norm=None."
+            )
+
     def _layout(self, n_features, n_outputs):
         """Return the units of all layers, and the activations of those after the inputs."""
         hidden = _hidden_units(self.hidden_layer_sizes)
@@ -425,6 +451,7 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
             loss=self._loss_of(n_outputs), solver=self.solver, alpha=self.alpha,
             batch_size=self._clip_batch_size(n_samples), momentum=self.momentum,
             nesterovs_momentum=self.nesterovs_momentum, beta_1=self.beta_1, beta_2=self.beta_2, epsilon=self.epsilon,
+            weight_decay=float(self.weight_decay), max_grad_norm=self.max_grad_norm,
             n_jobs=self.n_jobs,
         )  # fmt: skip
 
@@ -459,6 +486,18 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
                 )
             return [get_activation(entry) for entry in self.activation]
         return [get_activation(self.activation)] * n
+
+    def _hidden_dropout(self, n):
+        """Return the dropout of each of n hidden layers."""
+        rates = [self.dropout] * n if isinstance(self.dropout, Real) else list(self.dropout)
+        if len(rates) != n:
+            raise ValueError(
+                f"dropout has {len(rates)} entries for {n} hidden layers; give one for each layer, or a "
+                "single one for all."
+            )
+        if not all(isinstance(rate, Real) and 0 <= float(rate) < 1 for rate in rates):
+            raise ValueError(f"dropout must be rates in [0, 1), got {self.dropout}. 0 is a layer without dropout.")
+        return [Dropout(float(rate)) for rate in rates]
 
     def _factor_without_hidden_layers(self):
         several = isinstance(self.activation, list | tuple)

@@ -1,18 +1,19 @@
-"""Optimizers: the step sizes and the update of each.
+"""Optimizers: the step sizes and the update of each, and the norm of the gradient.
 
-`step_sizes` is plain NumPy, computed once for many steps. `update` is compiled: it updates a block of parameters while
-their gradient is in the cache.
+`step_sizes` and `decay_rates` are plain NumPy, computed once for many steps. The others are compiled: `update` updates
+a block of parameters while their gradient is in the cache.
 """
 
 import numpy as np
 
-from fastbp.codegen.jit import jit
+from fastbp.codegen.jit import inlined, jit
 from fastbp.codegen.memory import lane_count, load_scalar
 from fastbp.codegen.vectors import fma, load, splat, sqrt, store, total
 
 SGD, ADAM, NO_UPDATE = 0, 1, -1
-# The compiled code of "lbfgs" computes the gradient only: scipy has the update.
-SOLVERS = {"sgd": SGD, "adam": ADAM, "lbfgs": NO_UPDATE}
+# "adamw" is Adam with a decay of the weights. The compiled code of "lbfgs" computes the gradient only: scipy has the
+# update.
+SOLVERS = {"sgd": SGD, "adam": ADAM, "adamw": ADAM, "lbfgs": NO_UPDATE}
 
 
 def step_sizes(solver, rates, first_step, beta_1, beta_2):
@@ -20,7 +21,7 @@ def step_sizes(solver, rates, first_step, beta_1, beta_2):
 
     Parameters
     ----------
-    solver : {"sgd", "adam"}
+    solver : {"sgd", "adam", "adamw"}
         Adam's two bias corrections are part of the step size:
         rate * sqrt(1 - beta_2^t) / (1 - beta_1^t) (Kingma and Ba 2015, end of sec. 2).
     rates : ndarray of shape (n_steps,)
@@ -35,14 +36,36 @@ def step_sizes(solver, rates, first_step, beta_1, beta_2):
     ndarray of shape (n_steps,), float64
         Step sizes.
     """
-    if solver == "adam":
+    if SOLVERS[solver] == ADAM:
         t = first_step + 1.0 + np.arange(len(rates))
         return rates * np.sqrt(1 - beta_2**t) / (1 - beta_1**t)
     return np.asarray(rates, dtype=np.float64)
 
 
+def decay_rates(solver, rates, weight_decay):
+    """Return by which share of themselves the weights shrink in each step: rate * weight_decay.
+
+    Only for "adamw" (Loshchilov and Hutter 2019, Algorithm 2, line 12): the decay is no part of the gradient, and does
+    not have the bias corrections of the step size.
+
+    Parameters
+    ----------
+    solver : str
+        A key of `SOLVERS`.
+    rates : ndarray of shape (n_steps,)
+        Learning rates.
+    weight_decay : float
+        The decay at a rate of 1.
+
+    Returns
+    -------
+    ndarray of shape (n_steps,), float64
+    """
+    return np.asarray(rates, dtype=np.float64) * (weight_decay if solver == "adamw" else 0.0)
+
+
 @jit
-def update(solver, constants, size, alpha, divisor, n, params, grads, first, second):
+def update(solver, constants, size, decay, alpha, divisor, n, params, grads, first, second):
     """Update a block of parameters: one step of an optimizer.
 
     The gradient is g = (grads + alpha * params) / divisor: the sum over a batch, the L2
@@ -52,6 +75,7 @@ def update(solver, constants, size, alpha, divisor, n, params, grads, first, sec
       (Sutskever et al. 2013).
     - adam: m = beta_1 m + (1 - beta_1) g, v = beta_2 v + (1 - beta_2) g^2,
       params -= size m / (sqrt(v) + epsilon) (Kingma and Ba 2015).
+    - adamw: params -= size m / (sqrt(v) + epsilon) + decay params (Loshchilov and Hutter 2019).
 
     Parameters
     ----------
@@ -59,8 +83,8 @@ def update(solver, constants, size, alpha, divisor, n, params, grads, first, sec
         A value of `SOLVERS`; `NO_UPDATE` changes nothing.
     constants : pointer to float64
         For sgd: momentum, 1 for Nesterov or 0. For adam: beta_1, beta_2, epsilon.
-    size : float64
-        The step size, from `step_sizes`.
+    size, decay : float64
+        The step size, from `step_sizes`; from `decay_rates`, 0 for biases.
     alpha, divisor : float64
         As in the equation above.
     n : int64
@@ -88,7 +112,7 @@ def update(solver, constants, size, alpha, divisor, n, params, grads, first, sec
             v = fma(load(second, i), beta_2, g * g * rest_2)
             store(first, i, m)
             store(second, i, v)
-            store(params, i, w - m * size / (sqrt(v) + epsilon))
+            store(params, i, w - fma(w, decay, m * size / (sqrt(v) + epsilon)))
     elif solver == SGD:
         momentum = load_scalar(constants, 0)
         nesterov = load_scalar(constants, 1) != 0
@@ -104,3 +128,49 @@ def update(solver, constants, size, alpha, divisor, n, params, grads, first, sec
             w = load(params, i)
             squares = fma(w, w, squares)
     return np.float64(total(squares))
+
+
+# --- clipping ---
+
+
+@jit
+def square_norm(alpha, n, params, grads):
+    """Return the sum of squares of grads + alpha * params, for a block of n parameters; see `update`."""
+    step = lane_count(params)
+    squares = splat(params, 0.0)
+    for i in range(0, n, step):
+        g = fma(load(params, i), alpha, load(grads, i))
+        squares = fma(g, g, squares)
+    result = np.float64(total(squares))
+    if result < np.inf:
+        return result
+    # Squares of large numbers are infinite in float32.
+    exact = 0.0
+    for i in range(n):
+        g = np.float64(load_scalar(grads, i)) + alpha * load_scalar(params, i)
+        exact += g * g
+    return exact
+
+
+@inlined
+def clipped_divisor(square, divisor, max_norm):
+    """Return by what the summed gradient is divided so that the norm of the mean gradient is at most `max_norm`.
+
+    A mean gradient whose norm is larger is multiplied by max_norm / norm (Pascanu et al. 2013, Algorithm 1).
+
+    Parameters
+    ----------
+    square : float64
+        The sum of the squares of the summed gradient, L2 term included, of all parameters.
+    divisor : float64
+        Samples of the batch, or the sum of their weights.
+    max_norm : float64
+        The largest norm.
+
+    Returns
+    -------
+    float64
+        The divisor for `update`.
+    """
+    norm = np.sqrt(square) / abs(divisor)
+    return divisor * (norm / max_norm) if norm > max_norm else divisor

@@ -18,6 +18,7 @@ from fastbp.classifier import BackpropClassifier
 from fastbp.codegen.jit import no_compilation_notice
 from fastbp.codegen.target import HAS_FMA, VECTOR_BITS
 from fastbp.compat import cpu_name
+from fastbp.dropout import Dropout
 from fastbp.kernels.addresses import kernel_addresses
 from fastbp.kernels.backprop import train
 
@@ -64,6 +65,7 @@ def warmup(report=None):
             kernel_addresses(dtype, index_lists=True)
             for activation in (*ACTIVATIONS.values(), Softmax()):
                 activation.forward_address(dtype), activation.backward_address(dtype)
+            Dropout(0.5).address(dtype)
             if report is not None:
                 report(f"{source} input, {dtype} network: {time.perf_counter() - before:.1f} s")
     return time.perf_counter() - begin

@@ -8,9 +8,9 @@ import pytest
 
 # Tests whose results depend on the vector instructions in use; `.ci/run` repeats them for each width of vectors.
 NUMERICAL = {
-    "test_activations", "test_backprop", "test_bitmask", "test_csr", "test_elementary", "test_inspection",
-    "test_losses", "test_matmul", "test_memory", "test_optimizers", "test_processor", "test_sparse", "test_tiles",
-    "test_transpose", "test_vectors", "test_workspace",
+    "test_activations", "test_backprop", "test_bitmask", "test_csr", "test_dropout", "test_elementary",
+    "test_inspection", "test_losses", "test_matmul", "test_memory", "test_optimizers", "test_processor",
+    "test_random_bits", "test_sparse", "test_tiles", "test_transpose", "test_vectors", "test_workspace",
 }  # fmt: skip
 # The others that `.ci/run` repeats with the oldest versions. Of the estimators what holds for all versions of
 # scikit-learn: other tests of theirs compare with the texts and rules of 1.9.

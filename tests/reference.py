@@ -56,15 +56,17 @@ DERIVATIVE = {
 }
 
 
-def forward_naive(coefs, intercepts, activations, X):
-    """Return the lists of all layers' activations, and of their pre-activations.
+def forward_naive(coefs, intercepts, activations, X, masks=None):
+    """Return the lists of all layers' activations, after dropout, and of their pre-activations.
 
-    `activations` holds (name, parameters) pairs.
+    `activations` holds (name, parameters) pairs, `masks` the factors of the hidden units.
     """
     layers, pre_activations = [np.asarray(X, dtype=np.float64)], []
-    for W, b, (name, parameters) in zip(coefs, intercepts, activations, strict=True):
+    for i, (W, b, (name, parameters)) in enumerate(zip(coefs, intercepts, activations, strict=True)):
         pre_activations.append(layers[-1] @ W + b)
         layers.append(VALUE[name](pre_activations[-1], **parameters))
+        if masks is not None and i < len(masks):
+            layers[-1] = layers[-1] * masks[i]
     return layers, pre_activations
 
 
@@ -102,10 +104,10 @@ def loss_naive(loss, name, Y, A, weight, parameter=0.0):
     return weight @ rows / weight.sum()
 
 
-def backprop_naive(coefs, intercepts, activations, loss, X, Y, alpha=0.0, weight=None, parameter=0.0):
+def backprop_naive(coefs, intercepts, activations, loss, X, Y, alpha=0.0, weight=None, parameter=0.0, masks=None):
     """Return the mean loss with its L2 term, and its gradients by coefs and by intercepts."""
     weight = np.ones(len(X)) if weight is None else weight
-    layers, pre_activations = forward_naive(coefs, intercepts, activations, X)
+    layers, pre_activations = forward_naive(coefs, intercepts, activations, X, masks)
     name, parameters = activations[-1]
     value = loss_naive(loss, name, Y, layers[-1], weight, parameter)
     value += alpha / 2 * sum((W**2).sum() for W in coefs) / weight.sum()
@@ -121,7 +123,48 @@ def backprop_naive(coefs, intercepts, activations, loss, X, Y, alpha=0.0, weight
         if i:
             name, parameters = activations[i - 1]
             delta = (delta @ coefs[i].T) * DERIVATIVE[name](pre_activations[i - 1], **parameters)
+            if masks is not None:
+                delta = delta * masks[i - 1]
     return value, coef_grads, intercept_grads
+
+
+def clip_naive(grads, max_norm):
+    """Return gradients, shortened where their global norm is above `max_norm`."""
+    norm = np.sqrt(sum((g**2).sum() for g in grads))
+    return [g * (max_norm / norm) for g in grads] if norm > max_norm else grads
+
+
+# --- dropout, with Python's integers ---
+
+
+def splitmix_naive(key, counter):
+    """Return the output `counter` + 1 of splitmix64 with the seed `key`."""
+    z = (key + (counter + 1) * 0x9E3779B97F4A7C15) % 2**64
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+    return z ^ z >> 31
+
+
+def bits_naive(key, counter):
+    """Return 32 random bits."""
+    low, high = key % 2**32, key >> 32
+    x = (low + counter * 0x9E3779B9) % 2**32
+    x = (x ^ x >> 16) * 0x7FEB352D % 2**32
+    x ^= high
+    x = (x ^ x >> 15) * 0x846CA68B % 2**32
+    return x ^ x >> 16
+
+
+def mask_naive(seed, step, layer, n_rows, n_units, rate):
+    """Return the factors of the units of a hidden layer for the rows of a batch: 0, or 1 / (1 - rate)."""
+    layer_key = splitmix_naive(splitmix_naive(seed, step), layer)
+    keys = [splitmix_naive(layer_key, row) for row in range(n_rows)]
+    threshold = round(rate * 2**32)
+    kept = [[bits_naive(key, unit) >= threshold for unit in range(n_units)] for key in keys]
+    return np.array(kept) * 2**32 / (2**32 - threshold)
+
+
+# --- optimizers ---
 
 
 def sgd_naive(params, grads, velocities, rate, momentum, nesterov):
@@ -131,12 +174,12 @@ def sgd_naive(params, grads, velocities, rate, momentum, nesterov):
         w += momentum * v - rate * g if nesterov else v
 
 
-def adam_naive(params, grads, first, second, t, rate, beta_1=0.9, beta_2=0.999, epsilon=1e-8):
-    """Change params and both moments in place; t counts from 1."""
+def adam_naive(params, grads, first, second, t, rate, beta_1=0.9, beta_2=0.999, epsilon=1e-8, weight_decay=0.0):
+    """Change params and both moments in place; t counts from 1. With a decay, which is for weights, this is adamw."""
     for w, g, m, v in zip(params, grads, first, second, strict=True):
         m[...] = beta_1 * m + (1 - beta_1) * g
         v[...] = beta_2 * v + (1 - beta_2) * g**2
-        w -= rate * np.sqrt(1 - beta_2**t) / (1 - beta_1**t) * m / (np.sqrt(v) + epsilon)
+        w -= rate * weight_decay * w + rate * np.sqrt(1 - beta_2**t) / (1 - beta_1**t) * m / (np.sqrt(v) + epsilon)
 
 
 def lazy_adam_naive(w, m, v, sizes, beta_1, beta_2, epsilon):

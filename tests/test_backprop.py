@@ -26,6 +26,7 @@ from fastbp.codegen.memory import pointer
 from fastbp.codegen.target import CACHE_LINE, lanes
 from fastbp.codegen.tiles import MR, NV
 from fastbp.codegen.vectors import load_converted, store
+from fastbp.dropout import Dropout
 from fastbp.kernels import backprop, plan, prediction, threads
 from fastbp.kernels.addresses import kernel_addresses
 from fastbp.kernels.epochs import N_WATCHED
@@ -43,7 +44,7 @@ from fastbp.kernels.records import Data, Epochs, NetArrays, Task, TrainingArrays
 from fastbp.kernels.session import OptimizerState, Session
 from fastbp.kernels.workspace import allocate_net, read_layers
 from fastbp.losses import LOSSES
-from fastbp.optimizers import SOLVERS, step_sizes
+from fastbp.optimizers import ADAM, SOLVERS, decay_rates, step_sizes
 from fastbp.prediction import Predictor
 
 DTYPES = [np.float32, np.float64]
@@ -61,13 +62,16 @@ OUTPUTS = [
 # Where the derivative jumps.
 KINKS = {"piecewise_linear": (-1.0, 1.0), **dict.fromkeys(["relu", "leaky_relu", "elu", "selu"], (0.0,))}
 UNITS = [[5, 3], [5, 7, 3], [5, 7, 4, 3], [5, 7, 4, 6, 3]]
-# Momentum and Nesterov; beta_1, beta_2 and epsilon.
+# Solver; momentum and Nesterov, or beta_1, beta_2 and epsilon.
 OPTIMIZERS = {
     "plain": ("sgd", (0.0, 0.0, 0.0)),
     "momentum": ("sgd", (0.9, 0.0, 0.0)),
     "nesterov": ("sgd", (0.9, 1.0, 0.0)),
     "adam": ("adam", (0.9, 0.999, 1e-8)),
+    "adamw": ("adamw", (0.9, 0.999, 1e-8)),
 }
+WEIGHT_DECAY = 0.3  # of adamw
+SEED = 0x0123_4567_89AB_CDEF  # of dropout
 
 
 @dataclass
@@ -84,6 +88,7 @@ class Problem:
     alpha: float = 0.0
     loss_parameters: np.ndarray | float = 0.0  # for each output
     transpose_narrow: bool = True
+    dropout: tuple = ()  # the rate of each hidden layer
 
     @property
     def dtype(self):
@@ -92,19 +97,29 @@ class Problem:
     @property
     def network(self):
         units = [self.X.shape[1], *(coef.shape[1] for coef in self.coefs)]
-        return make_network(units, self.activations, self.dtype, 2 if self.transpose_narrow else None)
+        batch_size = 2 if self.transpose_narrow else None
+        return make_network(
+            units, self.activations, self.dtype, batch_size, dropout=[Dropout(rate) for rate in self.dropout]
+        )
 
     @property
     def pairs(self):
         """The activations as tests/reference.py takes them."""
         return [(f.name, asdict(f)) for f in self.activations]
 
-    def naive(self, samples=slice(None)):
+    def naive(self, samples=slice(None), step=0):
         """Loss and gradients of one batch in float64."""
         weight = self.weight[samples] if self.weight.size else None
         X, Y = self.X[samples].astype(np.float64), self.Y[samples].astype(np.float64)
         network = self.coefs, self.intercepts, self.pairs
-        return reference.backprop_naive(*network, self.loss, X, Y, self.alpha, weight, self.loss_parameters)
+        masks = None
+        if self.dropout:
+            sizes = [len(b) for b in self.intercepts[:-1]]
+            masks = [
+                reference.mask_naive(SEED, step, l, len(X), n, rate)
+                for l, (n, rate) in enumerate(zip(sizes, self.dropout, strict=True))
+            ]
+        return reference.backprop_naive(*network, self.loss, X, Y, self.alpha, weight, self.loss_parameters, masks)
 
     def distance_from_kinks(self):
         """How near to a kink of its activation or of the loss any unit comes."""
@@ -158,7 +173,7 @@ class Trainer:
 
     def __init__(
         self, problem, *, optimizer=None, rate=0.1, batch_size=None, chunk=None, order=None, sparse=False,
-        n_threads=1, guards=Guards, kernel=backprop.train, pass_rows=10**6,
+        n_threads=1, guards=Guards, kernel=backprop.train, pass_rows=10**6, max_norm=0.0,
     ):  # fmt: skip
         problem = replace(problem, transpose_narrow=problem.transpose_narrow and kernel is not train_online)
         network, dtype = problem.network, problem.dtype
@@ -170,17 +185,21 @@ class Trainer:
         self.batch_size = len(order) if batch_size is None else batch_size
         self.chunk = self.batch_size if chunk is None else chunk
         self.pass_rows = pass_rows
+        self.max_norm = max_norm
         self.n_batches = -(-len(order) // self.batch_size)
         self.guards = guards = guards()
         self.data = Data(*map(guards.array, (problem.X, problem.Y, problem.weight, order)))
-        keeps_grads = self.chunk < self.batch_size or kernel is train_online
+        keeps_grads = self.chunk < self.batch_size or kernel is train_online or max_norm > 0
+        n_blocks = network.count_blocks(BLOCK_ROWS)
+        n_norms = -(-n_blocks // network.lanes) * network.lanes if max_norm > 0 else 0
         self.net = guarded_net(problem, self.chunk, n_threads, sparse, guards, trains=True)
         self.state = TrainingArrays(
             first=guards.zeros(network.n_params, dtype),
-            second=guards.zeros(network.n_params if solver == "adam" else 0, dtype),
+            second=guards.zeros(network.n_params if SOLVERS[solver] == ADAM else 0, dtype),
             grads=guards.zeros(network.n_params if keeps_grads else 0, dtype),
             row_loss=guards.zeros(self.chunk, np.float64),
-            squares=guards.zeros(network.count_blocks(BLOCK_ROWS), np.float64),
+            squares=guards.zeros(n_blocks, np.float64),
+            norms=guards.zeros(n_norms, np.float64),
             scratch=guards.zeros(n_threads * scratch_size(network.lanes), dtype),
             done=guards.zeros(1, np.int64),
         )
@@ -192,19 +211,24 @@ class Trainer:
         """Train on a range of batches, all if not given; without an optimizer the parameters stay what they are."""
         last = self.n_batches if last is None else last
         params = self.net.params.copy()
+        rates = np.full(last - first, self.rate)
         task = Task(
             loss=LOSSES[self.problem.loss],
             loss_parameters=self.loss_parameters,
             loss_scale=1.0,
             solver=SOLVERS[self.solver],
             constants=self.constants,
-            sizes=step_sizes(self.solver, np.full(last - first, self.rate), first, 0.9, 0.999),
+            sizes=step_sizes(self.solver, rates, first, 0.9, 0.999),
+            decays=decay_rates(self.solver, rates, WEIGHT_DECAY),
             alpha=self.problem.alpha,
+            max_grad_norm=self.max_norm,
             batch_size=self.batch_size,
             chunk=self.chunk,
             pass_rows=self.pass_rows,
             first_batch=first,
             last_batch=last,
+            seed=SEED,
+            first_step=first,
         )
         epochs = Epochs(
             n_batches=self.n_batches,
@@ -429,7 +453,7 @@ def test_a_batch_that_counts_nothing_changes_nothing():
 # --- training ---
 
 
-def _train_naive(problem, optimizer, rate, batch_size, order, n_batches):
+def _train_naive(problem, optimizer, rate, batch_size, order, n_batches, max_norm=np.inf):
     """Parameters and loss of each batch."""
     problem = replace(
         problem,
@@ -437,16 +461,19 @@ def _train_naive(problem, optimizer, rate, batch_size, order, n_batches):
         intercepts=[b.astype(np.float64) for b in problem.intercepts],
     )
     params = [*problem.coefs, *problem.intercepts]
+    n = len(problem.coefs)  # what decays
     memory = [[np.zeros_like(p) for p in params] for _ in range(2)]
     losses = []
     for batch in range(n_batches):
         samples = order[batch * batch_size : (batch + 1) * batch_size]
-        value, coef_grads, intercept_grads = problem.naive(samples)
+        value, coef_grads, intercept_grads = problem.naive(samples, batch)
         losses.append(value)
-        grads = [*coef_grads, *intercept_grads]
+        grads = reference.clip_naive([*coef_grads, *intercept_grads], max_norm)
         solver, constants = OPTIMIZERS[optimizer]
-        if solver == "adam":
-            reference.adam_naive(params, grads, *memory, batch + 1, rate)
+        if SOLVERS[solver] == ADAM:
+            for part, decay in ((slice(n), WEIGHT_DECAY if solver == "adamw" else 0.0), (slice(n, None), 0.0)):
+                lists = (params[part], grads[part], memory[0][part], memory[1][part])
+                reference.adam_naive(*lists, batch + 1, rate, weight_decay=decay)
         else:
             reference.sgd_naive(params, grads, memory[0], rate, constants[0], constants[1])
     return params, losses
@@ -470,7 +497,7 @@ def test_ten_steps(units, hidden, loss, output, optimizer, dtype):
     order = np.random.default_rng(1).permutation(n)
     for weighted, alpha in [(False, 0.0), (True, 0.2)]:
         problem = make(units, hidden, loss, output, n=n, dtype=dtype, weighted=weighted, alpha=alpha)
-        rate = 0.01 if optimizer == "adam" else 0.1
+        rate = 0.01 if optimizer.startswith("adam") else 0.1
         expected, losses = _train_naive(problem, optimizer, rate, batch_size, order, 10)
         trainer = Trainer(problem, optimizer=optimizer, rate=rate, batch_size=batch_size, order=order).run()
         if dtype == np.float64:
@@ -494,7 +521,8 @@ def test_a_session_does_the_same(optimizer, sparse):
     network = problem.network
     solver, (first, second, third) = OPTIMIZERS[optimizer]
     how = {"momentum": first, "nesterovs_momentum": bool(second)} if solver == "sgd" else {}
-    how |= {"beta_1": first, "beta_2": second, "epsilon": third} if solver == "adam" else {}
+    how |= {"beta_1": first, "beta_2": second, "epsilon": third} if SOLVERS[solver] == ADAM else {}
+    how |= {"weight_decay": WEIGHT_DECAY} if solver == "adamw" else {}
     model = BackpropClassifier(
         solver=solver, alpha=problem.alpha, batch_size=batch_size, learning_rate_init=0.01, max_iter=1, **how
     )
@@ -655,6 +683,95 @@ def test_a_gradient_does_not_depend_on_what_was_in_the_workspace():
     assert trainer.losses[1] == alone.losses[0]
 
 
+# --- dropout and clipping ---
+
+
+def _dropped(problem, seed=0):
+    """The same problem with dropout: rates of all kinds, 0 among them."""
+    n = len(problem.coefs) - 1
+    return replace(problem, dropout=tuple(np.random.default_rng(seed).permutation([0.5, 0.3, 0.0, 0.7])[:n].tolist()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("loss", "output"), OUTPUTS[:4] + OUTPUTS[6:8], ids=str)
+def test_gradient_with_dropout(loss, output, dtype):
+    """Against the naive twin; in float64 the change of the loss against central differences, too."""
+    nr = NV * lanes(np.dtype(dtype).itemsize)
+    shapes = [5, 7, 3], [5, 7, 4, 6, 3], [3, nr + 5, 2 * BLOCK_ROWS + 1, 4], [20, 9, 1], [2, 1, 2]
+    for n, units in enumerate(shapes, 5):
+        for hidden in (Tanh(), Logistic(slope=2.0), Identity()):
+            if hidden == Identity() and loss == "log_loss" and dtype == np.float32:
+                continue  # outputs so near to 1 that 1 - a has lost its digits
+            problem = _dropped(make(units, hidden, loss, output, n=n, dtype=dtype, weighted=n % 2 == 0, alpha=0.2), n)
+            trainer = Trainer(problem).run()
+            value, coef_grads, intercept_grads = problem.naive()
+            tolerance = 1e-11 if dtype == np.float64 else 2e-5
+            np.testing.assert_allclose(trainer.losses, [value], rtol=tolerance)
+            assert_close(trainer.gradients(), [*coef_grads, *intercept_grads], tolerance)
+            if dtype == np.float64 and len(units) == 3 and loss in ("log_loss", "squared_error"):
+                assert_close(trainer.gradients(), _central_differences(trainer), 1e-6)
+
+
+REGULARIZED = [(True, 0.0), (False, 0.05), (True, 0.05), (False, 1e9)]  # dropout, norm; the last clips nothing
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(("dropout", "max_norm"), REGULARIZED)
+def test_ten_steps_with_dropout_and_clipping(dropout, max_norm, optimizer, dtype):
+    n, batch_size = 68, 7
+    order = np.random.default_rng(1).permutation(n)
+    for units, hidden, loss, output in TRAINED[:4]:
+        problem = make(units, hidden, loss, output, n=n, dtype=dtype, weighted=True, alpha=0.2)
+        problem = _dropped(problem) if dropout else problem
+        rate = 0.01 if optimizer.startswith("adam") else 0.1
+        how = {"optimizer": optimizer, "rate": rate, "batch_size": batch_size, "order": order}
+        expected, losses = _train_naive(problem, *how.values(), 10, max_norm or np.inf)
+        trainer = Trainer(problem, max_norm=max_norm, **how).run()
+        tolerance = {"rtol": 1e-10, "atol": 1e-12} if dtype == np.float64 else {"rtol": 2e-5, "atol": 2e-5}
+        np.testing.assert_allclose(trainer.losses, losses, rtol=tolerance["rtol"])
+        for got, want in zip(trainer.parameters(), expected, strict=True):
+            np.testing.assert_allclose(got, want, **tolerance)
+        if max_norm == 1e9:  # a gradient that is short enough keeps its bits
+            assert trainer.bits() == Trainer(problem, **how).run().bits()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("optimizer", ["nesterov", "adamw"])
+@pytest.mark.parametrize(("dropout", "max_norm"), REGULARIZED[:3])
+def test_same_bits_with_dropout_and_clipping(dropout, max_norm, optimizer, dtype, monkeypatch):
+    """In chunks and passes of any size, in any number of calls, with packed operands, without zero inputs."""
+    nr = NV * lanes(np.dtype(dtype).itemsize)
+    for units in ([20, 40, 9, 3], [9 * BLOCK_ROWS + 3, 8 * nr + 5, 4], [3, 2 * nr, 2]):
+        problem = make(units, [Logistic(), Tanh()][: len(units) - 2], n=50, dtype=dtype, weighted=True, alpha=0.1)
+        problem = _with_zeros(_dropped(problem) if dropout else problem)
+        how = {"optimizer": optimizer, "batch_size": 23, "max_norm": max_norm}
+        expected = Trainer(problem, **how).run()
+        whole = expected.bits()
+        for chunk, pass_rows in ((1, 1), (7, 3), (22, 5), (23, 4)):
+            assert Trainer(problem, chunk=chunk, pass_rows=pass_rows, **how).run().bits() == whole
+        assert_same_training(Trainer(problem, sparse=True, **how).run(), expected)
+        trainer = Trainer(problem, **how)
+        for first, last in ((0, 1), (1, 1), (1, 3)):
+            trainer.run(first, last)
+        assert trainer.bits() == whole
+        with monkeypatch.context() as patch:
+            patch.setattr(plan, "L2_BYTES", 200)
+            assert Trainer(problem, **how).run().bits() == whole
+
+
+def test_clipped_gradients_with_negative_weights_and_without_weight():
+    problem = make([5, 7, 3], n=9, alpha=0.5)
+    weight = np.array([1, 1, -3, 0, 0, 0, 1, -1, 1], dtype=np.float64)  # the first batch has a negative sum
+    problem = replace(problem, weight=weight)
+    how = {"optimizer": "plain", "rate": 0.1, "batch_size": 3, "order": np.arange(9)}
+    before = Trainer(problem, max_norm=0.01, **how).run(0, 1)
+    expected, _ = _train_naive(problem, *how.values(), 1, 0.01)
+    assert_close(before.parameters(), expected, 1e-12)
+    after = Trainer(problem, max_norm=0.01, **how).run(0, 2)
+    assert before.net.params.tobytes() == after.net.params.tobytes()
+
+
 THREADED = [([70, 150, 33, 3], 90, 40, 40), ([70, 20, 3], 90, 40, 11), ([2, 1], 9, 3, 3)]
 
 
@@ -674,6 +791,12 @@ def _check_threads():
                 trainer = Trainer(problem, n_threads=n_threads, **how).run()
                 assert trainer.bits() == alone, (dtype, units, optimizer, n_threads)
                 sizes.add((n_threads, int(teams[-1][threads._SIZE])))
+            if optimizer is not None:
+                problem, how = _dropped(problem), how | {"max_norm": 0.05}
+                alone = Trainer(problem, **how).run().bits()
+                for n_threads in (2, 3, 4):
+                    trainer = Trainer(problem, n_threads=n_threads, **how).run()
+                    assert trainer.bits() == alone, (dtype, units, optimizer, n_threads)
         problem = _with_zeros(make([70, 150, 33, 3], Relu(), n=500, dtype=dtype))
         for sparse, n_threads in product((False, True), (2, 4)):
             alone = _predict(problem, problem.X, 16, sparse=sparse).tobytes()

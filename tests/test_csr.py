@@ -147,6 +147,7 @@ def assert_same_bits(a, b):
 
 SOLVERS = [
     ("adam", {}), ("sgd", {"momentum": 0.9}), ("sgd", {"momentum": 0.9, "nesterovs_momentum": False}), ("lbfgs", {}),
+    ("adamw", {"weight_decay": 0.3}),
 ]  # fmt: skip
 
 
@@ -178,6 +179,27 @@ def test_batches_larger_than_the_workspace(solver, options, dtype, monkeypatch):
                 trained, data = start(X, units, settings, dtype, True)
             assert trained._chunk == chunk and not trained._csr.is_lazy
             assert_same_bits(run_epochs(trained, data), dense)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("solver, options", [case for case in SOLVERS if case[0] != "lbfgs"])
+def test_clipping(solver, options, dtype, monkeypatch):
+    """As in dense training, where rows wait, where all are updated, and in chunks."""
+    X, units = sparse_rows(90, 70), [20, 3]
+    for alpha, batch_size in product((0.0, 1e-3), (90, 40, 1)):
+        settings = settings_for(units, solver, batch_size, alpha=alpha, max_grad_norm=0.05, n_jobs=1, **options)
+        losses, dense = run_epochs(*start(X, units, settings, dtype, False))
+        for chunk in {batch_size, min(7, batch_size)}:
+            with monkeypatch.context() as patch:
+                patch.setattr(session, "workspace_rows", lambda network, chunk=chunk: chunk)
+                trained, data = start(X, units, settings, dtype, True)
+            waits = alpha == 0 and chunk == batch_size and "weight_decay" not in options
+            assert trained._chunk == chunk and trained._csr.is_lazy == waits
+            result = run_epochs(trained, data)
+            tolerance = 1e-11 if dtype == np.float64 else 1e-4
+            np.testing.assert_allclose(result[0], losses, rtol=tolerance)
+            for a, b in zip(result[1], dense, strict=True):
+                np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
 
 
 def _edge_cases():
@@ -283,12 +305,13 @@ NOT_LAZY = [
     {"beta_1": 0.999, "beta_2": 0.9},
     {"alpha": 1e-300},
     {"beta_2": 0.0, "epsilon": 0.1},
+    {"solver": "adamw", "weight_decay": 1e-3},
 ]
 
 
 @pytest.mark.parametrize("options", NOT_LAZY)
 def test_where_the_series_is_not_precise_no_row_waits(options):
-    settings = settings_for([12, 3], "adam", 20, n_jobs=1, **options)
+    settings = settings_for([12, 3], options.pop("solver", "adam"), 20, n_jobs=1, **options)
     X = sparse_rows(200, 150, per_row=1)
     for dtype in DTYPES:
         assert not lazy.has_closed_form(settings, np.dtype(dtype))
@@ -301,6 +324,8 @@ def test_when_rows_wait():
     usual = settings_for([3], "adam", 20)
     for dtype in map(np.dtype, DTYPES):
         assert lazy.has_closed_form(usual, dtype)
+        assert lazy.has_closed_form(replace(usual, solver="adamw"), dtype)
+        assert not lazy.has_closed_form(replace(usual, solver="adamw", weight_decay=1e-300), dtype)
         assert lazy.has_closed_form(replace(usual, beta_1=0.0, beta_2=0.5), dtype)
         assert lazy.has_closed_form(replace(usual, solver="sgd", beta_2=0.5), dtype)
         assert not lazy.has_closed_form(replace(usual, solver="lbfgs"), dtype)
@@ -607,7 +632,7 @@ def _check_training():
         csr_array((np.ones(60), np.full(60, 99), np.arange(61)), shape=(60, 100)),
     ]  # fmt: skip
     sizes = set()
-    for X, (solver, options), dtype in product(inputs, SOLVERS, DTYPES):
+    for X, (solver, options), dtype in product(inputs, [*SOLVERS, ("adam", {"max_grad_norm": 0.05})], DTYPES):
         for alpha, (batch_size, chunk), units in product((0.0, 0.1), ((60, 60), (60, 17), (8, 8)), ([5, 3], [33, 3])):
             if solver == "lbfgs" and batch_size < 60:
                 continue

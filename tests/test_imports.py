@@ -11,7 +11,7 @@ import pytest
 import fastbp
 
 PACKAGE = Path(fastbp.__file__).parent
-FORMULAS = {"activations", "initializers", "losses", "optimizers", "schedules", "stopping"}
+FORMULAS = {"activations", "dropout", "initializers", "losses", "optimizers", "schedules", "stopping"}
 # From the bottom to the top; a module imports only from the floors below. In CONTRIBUTING.md codegen is one floor, and
 # so are the kernels.
 FLOORS = [
@@ -20,7 +20,7 @@ FLOORS = [
     {"codegen.emit"},
     {"codegen.jit"},
     {"codegen.atomics", "codegen.bitmask", "codegen.memory", "codegen.processor", "codegen.tiles", "codegen.vectors"},
-    {"codegen.elementary", "codegen.rows", "codegen.transpose"},
+    {"codegen.elementary", "codegen.random_bits", "codegen.rows", "codegen.transpose"},
     FORMULAS,
     {"kernels.plan"},
     {"kernels.network"},

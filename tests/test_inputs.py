@@ -47,19 +47,23 @@ CONFIGURATIONS = [
     BackpropRegressor(alpha=0.0, warm_start=True),
     BackpropRegressor("squared_error", (50,), "silu", dtype="float64", shuffle=False, learning_rate_init=0.01),
     BackpropClassifier((6, 6), "elu", dtype="float64", shuffle=False, learning_rate_init=0.01),
+    BackpropClassifier(solver="adamw", weight_decay=0.01, max_grad_norm=1.0, alpha=0.0),
+    BackpropClassifier((20, 20), dropout=[0.2, 0.1], learning_rate_init=0.01),
+    BackpropRegressor(solver="adamw", weight_decay=0.01, max_grad_norm=5.0, batch_size=50),
+    BackpropRegressor(dropout=0.1, learning_rate_init=0.01),
 ]
 CHECKS = parametrize_with_checks(CONFIGURATIONS).mark
 # What cannot hold, for scikit-learn's MLP neither. Where samples are held out at random, one that counts twice is not
-# one that is there twice, nor to the last digit of float64 where the weights are float32. `partial_fit` refuses early
-# stopping. A second `fit` that continues does not do the same again. All other configurations pass every check: with
-# those of test_classifier.py they are seventeen.
+# one that is there twice, nor to the last digit of float64 where the weights are float32, nor with random
+# masks. `partial_fit` refuses early stopping. A second `fit` that continues does not do the same again. All other
+# configurations pass every check, as those of test_classifier.py do.
 WEIGHTED = ("check_sample_weight_equivalence",)
 REFUSED = ("check_fit_score_takes_y", "check_n_features_in_after_fitting")
 CONTINUED = ("check_supervised_y_2d", "check_classifiers_multilabel_representation_invariance")
 
 
 def _applies(estimator, check):
-    left_out = [*(WEIGHTED + REFUSED if estimator.early_stopping else ())]
+    left_out = [*(WEIGHTED + REFUSED if estimator.early_stopping else ()), *(WEIGHTED if estimator.dropout else ())]
     left_out += [*(WEIGHTED if estimator.dtype == "float32" else ()), *(CONTINUED if estimator.warm_start else ())]
     return not getattr(check, "func", check).__name__.startswith(tuple(left_out))
 
@@ -326,7 +330,7 @@ def test_travel(way, solver, iris, tmp_path):
 # Parameters that came later.
 LATER = {
     "early_stopping", "validation_fraction", "max_fun", "class_weight", "label_smoothing", "weight_init", "scoring",
-    "max_time",
+    "max_time", "dropout", "weight_decay", "max_grad_norm",
 }  # fmt: skip
 # What a fitted estimator of 0.1.0 had beside its parameters.
 STATE_OF_0_1_0 = {*BackpropClassifier().get_params()} - LATER | {

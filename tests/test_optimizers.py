@@ -5,7 +5,7 @@ from numba import njit
 
 from fastbp import optimizers
 from fastbp.codegen.memory import pointer
-from fastbp.optimizers import ADAM, SGD, SOLVERS, step_sizes, update
+from fastbp.optimizers import ADAM, SGD, SOLVERS, decay_rates, step_sizes, update
 
 N = 48  # several vectors of any machine
 BEGIN = 3
@@ -14,10 +14,10 @@ CANARY = -12345.0
 
 
 @njit
-def run_update(solver, constants, size, alpha, divisor, begin, n, params, grads, first, second):
+def run_update(solver, constants, size, decay, alpha, divisor, begin, n, params, grads, first, second):
     constants, params, grads = pointer(constants, 0), pointer(params, begin), pointer(grads, begin)
     first, second = pointer(first, begin), pointer(second, begin)
-    return update(solver, constants, size, alpha, divisor, n, params, grads, first, second)
+    return update(solver, constants, size, decay, alpha, divisor, n, params, grads, first, second)
 
 
 def guarded(values, dtype):
@@ -59,7 +59,7 @@ def test_sgd_against_naive(momentum, nesterov, alpha, dtype):
         sums = guarded(grad, dtype)
         squares = (params[BEGIN:-BEGIN].astype(np.float64) ** 2).sum()
         arrays = (params, sums, velocity, np.zeros(0, dtype))
-        got = run_update(SGD, constants, size, alpha, DIVISOR, BEGIN, N, *arrays)
+        got = run_update(SGD, constants, size, 0.0, alpha, DIVISOR, BEGIN, N, *arrays)
         np.testing.assert_allclose(got, squares, rtol=N * np.finfo(dtype).eps)
         np.testing.assert_array_equal(sums, guarded(grad, dtype))
         g = (grad.astype(np.float64) + alpha * expected) / DIVISOR
@@ -71,26 +71,33 @@ def test_sgd_against_naive(momentum, nesterov, alpha, dtype):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("alpha", [0.0, ALPHA])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.2])
 @pytest.mark.parametrize(("beta_1", "beta_2", "epsilon"), [(0.9, 0.999, 1e-8), (0.0, 0.5, 1e-3)])
-def test_adam_against_naive(beta_1, beta_2, epsilon, alpha, dtype):
+def test_adam_against_naive(beta_1, beta_2, epsilon, weight_decay, alpha, dtype):
     start, grads = steps(dtype)
     params, first, second = guarded(start, dtype), guarded(0, dtype), guarded(0, dtype)
     constants = np.array([beta_1, beta_2, epsilon])
-    sizes = step_sizes("adam", np.full(len(grads), 0.1), 0, beta_1, beta_2)
+    rates = np.linspace(0.1, 0.02, len(grads))
+    sizes = step_sizes("adam", rates, 0, beta_1, beta_2)
+    decays = decay_rates("adamw", rates, weight_decay)
     expected, m, v = start.astype(np.float64), np.zeros(N), np.zeros(N)
-    for t, (grad, size) in enumerate(zip(grads, sizes, strict=True), 1):
+    for t, (grad, rate, size, decay) in enumerate(zip(grads, rates, sizes, decays, strict=True), 1):
         sums = guarded(grad, dtype)
         squares = (params[BEGIN:-BEGIN].astype(np.float64) ** 2).sum()
-        got = run_update(ADAM, constants, size, alpha, DIVISOR, BEGIN, N, params, sums, first, second)
+        got = run_update(
+            ADAM, constants, size, decay, alpha, DIVISOR, BEGIN, N, params, sums, first, second
+        )  # fmt: skip
         np.testing.assert_allclose(got, squares, rtol=N * np.finfo(dtype).eps)
         np.testing.assert_array_equal(sums, guarded(grad, dtype))
         g = (grad.astype(np.float64) + alpha * expected) / DIVISOR
-        reference.adam_naive([expected], [g], [m], [v], t, 0.1, beta_1, beta_2, epsilon)
+        reference.adam_naive([expected], [g], [m], [v], t, rate, beta_1, beta_2, epsilon, weight_decay)
         np.testing.assert_allclose(params[BEGIN:-BEGIN], expected, **tolerance(dtype))
         np.testing.assert_allclose(first[BEGIN:-BEGIN], m, **tolerance(dtype))
         np.testing.assert_allclose(second[BEGIN:-BEGIN], v, **tolerance(dtype))
-    if not alpha:  # no gradient: nothing moves, and nothing is divided by zero
-        np.testing.assert_array_equal(params[BEGIN:-BEGIN][::9], start[::9])
+    if not alpha:  # no gradient: only the decay moves anything, and nothing is divided by zero
+        left = np.prod(1 - rates * weight_decay)
+        np.testing.assert_allclose(params[BEGIN:-BEGIN][::9], start[::9] * left, rtol=10 * np.finfo(dtype).eps)
+        assert weight_decay or (params[BEGIN:-BEGIN][::9] == start[::9]).all()
     check_canaries(params, first, second)
 
 
@@ -105,7 +112,7 @@ def test_same_bits_in_any_stretch(solver, constants, dtype):
         for grad in grads:
             for left, right in pieces:
                 arrays = (params, grad, first, second)
-                run_update(solver, np.array(constants), 0.05, ALPHA, DIVISOR, left, right - left, *arrays)
+                run_update(solver, np.array(constants), 0.05, 0.01, ALPHA, DIVISOR, left, right - left, *arrays)
         return params.tobytes(), first.tobytes(), second.tobytes()
 
     whole = run([(0, N)])
@@ -128,6 +135,16 @@ def test_step_sizes():
         assert sizes.dtype == np.float64 and sizes.shape == (3,)
 
 
+def test_decay_rates():
+    rates = np.array([0.5, 0.25, 0.0], np.float32)
+    np.testing.assert_array_equal(decay_rates("adamw", rates, 0.5), [0.25, 0.125, 0.0])
+    for solver in SOLVERS:
+        decays = decay_rates(solver, rates, 0.5)
+        assert decays.dtype == np.float64 and decays.any() == (solver == "adamw")
+
+
 def test_codes():
-    assert SOLVERS == {"sgd": optimizers.SGD, "adam": optimizers.ADAM, "lbfgs": optimizers.NO_UPDATE}
-    assert len(set(SOLVERS.values())) == len(SOLVERS)
+    assert SOLVERS == {
+        "sgd": optimizers.SGD, "adam": optimizers.ADAM, "adamw": optimizers.ADAM, "lbfgs": optimizers.NO_UPDATE
+    }  # fmt: skip
+    assert len({optimizers.SGD, optimizers.ADAM, optimizers.NO_UPDATE}) == 3

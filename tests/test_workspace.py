@@ -7,6 +7,7 @@ from guards import Fences, run_alone
 
 from fastbp.activations import Tanh
 from fastbp.codegen.bitmask import MASK_BITS
+from fastbp.dropout import Dropout
 from fastbp.initializers import initial_parameters
 from fastbp.kernels import session, threads
 from fastbp.kernels.network import make_network
@@ -50,13 +51,20 @@ def _train(case, dtype, n_threads, sparse, keep, fenced):
     rng = np.random.default_rng(0)
     X, Y = (rng.normal(size=(n, width)).astype(dtype) for width in (units[0], units[-1]))
     activations = [Tanh()] * (len(units) - 1)
-    network = make_network(units, activations, dtype, batch_size)
+    # Where all is kept, there is also what dropout and clipping need.
+    dropout = [Dropout(0.3)] * (len(units) - 2) if keep else ()
+    network = make_network(units, activations, dtype, batch_size, dropout=dropout)
     assert network.has_transposed == (units[-1] == 1)
     params = network.pack(*initial_parameters(units, [6.0] * len(activations), np.random.RandomState(0), dtype))
     assert (3 * params.nbytes >= LARGE) == (units[1] == 9000)
     params, first, second = map(_unaligned, (params, np.zeros_like(params), np.zeros_like(params)))
     settings = StepSettings(
-        Loss("squared_error", (0.0,) * units[-1]), "adam", alpha=0.1, batch_size=batch_size, n_jobs=n_threads
+        Loss("squared_error", (0.0,) * units[-1]),
+        "adam",
+        alpha=0.1,
+        batch_size=batch_size,
+        n_jobs=n_threads,
+        max_grad_norm=0.1 if keep else None,
     )
     session.workspace_rows = lambda network: chunk
     trained = Session(network, params, OptimizerState(first, second, 0.01), settings, n, sparse=sparse, keep=keep)

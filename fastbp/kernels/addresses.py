@@ -62,8 +62,8 @@ def kernel_addresses(dtype, *, dense=True, prefetch_write=True, index_lists=Fals
         csr.UPDATE_CSR: (
             csr_input, csr.update_csr,
             (
-                lines, indices, floats, n, n, values, n, n, n, n, n, floats, real, real, real, n, values, values,
-                values, values, floats, values, values,
+                lines, indices, floats, n, n, values, n, n, n, n, n, n, floats, real, real, real, real, n, values,
+                values, values, values, floats, floats, values, values,
             ),
         ),
     }  # fmt: skip

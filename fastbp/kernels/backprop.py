@@ -2,7 +2,8 @@
 
 A batch goes through two phases. In the first, each thread takes rows of the batch from the inputs to the deltas of all
 layers (this file); in the second, each thread takes blocks of the weights, sums their gradient over the whole batch and
-updates them (`gradient`). Between the phases the threads wait for each other.
+updates them (`gradient`). Between the phases the threads wait for each other. Clipping needs the norm of the whole
+gradient: with it the threads wait once more, before they update.
 
 Notation (Lopez Davila, secs. 2 to 5; Maren 2020): ::
 
@@ -26,14 +27,22 @@ from fastbp.codegen.memory import (
     store_scalar,
 )
 from fastbp.codegen.processor import flush_subnormals, restore_subnormals
+from fastbp.codegen.random_bits import split
 from fastbp.codegen.transpose import to_columns
 from fastbp.codegen.vectors import load_first, store
 from fastbp.kernels.csr import COLLECT_CSR, MULTIPLY_CSR
 from fastbp.kernels.epochs import begin_epoch, end_epoch
 from fastbp.kernels.gather import gather, gather_and_multiply, is_fused, prefetch_samples
-from fastbp.kernels.gradient import compute_gradients_and_update, make_step, pack_operands, transpose_all
+from fastbp.kernels.gradient import (
+    compute_gradients_and_update,
+    make_step,
+    pack_operands,
+    transpose_all,
+    update_clipped,
+)
 from fastbp.kernels.matmul import matmul
 from fastbp.kernels.records import (
+    Draw,
     coefficients_of,
     get_layer,
     point_at_net,
@@ -56,11 +65,22 @@ def point_at_loss(task, arrays):
 # --- the passes, over rows [first, last) of the workspace; row 0 is the sample at `position` of the order ---
 
 
+@typed_inlined
+def drop_units(net, l, layer, draw, first, last, source, target):
+    """Take activations, or deltas, of rows [first, last) from one place of the workspace to another by dropout."""
+    if layer.drop != 0:
+        args = (
+            split(draw.key, l), draw.first_row + first, layer.threshold, last - first, layer.fan_out,
+            offset(net.space, source + first * layer.row), offset(net.space, target + first * layer.row), layer.row,
+        )  # fmt: skip
+        call_at(layer.drop, args)
+
+
 @jit
-def forward(net, first, last, has_first_z):
+def forward(net, first, last, has_first_z, draw):
     """Compute the activations, layer by layer (Maren 2020, Eqs. 6.3, 6.4, 6.9, 6.10).
 
-    `has_first_z` says that the pre-activations of the first layer are there already.
+    `has_first_z` says that the pre-activations of the first layer are there already; `draw` is for dropout.
     """
     m = last - first
     for l in range(net.n_layers):
@@ -85,6 +105,7 @@ def forward(net, first, last, has_first_z):
             c0, c1 = coefficients_of(net, l)
             a = offset(net.space, layer.a + first * layer.row)
             activate(layer.forward, layer.by_rows, c0, c1, z, a, layer.fan_out, layer.row, m)
+        drop_units(net, l, layer, draw, first, last, layer.a, layer.dropped)
 
 
 @typed_inlined
@@ -146,7 +167,7 @@ def set_losses(net, loss, samples, position, first, last, row_loss):
 
 
 @jit
-def backward(net, first, last):
+def backward(net, first, last, draw):
     """Propagate the deltas back to the first layer."""
     for l in range(net.n_layers - 1, 0, -1):
         layer, below = get_layer(net, l), get_layer(net, l - 1)
@@ -156,6 +177,7 @@ def backward(net, first, last):
             net.space, offset(net.space, below.delta + first * below.row), below.row,
         )  # fmt: skip
         multiply_by_derivative(net, l - 1, below, first, (last - first) * below.row)
+        drop_units(net, l - 1, below, draw, first, last, below.delta, below.delta)
 
 
 @typed_inlined
@@ -196,7 +218,7 @@ def _collect_csr(net, training, samples, position, m, team):
 
 
 @inlined
-def _pass_rows(net, loss, samples, position, first, last, m, rows, fused, row_loss):
+def _pass_rows(net, loss, samples, position, first, last, m, rows, fused, row_loss, draw):
     """Take rows [first, last) of a chunk of m samples through both passes: the first phase of a batch.
 
     At most `rows` of them, and about as many each time, go through together.
@@ -211,10 +233,10 @@ def _pass_rows(net, loss, samples, position, first, last, m, rows, fused, row_lo
         else:
             gather(net, get_layer(net, 0), samples, position, begin, end)
             prefetch_samples(samples, position + m + begin, position + m + end)
-        forward(net, begin, end, fused or net.is_csr)
+        forward(net, begin, end, fused or net.is_csr, draw)
         set_output_delta(net, loss, samples, position, begin, end)
         set_losses(net, loss, samples, position, begin, end, row_loss)
-        backward(net, begin, end)
+        backward(net, begin, end, draw)
         pack_operands(net, begin, end)
 
 
@@ -227,11 +249,13 @@ def _sum(values, n):
 
 
 @inlined
-def _train_batch(net, training, samples, task, loss, start, stop, size, fused, n_squares, cells, team):
-    """Take a step of the optimizer with samples [start, stop) of the order; return their mean loss before it."""
+def _train_batch(net, training, samples, task, loss, i, start, stop, fused, n_squares, cells, team):
+    """Take the ith step of a task with samples [start, stop) of the order; return their mean loss before it."""
     divisor = batch_weight(samples, start, stop)
     if divisor == 0:  # all samples of the batch have the weight 0: nothing to learn from
         return 0.0
+    size, decay = load_scalar(pointer(task.sizes, 0), i), load_scalar(pointer(task.decays, 0), i)
+    key = split(task.seed, task.first_step + i)
     total = 0.0
     for position in range(start, stop, task.chunk):
         m = min(task.chunk, stop - position)
@@ -240,14 +264,20 @@ def _train_batch(net, training, samples, task, loss, start, stop, size, fused, n
             barrier(cells, team)
         first, last = share(m, 1, team.rank, team.size)
         if first < last:
-            _pass_rows(net, loss, samples, position, first, last, m, task.pass_rows, fused, training.row_loss)
+            _pass_rows(
+                net, loss, samples, position, first, last, m, task.pass_rows, fused, training.row_loss,
+                Draw(key, position - start),
+            )  # fmt: skip
         barrier(cells, team)
         if team.rank == 0:
-            for i in range(m):
-                total += load_scalar(training.row_loss, i)
-        step = make_step(training, m, size, divisor, position == start, position + m == stop)
+            for row in range(m):
+                total += load_scalar(training.row_loss, row)
+        step = make_step(training, m, size, decay, divisor, position == start, position + m == stop)
         compute_gradients_and_update(net, training, samples, step, team)
         barrier(cells, team)
+        if step.ends and step.clips:
+            update_clipped(net, training, step, team)
+            barrier(cells, team)
     squares = 0.0
     if team.rank == 0 and task.alpha != 0:
         squares = _sum(training.squares, n_squares)
@@ -285,7 +315,7 @@ def train(data, arrays, training_arrays, task, epochs, losses, team_cells, wante
     net = point_at_net(arrays, task.chunk, team.rank, wanted)
     samples = point_at_samples(data, arrays, team.rank, wanted)
     training = point_at_training(training_arrays, arrays, task, team.rank, wanted)
-    sizes, results = pointer(task.sizes, 0), pointer(losses, 0)
+    results = pointer(losses, 0)
     fused = is_fused(net, samples, task.batch_size)
     loss = point_at_loss(task, arrays)
     done = 0
@@ -296,9 +326,9 @@ def train(data, arrays, training_arrays, task, epochs, losses, team_cells, wante
         begin_epoch(batch, epochs, data.order, cells, team)
         start = batch % epochs.n_batches * task.batch_size
         stop = min(start + task.batch_size, samples.n_seen)
-        size = load_scalar(sizes, batch - task.first_batch)
         value = _train_batch(
-            net, training, samples, task, loss, start, stop, size, fused, training_arrays.squares.size, cells, team
+            net, training, samples, task, loss, batch - task.first_batch, start, stop, fused,
+            training_arrays.squares.size, cells, team,
         )  # fmt: skip
         if team.rank == 0:
             store_scalar(results, batch, value)

@@ -7,8 +7,8 @@ dense kernels, and so their bits.
 
 The update is that of dense training, exactly:
 
-- With L2 regularization, or Adam's decay rates far from the usual, every weight changes in every step: all rows are
-  updated, in one pass.
+- With L2 regularization, weight decay, or decay rates of Adam far from the usual, every weight changes in every step:
+  all rows are updated, in one pass.
 - Else the rows of absent features are *lazy*: they are caught up when a batch needs them, and before anyone reads them
   (see `lazy`).
 """
@@ -36,10 +36,12 @@ from fastbp.codegen.vectors import load, store
 from fastbp.kernels import lazy
 from fastbp.kernels.lazy import catch_up, look_back
 from fastbp.kernels.plan import BLOCK_ROWS
-from fastbp.optimizers import update
+from fastbp.optimizers import square_norm, update
 
 # Places in the table of `kernel_addresses`, after those of `sparse`.
 MULTIPLY_CSR, COLLECT_CSR, UPDATE_CSR = range(6, 9)
+# What `update_csr` does: clipping takes the norm of the whole gradient between its halves.
+SUM_AND_UPDATE, SUM, UPDATE = range(3)
 
 # Rows between the one that is updated and the one that is prefetched: they come from memory, in no order.
 PREFETCH_ROWS = 8
@@ -327,8 +329,8 @@ def collect_csr(
 
 @called_by_address
 def update_csr(
-    table, ints, floats, rank, team_size, deltas, delta_row, begins, ends, in_place, solver, constants, size, alpha,
-    divisor, row, weights, first, second, grads, squares, zeros, scratch,
+    table, ints, floats, rank, team_size, deltas, delta_row, stage, begins, ends, in_place, solver, constants, size,
+    decay, alpha, divisor, row, weights, first, second, grads, squares, norms, zeros, scratch,
 ):  # fmt: skip
     """Sum the gradient of this thread's rows over a chunk, and update them.
 
@@ -340,9 +342,11 @@ def update_csr(
         Threads in the team.
     deltas, delta_row : pointer, int64
         dC/dz of the first layer, and its row stride.
+    stage : int64
+        SUM_AND_UPDATE, SUM or UPDATE.
     begins, ends, in_place : int64
         See `gradient.Step`.
-    solver, constants, size, alpha, divisor
+    solver, constants, size, decay, alpha, divisor
         See `optimizers.update`.
     row : int64
         Numbers in a row of the weights, whole vectors.
@@ -350,16 +354,25 @@ def update_csr(
         The weights, the optimizer's state, and the sums of the gradient, which are not used if `in_place`.
     squares : pointer to float64
         Becomes the sums of squared weights of blocks of rows; not where rows wait.
+    norms : pointer to float64
+        In the stage SUM, becomes the sums of squares of the gradient, L2 term included, of blocks of rows.
     zeros, scratch : pointer
         `row` zeros; workspace for `row` numbers.
     """
     csr = _part(table, rank, ints, floats, weights)
     low, high = _features_of(table, rank, team_size)
-    rule = _Rule(solver, constants, size, alpha, divisor, row, weights, first, second)
+    rule = _Rule(solver, constants, size, decay, alpha, divisor, row, weights, first, second)
     if csr.is_lazy:
-        _update_present(csr, rule, deltas, delta_row, zeros, scratch)
-        if rank == 0:
+        if stage == SUM_AND_UPDATE:
+            _update_present(csr, rule, deltas, delta_row, zeros, scratch)
+        elif stage == SUM:
+            _sum_present(csr, rule, low, high, deltas, delta_row, zeros, grads, norms)
+        else:
+            _update_present_with(csr, rule, grads)
+        if rank == 0 and stage != SUM:
             look_back(csr, size)
+    elif stage == UPDATE:
+        _update_with(rule, low, high, grads, squares)
     elif in_place:
         _update_all(csr, rule, low, high, deltas, delta_row, squares, zeros, scratch)
     else:
@@ -367,7 +380,9 @@ def update_csr(
             for i in range(low * row, high * row, lane_count(grads)):
                 store(grads, i, load(zeros, 0))
         _add_gradients(csr, row, deltas, delta_row, grads)
-        if ends:
+        if ends and stage == SUM:
+            _take_norms(rule, low, high, grads, norms)
+        elif ends:
             _update_with(rule, low, high, grads, squares)
 
 
@@ -377,6 +392,7 @@ class _Rule(NamedTuple):
     solver: int
     constants: Any
     size: float
+    decay: float
     alpha: float
     divisor: float
     row: int
@@ -390,7 +406,8 @@ def _update_row(rule, feature, gradient):
     """Update the row of a feature; return the sum of its squares before."""
     place = feature * rule.row
     return update(
-        rule.solver, rule.constants, rule.size, rule.alpha, rule.divisor, rule.row, offset(rule.weights, place),
+        rule.solver, rule.constants, rule.size, rule.decay, rule.alpha, rule.divisor, rule.row,
+        offset(rule.weights, place),
         gradient, offset(rule.first, place), offset(rule.second, place),
     )  # fmt: skip
 
@@ -404,6 +421,30 @@ def _update_present(csr, rule, deltas, delta_row, zeros, scratch):
         feature = np.int64(load_scalar(csr.touched, 1 + k))
         _sum_gradient(csr, feature, rule.row, deltas, delta_row, zeros, scratch)
         _update_row(rule, feature, scratch)
+
+
+@jit
+def _sum_present(csr, rule, low, high, deltas, delta_row, zeros, grads, norms):
+    """Sum the gradients of the rows of this thread's features that the batch has, and take their squares."""
+    for begin in range(low, high, BLOCK_ROWS):
+        store_scalar(norms, begin // BLOCK_ROWS, 0.0)
+    # Features of one block are in the order in which the batch has them, whatever features the thread has.
+    for k in range(np.int64(load_scalar(csr.touched, 0))):
+        feature = np.int64(load_scalar(csr.touched, 1 + k))
+        gradient, block = offset(grads, feature * rule.row), feature // BLOCK_ROWS
+        _sum_gradient(csr, feature, rule.row, deltas, delta_row, zeros, gradient)
+        square = square_norm(0.0, rule.row, gradient, gradient)
+        store_scalar(norms, block, load_scalar(norms, block) + square)
+
+
+@jit
+def _update_present_with(csr, rule, grads):
+    """Update the rows of this thread's features that the batch has with the sums of their gradients."""
+    n_touched = np.int64(load_scalar(csr.touched, 0))
+    for k in range(n_touched):
+        _prefetch_row(csr, min(k + PREFETCH_ROWS, n_touched - 1), rule.row, rule.weights, rule.first, rule.second)
+        feature = np.int64(load_scalar(csr.touched, 1 + k))
+        _update_row(rule, feature, offset(grads, feature * rule.row))
 
 
 @jit
@@ -427,6 +468,16 @@ def _add_gradients(csr, row, deltas, delta_row, grads):
         feature = np.int64(load_scalar(csr.touched, 1 + k))
         gradient = offset(grads, feature * row)
         _sum_gradient(csr, feature, row, deltas, delta_row, gradient, gradient)
+
+
+@jit
+def _take_norms(rule, low, high, grads, norms):
+    """Take the sums of squares of the gradient for all rows of this thread's features."""
+    for begin in range(low, high, BLOCK_ROWS):
+        n = (min(begin + BLOCK_ROWS, high) - begin) * rule.row
+        place = begin * rule.row
+        square = square_norm(rule.alpha, n, offset(rule.weights, place), offset(grads, place))
+        store_scalar(norms, begin // BLOCK_ROWS, square)
 
 
 @jit

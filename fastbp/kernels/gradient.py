@@ -22,8 +22,8 @@ from fastbp.codegen.memory import (
 )
 from fastbp.codegen.target import CACHE_LINE
 from fastbp.codegen.tiles import NV
-from fastbp.codegen.vectors import first_lanes, load, select, store
-from fastbp.kernels.csr import UPDATE_CSR
+from fastbp.codegen.vectors import first_lanes, load, select, splat, store, total
+from fastbp.kernels.csr import SUM, SUM_AND_UPDATE, UPDATE, UPDATE_CSR
 from fastbp.kernels.matmul import (
     MULTIPLY,
     MULTIPLY_PREFETCH_WRITE,
@@ -37,7 +37,7 @@ from fastbp.kernels.prefetch import append_lines
 from fastbp.kernels.records import get_layer
 from fastbp.kernels.sparse import INDEX_BLOCK, MULTIPLY_INDEXED_BLOCK
 from fastbp.kernels.threads import share
-from fastbp.optimizers import NO_UPDATE, update
+from fastbp.optimizers import NO_UPDATE, clipped_divisor, square_norm, update
 
 
 class Step(NamedTuple):
@@ -49,10 +49,12 @@ class Step(NamedTuple):
 
     m: int  # rows of the chunk
     size: float  # step size, see optimizers.step_sizes
+    decay: float  # of the weights, see optimizers.decay_rates
     divisor: float  # samples of the batch, or the sum of their weights
     begins: bool  # whether this is the first chunk of its batch
     ends: bool  # whether this is the last one
     in_place: bool  # whether the gradient of a block is used at once: it lives in `scratch`, not in `grads`
+    clips: bool  # whether the update waits for the norm of the gradient, see `update_clipped`
 
 
 class Part(NamedTuple):
@@ -107,10 +109,10 @@ def block_at(layer, part, turn, width):
 
 
 @inlined
-def update_params(net, training, step, alpha, begin, grads, n):
+def update_params(net, training, step, decay, alpha, begin, grads, n):
     """Update n parameters from the offset `begin` on; return the sum of their squares before."""
     return update(
-        training.solver, training.constants, step.size, alpha, step.divisor, n, offset(net.params, begin), grads,
+        training.solver, training.constants, step.size, decay, alpha, step.divisor, n, offset(net.params, begin), grads,
         offset(training.first, begin), offset(training.second, begin),
     )  # fmt: skip
 
@@ -215,9 +217,11 @@ def _columns(net, packed, panel, begin, row, j):
 
 
 @inlined
-def make_step(training, m, size, divisor, begins, ends):
+def make_step(training, m, size, decay, divisor, begins, ends):
     """Return the step for a chunk of m rows."""
-    return Step(m, size, divisor, begins, ends, begins and ends and training.solver != NO_UPDATE)
+    clips = training.max_norm > 0
+    in_place = begins and ends and training.solver != NO_UPDATE and not clips
+    return Step(m, size, decay, divisor, begins, ends, in_place, clips)
 
 
 @jit
@@ -232,12 +236,13 @@ def compute_gradients_and_update(net, training, samples, step, team):
     for l in range(net.n_layers):
         layer = get_layer(net, l)
         part = part_of(layer, lane_count(net.params), team.rank, team.size)
-        squares = offset(training.squares, done)
+        squares, norms = offset(training.squares, done), offset(training.norms, done)
         if l == 0 and net.is_csr:
-            _update_csr(net, training, step, layer, squares, team)
+            stage = np.int64(SUM if step.clips else SUM_AND_UPDATE)
+            _update_csr(net, training, step, layer, squares, norms, stage, team)
         else:
             is_sparse = l == 0 and net.is_sparse
-            _update_weights(net, training, samples.lines, step, layer, part, squares, is_sparse, team.size)
+            _update_weights(net, training, samples.lines, step, layer, part, squares, norms, is_sparse, team.size)
         _update_biases(net, training, step, layer, team)
         done += part.n_blocks
 
@@ -249,7 +254,7 @@ def _grads_of(training, step, begin, width):
 
 
 @typed_inlined
-def _update_weights(net, training, lines, step, layer, part, squares, is_sparse, n_threads):
+def _update_weights(net, training, lines, step, layer, part, squares, norms, is_sparse, n_threads):
     """Compute the gradient of this thread's blocks of a layer, and update them."""
     width = lane_count(net.params)
     # Whether the product for a block prefetches the next one: its reduction must have steps enough.
@@ -271,11 +276,22 @@ def _update_weights(net, training, lines, step, layer, part, squares, is_sparse,
         if step.ends:
             if layer.is_transposed and block.j + block.row > layer.fan_in:
                 _clear_padding(grads, block.rows, block.row, layer.fan_in - block.j)
-            n = block.rows * block.row
-            square = update_params(net, training, step, training.alpha, block.begin, grads, n)
-            store_scalar(squares, block.number, square)
-            if layer.transpose >= 0 and training.solver != NO_UPDATE:
-                _transpose_block(net, layer, part, block)
+            if step.clips:
+                n = block.rows * block.row
+                square = square_norm(training.alpha, n, offset(net.params, block.begin), grads)
+                store_scalar(norms, block.number, square)
+            else:
+                _update_block(net, training, step, layer, part, block, grads, squares)
+
+
+@typed_inlined
+def _update_block(net, training, step, layer, part, block, grads, squares):
+    """Update a block of the weights, and renew its transpose."""
+    n = block.rows * block.row
+    square = update_params(net, training, step, step.decay, training.alpha, block.begin, grads, n)
+    store_scalar(squares, block.number, square)
+    if layer.transpose >= 0 and training.solver != NO_UPDATE:
+        _transpose_block(net, layer, part, block)
 
 
 @typed_inlined
@@ -318,15 +334,15 @@ def _multiply_indexed(net, step, layer, block, grads, is_new_row):
 
 
 @typed_inlined
-def _update_csr(net, training, step, layer, squares, team):
-    """Do as `_update_weights` for the first layer, with inputs in sparse rows."""
+def _update_csr(net, training, step, layer, squares, norms, stage, team):
+    """Do as `_update_weights` for the first layer, with inputs in sparse rows; or one of its halves."""
     weights = layer.weights
     args = (
         net.csr, net.indices, net.coefficients, team.rank, team.size, offset(net.space, layer.delta), layer.row,
-        np.int64(step.begins), np.int64(step.ends), np.int64(step.in_place), training.solver, training.constants,
-        step.size, training.alpha, step.divisor, layer.padded_out, offset(net.params, weights),
-        offset(training.first, weights), offset(training.second, weights), offset(training.grads, weights), squares,
-        net.space, offset(training.scratch, lane_count(net.params)),
+        stage, np.int64(step.begins), np.int64(step.ends), np.int64(step.in_place), training.solver,
+        training.constants, step.size, step.decay, training.alpha, step.divisor, layer.padded_out,
+        offset(net.params, weights), offset(training.first, weights), offset(training.second, weights),
+        offset(training.grads, weights), squares, norms, net.space, offset(training.scratch, lane_count(net.params)),
     )  # fmt: skip
     call_at(load_scalar(net.kernels, UPDATE_CSR), args)
 
@@ -357,5 +373,50 @@ def _update_biases(net, training, step, layer, team):
             REPEATED, grads, REPEATED,
         )  # fmt: skip
         call_at(load_scalar(net.kernels, MULTIPLY), args)
-        if step.ends:
-            update_params(net, training, step, 0.0, begin, grads, nv * width)
+        if step.ends and not step.clips:
+            update_params(net, training, step, 0.0, 0.0, begin, grads, nv * width)
+
+
+# --- clipping ---
+
+
+@inlined
+def _sum(values, n):
+    """Add up n float64 numbers, whole vectors, always in the same order."""
+    sums = splat(values, 0.0)
+    for i in range(0, n, lane_count(values)):
+        sums = sums + load(values, i)
+    return np.float64(total(sums))
+
+
+@jit
+def update_clipped(net, training, step, team):
+    """Update this thread's part of the parameters, when all threads have summed their parts of the gradient.
+
+    Each thread computes the norm itself, from the sums of squares of all blocks: in the same order for any number of
+    threads.
+    """
+    square = _sum(training.norms, training.n_norms)
+    for l in range(net.n_layers):
+        layer = get_layer(net, l)
+        grads = offset(training.grads, layer.bias)
+        square += square_norm(0.0, layer.padded_out, grads, grads)
+    divisor = clipped_divisor(square, step.divisor, training.max_norm)
+    step = Step(step.m, step.size, step.decay, divisor, step.begins, step.ends, step.in_place, step.clips)
+    width, done = lane_count(net.params), 0
+    for l in range(net.n_layers):
+        layer = get_layer(net, l)
+        part = part_of(layer, width, team.rank, team.size)
+        squares = offset(training.squares, done)
+        if l == 0 and net.is_csr:
+            _update_csr(net, training, step, layer, squares, training.norms, np.int64(UPDATE), team)
+        else:
+            for turn in range(part.first, part.last):
+                block = block_at(layer, part, turn, width)
+                _update_block(
+                    net, training, step, layer, part, block, offset(training.grads, block.begin), squares
+                )  # fmt: skip
+        left, right = share(layer.padded_out, width, team.rank, team.size)
+        begin = layer.bias + left
+        update_params(net, training, step, 0.0, 0.0, begin, offset(training.grads, begin), right - left)
+        done += part.n_blocks

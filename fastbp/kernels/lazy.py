@@ -21,7 +21,7 @@ import numpy as np
 from fastbp.codegen.jit import jit
 from fastbp.codegen.memory import lane_count, load_scalar, offset, store_scalar
 from fastbp.codegen.vectors import fma, load, sqrt, store
-from fastbp.optimizers import ADAM
+from fastbp.optimizers import ADAM, NO_UPDATE, SGD, SOLVERS
 
 # Steps after which all rows are caught up, which bounds the tables.
 MAX_STEPS = 4096
@@ -35,9 +35,10 @@ NEGLIGIBLE = 1e-22
 
 def has_closed_form(settings, dtype):
     """Whether the movement of rows without a gradient has a closed form of full precision."""
-    if settings.alpha != 0 or settings.solver not in ("sgd", "adam"):
+    solver = SOLVERS[settings.solver]
+    if settings.alpha != 0 or settings.weight_decay != 0 or solver == NO_UPDATE:
         return False
-    if settings.solver == "sgd" or settings.beta_1 == 0:
+    if solver == SGD or settings.beta_1 == 0:
         return True
     rest = 1 - np.sqrt(settings.beta_2) ** np.arange(1, MAX_STEPS)
     weights = settings.beta_1 ** np.arange(1, MAX_STEPS)
@@ -78,7 +79,7 @@ def workspace(settings, n_features, is_lazy):
 
 def _series(settings):
     """Return how many steps a term of the series looks back, and the factors of `look_back`."""
-    if settings.solver != "adam" or settings.beta_1 == 0:
+    if SOLVERS[settings.solver] != ADAM or settings.beta_1 == 0:
         return 0, np.zeros((N_TERMS, N_TERMS))
     rho = np.sqrt(settings.beta_2)
     powers = [
@@ -94,7 +95,7 @@ def _decays(settings, n):
     For Adam beta_1^j and beta_2^j; for sgd momentum^j, and the distance that the velocity covers in these steps.
     """
     j = np.arange(n)
-    if settings.solver == "adam":
+    if SOLVERS[settings.solver] == ADAM:
         return np.stack([settings.beta_1**j, settings.beta_2**j], axis=1)
     velocity = float(settings.momentum) ** j
     distance = np.cumsum(velocity) - 1

@@ -37,7 +37,7 @@ class Layer(NamedTuple):
     weights: int  # offset in the parameter vector
     bias: int  # offset in the parameter vector
     transpose: int  # offset of the other of weights and transpose, among the transposes; -1 for the first layer
-    input: int  # offset of the layer's input, the activations of the layer below
+    input: int  # offset of the layer's input, the activations of the layer below, after dropout
     input_row: int  # row stride of the input
     z: int  # offset of the pre-activations
     a: int  # offset of the activations
@@ -49,6 +49,9 @@ class Layer(NamedTuple):
     left: int  # offset of the packed left operand of the weight gradient, -1 where it is not packed
     right: int  # the same of the right one
     together: int  # blocks of rows of the stored matrix that use a panel of the right operand one after the other
+    dropped: int  # offset of the activations after dropout, those of `a` where there is none
+    drop: int  # address of the kernel of dropout, 0 for none
+    threshold: int  # of dropout, see dropout.Dropout
 
 
 class StoredMatrix(NamedTuple):
@@ -100,6 +103,8 @@ class Network:
     csr_input : bool, default=False
         Whether the inputs are sparse rows (see `fastbp.kernels.csr`): the weights of the first layer are stored row by
         row, as one panel, and there is no workspace for inputs.
+    dropout : sequence of Dropout, default=()
+        One for each hidden layer, or nothing for no dropout.
 
     Attributes
     ----------
@@ -111,9 +116,11 @@ class Network:
         The coefficients of the activations.
     has_transposed : bool
         Whether any layer has transposed storage.
+    has_dropout : bool
+        Whether any layer has dropout.
     """
 
-    def __init__(self, units, activations, dtype, lanes, panel, transpose_narrow=False, csr_input=False):
+    def __init__(self, units, activations, dtype, lanes, panel, transpose_narrow=False, csr_input=False, dropout=()):
         self.units = [int(n) for n in units]
         self.activations = list(activations)
         self.dtype = np.dtype(dtype)
@@ -143,6 +150,9 @@ class Network:
             if index:
                 self.n_transposes += size
         self.has_transposed = any(layer.is_transposed for layer in self._layers)
+        self._thresholds = [part.threshold for part in dropout] or [0] * (len(self._layers) - 1)
+        self._drops = [part.address(self.dtype) for part in dropout] or self._thresholds
+        self.has_dropout = any(self._thresholds)
 
     @cached_property
     def row_bytes(self):
@@ -185,12 +195,15 @@ class Network:
 
         source = reserve(strides[0])
         table = []
-        for index, (layer, activation) in enumerate(zip(self._layers, self.activations, strict=True)):
+        drops = [*zip(self._drops, self._thresholds, strict=True), (0, 0)]  # none after the last layer
+        parts = zip(self._layers, self.activations, drops, strict=True)
+        for index, (layer, activation, (drop, threshold)) in enumerate(parts):
             input_row, row = strides[index : index + 2]
             forward, backward = activation.forward_address(self.dtype), activation.backward_address(self.dtype)
             a = z = reserve(row)
             if activation.keeps_z or (keep_z and forward):
                 z = reserve(row)
+            dropped = reserve(row) if drop else a
             delta = reserve(row)
             places = (source, input_row, z, a, delta, row)
             left = right = -1
@@ -202,9 +215,12 @@ class Network:
                 )
                 together = blocks_together(n_rows, self.dtype.itemsize) if left >= 0 and right >= 0 else 1
             table.append(
-                Layer(*layer[:-1], *places, forward, backward, int(activation.by_rows), left, right, together)
+                Layer(
+                    *layer[:-1], *places, forward, backward, int(activation.by_rows), left, right, together, dropped,
+                    drop, threshold,
+                )
             )  # fmt: skip
-            source = a
+            source = dropped
         return np.array(table, dtype=np.int64), end
 
     def _packed_columns(self, layer, n_rows, input_row, row):
@@ -277,7 +293,7 @@ class Network:
             yield params[layer.bias :][: layer.fan_out], intercept
 
 
-def make_network(units, activations, dtype, batch_size=None, csr_input=False):
+def make_network(units, activations, dtype, batch_size=None, csr_input=False, dropout=()):
     """Lay out a network for the vector registers of this machine.
 
     Parameters
@@ -287,7 +303,7 @@ def make_network(units, activations, dtype, batch_size=None, csr_input=False):
     batch_size : int, default=None
         Samples of a batch in training; None for prediction. Batches of several samples allow transposed storage. With
         single samples it does not pay: the transposes, renewed after each step, are needed early in the next.
-    csr_input : bool, default=False
+    csr_input, dropout
         As in `Network`.
 
     Returns
@@ -295,7 +311,8 @@ def make_network(units, activations, dtype, batch_size=None, csr_input=False):
     Network
     """
     width = lanes(np.dtype(dtype).itemsize)
-    return Network(units, activations, dtype, width, width * NV, batch_size is not None and batch_size > 1, csr_input)
+    transpose_narrow = batch_size is not None and batch_size > 1
+    return Network(units, activations, dtype, width, width * NV, transpose_narrow, csr_input, dropout)
 
 
 def aligned_zeros(n, dtype):

@@ -94,15 +94,17 @@ def _compute_gradients(net, grads):
 @inlined
 def _update(net, training, step, grads, n_params):
     """Update all parameters; return the sum of squared weights before, for the L2 term."""
-    if training.alpha == 0:
-        update_params(net, training, step, 0.0, 0, grads, n_params)
+    if training.alpha == 0 and step.decay == 0:
+        update_params(net, training, step, 0.0, 0.0, 0, grads, n_params)
         return 0.0
     squares = 0.0
     for l in range(net.n_layers):
         layer = get_layer(net, l)
         n, weights, bias = layer.padded_in * layer.padded_out, layer.weights, layer.bias
-        squares += update_params(net, training, step, training.alpha, weights, offset(grads, weights), n)
-        update_params(net, training, step, 0.0, bias, offset(grads, bias), layer.padded_out)
+        squares += update_params(
+            net, training, step, step.decay, training.alpha, weights, offset(grads, weights), n
+        )  # fmt: skip
+        update_params(net, training, step, 0.0, 0.0, bias, offset(grads, bias), layer.padded_out)
     return squares
 
 
@@ -117,7 +119,7 @@ def _transpose_all(net):
 
 
 @inlined
-def _train_sample(net, training, samples, task, loss, position, size, n_params):
+def _train_sample(net, training, samples, task, loss, position, size, decay, n_params):
     """Take a step of the optimizer with one sample of the order; return its loss before it."""
     inputs, outputs = get_layer(net, 0), get_layer(net, net.n_layers - 1)
     weight = batch_weight(samples, position, position + 1)
@@ -131,7 +133,7 @@ def _train_sample(net, training, samples, task, loss, position, size, n_params):
     value *= task.loss_scale
     _backward(net)
     _compute_gradients(net, training.grads)
-    step = make_step(training, 1, size, weight, True, True)
+    step = make_step(training, 1, size, decay, weight, True, True)
     value += 0.5 * task.alpha * _update(net, training, step, training.grads, n_params)
     _transpose_all(net)
     return value / weight
@@ -148,7 +150,7 @@ def train_online(data, arrays, training_arrays, task, epochs, losses, team_cells
     net = point_at_net(arrays, task.chunk, 0, 1)
     samples = point_at_samples(data, arrays, 0, 1)
     training = point_at_training(training_arrays, arrays, task, 0, 1)
-    sizes, results = pointer(task.sizes, 0), pointer(losses, 0)
+    sizes, decays, results = pointer(task.sizes, 0), pointer(task.decays, 0), pointer(losses, 0)
     loss = point_at_loss(task, arrays)
     n_params = arrays.params.size
     done = 0
@@ -158,8 +160,10 @@ def train_online(data, arrays, training_arrays, task, epochs, losses, team_cells
         begin_epoch(batch, epochs, data.order, cells, team)
         position = batch % epochs.n_batches
         prefetch_samples(samples, position + PREFETCH_SAMPLES, position + PREFETCH_SAMPLES + 1)
-        size = load_scalar(sizes, batch - task.first_batch)
-        store_scalar(results, batch, _train_sample(net, training, samples, task, loss, position, size, n_params))
+        step = batch - task.first_batch
+        size, decay = load_scalar(sizes, step), load_scalar(decays, step)
+        value = _train_sample(net, training, samples, task, loss, position, size, decay, n_params)
+        store_scalar(results, batch, value)
         done += 1
         if end_epoch(batch, epochs, results, 1, samples.n_seen, cells, team):
             break

@@ -35,7 +35,7 @@ from fastbp.kernels.csr import sum_rows
 from fastbp.kernels.gather import gather
 from fastbp.kernels.matmul import MULTIPLY, NONE, ONE, REPEATED, cut_into_tiles, tile_height
 from fastbp.kernels.plan import FEW_TILES, cut_weights, is_streamed
-from fastbp.kernels.records import Samples, get_layer, point_at_net
+from fastbp.kernels.records import NO_DRAW, Samples, get_layer, point_at_net
 from fastbp.kernels.threads import join_team, next_ticket
 
 
@@ -449,7 +449,7 @@ def predict_indexed(x, order, arrays, out, bad, block, team_cells, wanted):
     while begin < n_samples:
         m = min(block, n_samples - begin)
         gather(net, inputs, samples, begin - first, first, first + m)
-        forward(net, first, first + m, False)
+        forward(net, first, first + m, False, NO_DRAW)
         for i in range(first, first + m):
             if not _all_finite(offset(net.space, inputs.input + i * inputs.input_row), inputs.fan_in):
                 n_bad += 1

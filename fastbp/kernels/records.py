@@ -49,9 +49,10 @@ class TrainingArrays(NamedTuple):
 
     first: np.ndarray  # velocity, or Adam's m; packed as the parameters are
     second: np.ndarray  # Adam's v, or empty
-    grads: np.ndarray  # packed gradients, or empty where each batch is one chunk
+    grads: np.ndarray  # packed gradients, or empty where each block of them is used at once
     row_loss: np.ndarray  # (chunk,) float64
     squares: np.ndarray  # (n_blocks,) float64: sums of squared weights
+    norms: np.ndarray  # (n_blocks,) float64, padded to whole vectors: sums of squared gradients; empty without clipping
     scratch: np.ndarray  # a part for each thread, of `plan.scratch_size` numbers
     done: np.ndarray  # (1,) int64: batches of the last call that are done
 
@@ -65,12 +66,16 @@ class Task(NamedTuple):
     solver: int
     constants: np.ndarray  # float64, see optimizers.update
     sizes: np.ndarray  # (last_batch - first_batch,) float64: step size of each batch
+    decays: np.ndarray  # as many: the decay of the weights in each batch, see optimizers.decay_rates
     alpha: float
+    max_grad_norm: float  # to which the gradient is clipped; 0 for no clipping
     batch_size: int
     chunk: int  # rows of the workspace
     pass_rows: int  # the most rows that go through both passes together
     first_batch: int
     last_batch: int  # one past
+    seed: int  # of dropout
+    first_step: int  # steps of the optimizer before first_batch
 
 
 class Epochs(NamedTuple):
@@ -136,6 +141,17 @@ class Samples(NamedTuple):
     lines: Any  # this thread's part of `NetArrays.lines`
 
 
+class Draw(NamedTuple):
+    """Where the random numbers of dropout come from, for some rows of a batch."""
+
+    key: np.int64  # of the seed and the step
+    first_row: np.int64  # row of the batch that is row 0 of the workspace
+
+
+# For networks without dropout.
+NO_DRAW = Draw(np.int64(0), np.int64(0))
+
+
 class Training(NamedTuple):
     """A `TrainingArrays` as pointers, and what a `Task` says of the update."""
 
@@ -144,10 +160,13 @@ class Training(NamedTuple):
     grads: Any
     row_loss: Any
     squares: Any
+    norms: Any
+    n_norms: int
     scratch: Any  # this thread's part
     solver: int
     constants: Any
     alpha: float
+    max_norm: float  # 0 for no clipping
     n_prefetched: int  # arrays whose blocks are prefetched, see plan.count_prefetched_arrays
 
 
@@ -210,8 +229,8 @@ def point_at_training(training, arrays, task, rank, n_threads):
     """Turn a `TrainingArrays` and a `Task` into pointers, with one thread's part."""
     return Training(
         pointer(training.first, 0), pointer(training.second, 0), pointer(training.grads, 0),
-        pointer(training.row_loss, 0), pointer(training.squares, 0),
+        pointer(training.row_loss, 0), pointer(training.squares, 0), pointer(training.norms, 0), training.norms.size,
         pointer(training.scratch, rank * (training.scratch.size // n_threads)), task.solver,
-        pointer(task.constants, 0), task.alpha,
+        pointer(task.constants, 0), task.alpha, task.max_grad_norm,
         _count_prefetched_arrays(arrays.params, training.first, training.second, n_threads),
     )  # fmt: skip

@@ -28,7 +28,7 @@ from fastbp.kernels.shuffle import N_WORDS
 from fastbp.kernels.tuner import tuner_for
 from fastbp.kernels.workspace import allocate_net, read_layers
 from fastbp.losses import LOSSES, Loss
-from fastbp.optimizers import SOLVERS, step_sizes
+from fastbp.optimizers import ADAM, SOLVERS, decay_rates, step_sizes
 
 
 @dataclass
@@ -44,6 +44,8 @@ class StepSettings:
     beta_1: float = 0.9
     beta_2: float = 0.999
     epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float | None = None
     n_jobs: int | None = None
 
     def constants(self, dtype):
@@ -71,24 +73,27 @@ class OptimizerState:
         The learning rate of the schedule.
     steps : int
         Steps so far.
+    seed : int or None
+        Of the random numbers of dropout; None before they are needed.
     """
 
     first: np.ndarray
     second: np.ndarray
     rate: float
     steps: int = 0
+    seed: int | None = None
 
     @classmethod
     def empty(cls, network, solver, rate):
         """Return the state before the first step."""
         n_first = 0 if solver == "lbfgs" else network.n_params
-        n_second = network.n_params if solver == "adam" else 0
+        n_second = network.n_params if SOLVERS[solver] == ADAM else 0
         return cls(aligned_zeros(n_first, network.dtype), aligned_zeros(n_second, network.dtype), rate)
 
     def store(self, network, solver):
         """Return the state as a dict, in the layout of `coefs_`, which does not depend on the machine."""
         parts = [network.unpack(part) for part in (self.first, self.second) if part.size]
-        return {"solver": solver, "steps": self.steps, "rate": self.rate, "parts": parts}
+        return {"solver": solver, "steps": self.steps, "rate": self.rate, "parts": parts, "seed": self.seed}
 
     @classmethod
     def restore(cls, stored, network, solver):
@@ -97,7 +102,7 @@ class OptimizerState:
             return None
         parts = [network.pack(*part) for part in stored["parts"]]
         parts += [aligned_zeros(0, network.dtype)] * (2 - len(parts))
-        return cls(parts[0], parts[1], stored["rate"], stored["steps"])
+        return cls(parts[0], parts[1], stored["rate"], stored["steps"], stored.get("seed"))
 
 
 @dataclass
@@ -167,11 +172,11 @@ class Session:
         batch_size = settings.batch_size
         n_inputs = network.units[0] if csr is None else csr.indices.size / csr.shape[0]
         work = training_work([n_inputs, *network.units[1:]]) * min(batch_size, n_samples)
-        if csr is not None and settings.alpha != 0:
+        if csr is not None and (settings.alpha != 0 or settings.weight_decay != 0):
             work += UPDATE_WORK * network.n_params  # in every step, for the rows of absent features too
-        one_by_one = (
-            batch_size == 1 < n_samples and not sparse and not keep and csr is None and online.is_small(network)
-        )
+        clips = settings.max_grad_norm is not None
+        general = sparse or keep or clips or csr is not None or network.has_dropout
+        one_by_one = batch_size == 1 < n_samples and not general and online.is_small(network)
         least = threads.MIN_WORK_AFTER_PAUSE if settings.solver == "lbfgs" else threads.MIN_WORK_PER_THREAD
         self.n_threads = n_threads = 1 if one_by_one else threads.thread_count(settings.n_jobs, work, least)
         self._chunk = batch_size if keep else min(batch_size, workspace_rows(network))
@@ -187,15 +192,17 @@ class Session:
             network, params, self._chunk, n_threads, kernels, sparse=sparse, trains=True, keep_z=keep,
             csr=self._csr,
         )  # fmt: skip
-        keeps_grads = self._chunk < batch_size or one_by_one or settings.solver == "lbfgs"
+        keeps_grads = self._chunk < batch_size or one_by_one or clips or settings.solver == "lbfgs"
         n_grads = network.n_params if keeps_grads else 0
+        n_blocks = network.count_blocks(BLOCK_ROWS)
         n_scratch = scratch_size(network.lanes, 0 if csr is None else network.widest)
         self._training_arrays = TrainingArrays(
             first=optimizer.first,
             second=optimizer.second,
             grads=aligned_zeros(n_grads, network.dtype),
             row_loss=np.zeros(self._chunk),
-            squares=np.zeros(network.count_blocks(BLOCK_ROWS)),
+            squares=np.zeros(n_blocks),
+            norms=np.zeros(-(-n_blocks // network.lanes) * network.lanes if clips else 0),
             scratch=aligned_zeros(n_threads * n_scratch, network.dtype),
             done=np.zeros(1, np.int64),
         )
@@ -291,12 +298,16 @@ class Session:
             sizes=step_sizes(
                 settings.solver, rates[first_batch:last_batch], optimizer.steps, settings.beta_1, settings.beta_2
             ),
+            decays=decay_rates(settings.solver, rates[first_batch:last_batch], settings.weight_decay),
             alpha=float(settings.alpha),
+            max_grad_norm=float(settings.max_grad_norm or 0.0),
             batch_size=settings.batch_size,
             chunk=self._chunk,
             pass_rows=self._pass_rows,
             first_batch=first_batch,
             last_batch=last_batch,
+            seed=optimizer.seed or 0,
+            first_step=optimizer.steps,
         )
         args = (data, self._arrays, self._training_arrays, task, epochs, losses)
         if n_threads > 1 and self._addresses is None:
