@@ -37,6 +37,7 @@ FLOORS = [
     {"lbfgs", "prediction", "training"},
     {"estimator"},
     {"classifier", "inspection", "regressor"},
+    {"tabular"},
     {"plots", "system", "__main__"},
 ]  # fmt: skip
 # These stand beside the house: readers of data, and the same network in plain NumPy.
@@ -45,6 +46,7 @@ APART = {"", "datasets", "plain"}
 DOORS = {
     "classifier": set(),
     "regressor": set(),
+    "tabular": {"kernels.threads"},
     "lbfgs": set(),
     "estimator": {"kernels.csr_matrix", "kernels.network", "kernels.plan", "kernels.records", "kernels.session"},
     "inspection": {"kernels.csr_matrix", "kernels.network", "kernels.records", "kernels.session"},
