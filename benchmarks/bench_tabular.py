@@ -217,7 +217,9 @@ def main():
     parser.add_argument("--task", choices=["classification", "regression", "both"], default="both")
     parser.add_argument("--sets", nargs="+", metavar="NAME", help="of these sets only")
     parser.add_argument("--contestants", nargs="+", metavar="NAME", help="of these estimators only")
-    parser.add_argument("--splits", type=int, default=5, choices=range(1, 6), help="how many of the five folds to test on")
+    parser.add_argument(
+        "--splits", type=int, default=5, choices=range(1, 6), help="how many of the five folds to test on"
+    )
     parser.add_argument("--ablation", action="store_true", help="leave out one ingredient at a time")
     options = parser.parse_args()
     warnings.simplefilter("ignore", ConvergenceWarning)

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, TransformerMixin, clone
+from sklearn.exceptions import NotFittedError
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_array, check_consistent_length, check_random_state
 from sklearn.utils.class_weight import compute_sample_weight
@@ -149,10 +150,9 @@ class PiecewiseLinearEncoder(TransformerMixin, BaseEstimator):
         return out
 
     def _encode(self, column, edges, out):
-        edges = edges.astype(column.dtype)
-        np.subtract(column[:, None], edges[:-1], out=out, casting="same_kind")
-        # In float64: two edges of it may be the same number of float32.
-        np.divide(out, np.diff(edges.astype(np.float64)), out=out, casting="same_kind")
+        widths = np.diff(edges)  # of the type of `fit`: in float32 two edges may be the same number
+        np.subtract(column[:, None], edges[:-1].astype(column.dtype), out=out, casting="same_kind")
+        np.divide(out, widths, out=out, casting="same_kind")
         inner = out if self.clip else out[:, 1:]
         np.maximum(inner, 0, out=inner)
         inner = out if self.clip else out[:, :-1]
@@ -173,7 +173,9 @@ class PiecewiseLinearEncoder(TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         names = check_feature_names_in(self, input_features)
-        return np.array([f"{name}_bin{t}" for name, n in zip(names, self.n_bins_, strict=True) for t in range(n)], object)
+        return np.array(
+            [f"{name}_bin{t}" for name, n in zip(names, self.n_bins_, strict=True) for t in range(n)], object
+        )
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -209,7 +211,7 @@ def make_table_transformer(*, n_bins: int = 8, min_frequency: int | float = 5):
     from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, RobustScaler
 
     def apply(function):
-        return FunctionTransformer(function, feature_names_out="one-to-one")
+        return FunctionTransformer(function, feature_names_out=_same_names)
 
     def fill():
         return SimpleImputer(strategy="median", keep_empty_features=True)
@@ -226,6 +228,16 @@ def make_table_transformer(*, n_bins: int = 8, min_frequency: int | float = 5):
             ("categories", make_pipeline(apply(_to_labels), one_hot), _categories_of),
         ]
     )
+
+
+def _same_names(transformer, names):
+    """Return the names of the features of a `FunctionTransformer` that keeps them.
+
+    Its own "one-to-one" returns no array before `fit`, with which the HTML representation of scikit-learn 1.9 fails.
+    """
+    if names is None:
+        raise NotFittedError("The names of the features are known after fit.")
+    return names
 
 
 def _clip_smoothly(z):
@@ -255,7 +267,7 @@ def _columns_of(X):
 
 
 def _numbers_of(X):
-    """Return the places of the columns that hold numbers: for `ColumnTransformer`, which takes functions of this kind."""
+    """Return the places of the columns that hold numbers. `ColumnTransformer` calls this in `fit`."""
     return [j for j, kind in enumerate(_kinds_of(X)) if kind == "number"]
 
 
@@ -311,8 +323,8 @@ def _is_missing(value):
 
 def _refusal_of_dates(name):
     return ValueError(
-        f"Column {name!r} holds dates or times. Replace it by numbers that matter for the target, such as the year, the "
-        "month, the day of the week, or the days since an event."
+        f"Column {name!r} holds dates or times. Replace it by numbers that matter for the target, such as the year, "
+        "the month, the day of the week, or the days since an event."
     )
 
 
@@ -352,7 +364,10 @@ def _to_numbers(X):
     if hasattr(X, "iloc"):
         return X.to_numpy(dtype=np.float64, na_value=np.nan)
     X = np.asarray(X)
-    return X if X.dtype in (np.float32, np.float64) else X.astype(np.float64)
+    if X.dtype == object:
+        numbers = [np.nan if _is_missing(value) else value for value in X.ravel()]
+        return np.array(numbers, np.float64).reshape(X.shape)
+    return X if X.dtype == np.float32 else X.astype(np.float64, copy=False)
 
 
 def _to_labels(X):
@@ -421,7 +436,12 @@ class _TabularEnsemble(BaseEstimator):
         weight : ndarray of shape (n_samples,) or None
             Sample weights.
         """
-        y = self._check_y(y)
+        name = type(self).__name__
+        if y is None:
+            raise ValueError(f"{name} requires y to be passed, but the target y is None.")
+        y = self._check_y(check_array(y, dtype=None, ensure_2d=False, input_name="y"))
+        if len(y) == 1:
+            raise ValueError(f"{name} needs two samples or more, got n_samples = 1.")
         check_consistent_length(X, y)
         weight = None if sample_weight is None else check_sample_weight(sample_weight, X, dtype=np.float64)
         transformer = make_table_transformer() if self.transformer is None else clone(self.transformer)
@@ -567,8 +587,8 @@ class TabularClassifier(ClassifierMixin, _TabularEnsemble):
     ----------
     C. Guo, G. Pleiss, Y. Sun and K. Q. Weinberger, "On calibration of modern neural networks", ICML 2017.
     J. C. Platt, "Probabilistic outputs for support vector machines", 1999.
-    D. Holzmueller, L. Grinsztajn and I. Steinwart, "Better by default: Strong pre-tuned MLPs and boosted trees on tabular
-    data", NeurIPS 2024.
+    D. Holzmüller, L. Grinsztajn and I. Steinwart, "Better by default: Strong pre-tuned MLPs and boosted trees on
+    tabular data", NeurIPS 2024.
 
     Examples
     --------
@@ -609,7 +629,9 @@ class TabularClassifier(ClassifierMixin, _TabularEnsemble):
         transformer, inputs, y, weight = self._prepare(X, y, sample_weight)
         classes, codes = np.unique(y, return_inverse=True)
         if len(classes) < 2:
-            raise ValueError(f"TabularClassifier needs two classes or more, but y has only one class: {classes[0]!r}.")
+            raise ValueError(
+                f"TabularClassifier needs two classes or more, but y has only 1 class, {classes.tolist()}."
+            )
         network = make_tabular_classifier().estimator if self.estimator is None else clone(self.estimator)
         class_weight = network.get_params().get("class_weight")
         if class_weight is not None:  # here, since its keys are labels, and the members know only their places
@@ -672,7 +694,8 @@ class TabularClassifier(ClassifierMixin, _TabularEnsemble):
         ndarray of shape (n_samples,)
             The most probable classes.
         """
-        return self.classes_[self._logits(X).argmax(axis=1)]
+        logits = self._logits(X)
+        return self.classes_[logits.argmax(axis=1)]
 
     def _logits(self, X):
         inputs = self._transform(X)
@@ -691,13 +714,13 @@ def _temperature_of(members, X, codes, weight, folds):
     As Platt did, the labels are taken for a little less than certain, or the temperature of a table that can be
     separated would be 0.
     """
-    order = np.concatenate([np.flatnonzero(folds == k) for k in range(len(members))])
-    if not len(order):
+    places = [np.flatnonzero(folds == k) for k in range(len(members))]
+    order = np.concatenate(places)
+    if not len(order) or not (weight is None or weight[order].any()):
         return 1.0
-    logits = np.concatenate([_log_proba(member, X[folds == k]) for k, member in enumerate(members) if (folds == k).any()])
+    pairs = zip(members, places, strict=True)
+    logits = np.concatenate([_log_proba(member, X[rows]) for member, rows in pairs if len(rows)])
     labels, weights = codes[order], None if weight is None else weight[order]
-    if weights is not None and not weights.any():
-        return 1.0
     doubt = 1 / (len(order) + 2)
 
     def loss(log_inverse):
@@ -753,8 +776,8 @@ class TabularRegressor(RegressorMixin, _TabularEnsemble):
 
     References
     ----------
-    D. Holzmueller, L. Grinsztajn and I. Steinwart, "Better by default: Strong pre-tuned MLPs and boosted trees on tabular
-    data", NeurIPS 2024.
+    D. Holzmüller, L. Grinsztajn and I. Steinwart, "Better by default: Strong pre-tuned MLPs and boosted trees on
+    tabular data", NeurIPS 2024.
 
     Examples
     --------
@@ -805,7 +828,7 @@ class TabularRegressor(RegressorMixin, _TabularEnsemble):
         return self
 
     def _check_y(self, y):
-        y = check_array(y, dtype=np.float64, ensure_2d=False, input_name="y")
+        y = y.astype(np.float64, copy=False)
         return column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
 
     def predict(self, X: Any) -> np.ndarray:
@@ -826,6 +849,11 @@ class TabularRegressor(RegressorMixin, _TabularEnsemble):
         scaler = self.target_scaler_
         targets = outputs * scaler.scale_ + (scaler.mean_ if scaler.with_mean else 0)
         return np.clip(targets, *self.target_range_)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
 
 
 # --- strong defaults ---
@@ -907,10 +935,8 @@ def _make(ensemble_class, network_class, defaults, overrides):
             f"first has {', '.join(of_ensemble)}."
         )
     parameters = {name: value for name, value in overrides.items() if name in of_ensemble}
-    parameters.setdefault(
-        "estimator",
-        network_class(**_known(network_class, defaults) | {name: value for name, value in overrides.items() if name not in of_ensemble}),
-    )
+    changes = {name: value for name, value in overrides.items() if name not in of_ensemble}
+    parameters.setdefault("estimator", network_class(**_known(network_class, defaults) | changes))
     return ensemble_class(**parameters)
 
 
@@ -936,7 +962,8 @@ def _fit_member(member, X, y, weight, X_val, y_val):
     member.random_state = np.random.RandomState(member.random_state)
     best, lowest = None, np.inf
     for _ in range(member.max_iter):
-        member.partial_fit(X, y, sample_weight=weight)
+        classes = {"classes": np.unique(y)} if isinstance(member, BackpropClassifier) else {}
+        member.partial_fit(X, y, sample_weight=weight, **classes)
         if not len(y_val):
             continue
         if isinstance(member, BackpropClassifier):
