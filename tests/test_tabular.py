@@ -322,7 +322,7 @@ def test_overrides_go_where_they_belong():
 
 
 def test_one_class_is_refused():
-    with pytest.raises(ValueError, match=r"only 1 class, \['a'\]"):
+    with pytest.raises(ValueError, match=r"1 class, \['a'\]"):
         make_tabular_classifier().fit([[1.0], [2.0]], ["a", "a"])
 
 
