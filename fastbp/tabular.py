@@ -6,7 +6,6 @@ of which can be inspected, replaced or used alone: a transformer from the column
 """
 
 import datetime
-import inspect
 import re
 import time
 from decimal import Decimal
@@ -487,7 +486,10 @@ class _TabularEnsemble(BaseEstimator):
             if member.batch_size == "auto":
                 member.batch_size = _batch_size(np.count_nonzero(kept))
             w = None if weight is None else weight[kept]
-            _fit_member(member, X[kept], targets[kept], w, X[held_out], targets[held_out])
+            if held_out.any():
+                member.fit(X[kept], targets[kept], w, X_val=X[held_out], y_val=targets[held_out])
+            else:  # fewer samples than folds, or each is the only one of its class
+                member.set_params(early_stopping=False).fit(X[kept], targets[kept], w)
             return member.set_params(n_jobs=self.n_jobs)
 
         return Parallel(n_threads, backend="threading")(delayed(train)(k) for k in range(self.n_members))
@@ -940,38 +942,11 @@ def _make(ensemble_class, network_class, defaults, overrides):
     return ensemble_class(**parameters)
 
 
-# --- until the parameters above are there: left out, and a loop that keeps the weights of the best epoch ---
+# --- until dropout and decoupled weight decay are there ---
 
 
 def _known(network_class, parameters):
     """Return those of the parameters that the network has."""
     names = network_class().get_params()
     known = {name: value for name, value in parameters.items() if name in names}
-    if "X_val" not in inspect.signature(network_class.fit).parameters:
-        known.pop("early_stopping", None)
     return known if known["solver"] in SOLVERS else known | {"solver": "adam"}
-
-
-def _fit_member(member, X, y, weight, X_val, y_val):
-    """Train, and keep the weights of the epoch with the lowest loss of held-out samples."""
-    if "X_val" in inspect.signature(member.fit).parameters:
-        held_out = dict(X_val=X_val, y_val=y_val) if len(y_val) else {}
-        if not held_out:
-            member.set_params(early_stopping=False)
-        return member.fit(X, y, sample_weight=weight, **held_out)
-    member.random_state = np.random.RandomState(member.random_state)
-    best, lowest = None, np.inf
-    for _ in range(member.max_iter):
-        classes = {"classes": np.unique(y)} if isinstance(member, BackpropClassifier) else {}
-        member.partial_fit(X, y, sample_weight=weight, **classes)
-        if not len(y_val):
-            continue
-        if isinstance(member, BackpropClassifier):
-            loss = -_log_proba(member, X_val)[np.arange(len(y_val)), y_val].mean()
-        else:
-            loss = np.square(member.predict(X_val) - y_val).mean()
-        if loss < lowest:
-            lowest, best = loss, [[part.copy() for part in parts] for parts in (member.coefs_, member.intercepts_)]
-    if best:
-        member.coefs_, member.intercepts_ = best
-    return member
