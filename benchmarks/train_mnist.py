@@ -60,8 +60,7 @@ def make_classifier(args):
         learning_rate_init=args.learning_rate,
         dtype=args.dtype,
         n_jobs=args.n_jobs,
-        # A RandomState, because with an int every call of partial_fit would use the same order of samples.
-        random_state=np.random.RandomState(args.seed),
+        random_state=args.seed,
     )
 
 

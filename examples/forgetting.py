@@ -22,9 +22,8 @@ def print_accuracy(name, clf):
     print(f"{name:>24}{scores[0]:20.3f}{scores[1]:20.3f}")
 
 
-# One generator for all epochs: with an int, every call of partial_fit would shuffle in the same order. One thread: the
-# network is too small for more.
-trained_on_first = BackpropClassifier((50,), random_state=np.random.RandomState(0), n_jobs=1)
+# One thread: the network is too small for more.
+trained_on_first = BackpropClassifier((50,), random_state=0, n_jobs=1)
 for _ in range(60):
     trained_on_first.partial_fit(X[first], y[first], classes=range(10))
 

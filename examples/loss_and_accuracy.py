@@ -12,9 +12,8 @@ from fastbp.plots import LossCurveDisplay
 options = parse_arguments(__doc__, plot=True)
 X, X_test, y, y_test = digits()
 X, y = X[:300], y[:300]
-# One generator for all epochs: with an int, every call of partial_fit would shuffle in the same order. One thread: the
-# network is too small for more.
-clf = BackpropClassifier((100, 100), alpha=0.0, batch_size=50, random_state=np.random.RandomState(0), n_jobs=1)
+# One thread: the network is too small for more.
+clf = BackpropClassifier((100, 100), alpha=0.0, batch_size=50, random_state=0, n_jobs=1)
 test_losses, test_accuracies = [], []
 print(f"{'epoch':>6}{'training loss':>15}{'test loss':>12}{'test accuracy':>15}")
 for epoch in range(1, 401):

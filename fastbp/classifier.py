@@ -1,29 +1,31 @@
 """BackpropClassifier: the multilayer perceptron classifier."""
 
-from collections.abc import Sequence
-from numbers import Integral
+from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.sparse import issparse
 from sklearn.base import ClassifierMixin
 from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import check_scalar
+from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import type_of_target, unique_labels
 
 from fastbp.activations import Activation, Logistic, Softmax
-from fastbp.compat import StrOptions, check_partial_fit_first_call, fit_context
+from fastbp.compat import Interval, StrOptions, check_partial_fit_first_call, check_sample_weight, fit_context
 from fastbp.estimator import BaseBackprop
-from fastbp.losses import Loss
+from fastbp.losses import Loss, smooth_targets
 
 
 class BackpropClassifier(ClassifierMixin, BaseBackprop):
     """Multilayer perceptron classifier, trained by backpropagation in compiled code.
 
     All parameters and attributes of `sklearn.neural_network.MLPClassifier` are there, with the same names, defaults and
-    meanings. `loss`, `output_activation`, `dtype`, `n_jobs`, `lr_curve_` and `initialize` are additions. In float64 the
-    same `random_state` gives the same model, up to rounding.
+    meanings; the parameters from `loss` on, and some attributes, are additions. In float64 the same `random_state`
+    gives the same model, up to rounding.
 
     Parameters
     ----------
@@ -88,8 +90,9 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         Whether to print the loss, and with `early_stopping` the score, of each epoch or iteration to stdout.
 
     warm_start : bool, default=False
-        Whether `fit` reuses the solution of the previous call as initialization. With `early_stopping` it keeps the
-        best weights of all calls.
+        Whether `fit` reuses the solution of the previous call as initialization. As in scikit-learn, each call begins
+        with a new state of the optimizer, `learning_rate_init` and `random_state`; `partial_fit` continues with all of
+        them. With `early_stopping` the best weights of all calls are kept.
 
     momentum : float, default=0.9
         Momentum for the gradient descent update, between 0 and 1. Only for "sgd".
@@ -100,7 +103,8 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
     early_stopping : bool, default=False
         Whether to stop when the accuracy on held-out samples does not improve, instead of the training loss. `fit`
         sets aside `validation_fraction` of the training data, in the proportions of the classes in binary
-        classification, and at the end restores the weights of the best score. Only for "sgd" and "adam".
+        classification, or takes the `X_val` that it is given, and at the end restores the weights of the best score.
+        `scoring` replaces the accuracy. Only for "sgd" and "adam".
 
     validation_fraction : float, default=0.1
         The proportion of the training data that `early_stopping` holds out, in [0, 1).
@@ -126,6 +130,37 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
     output_activation : "auto", str or activation object, default="auto"
         Activation function of the output layer. "auto" is softmax (multiclass) or logistic (binary, multilabel) for
         "log_loss", and logistic for "squared_error". Anything but "auto" requires `loss="squared_error"`.
+
+    class_weight : dict, list of dict, "balanced" or None, default=None
+        Weights of the classes, with which the weights of their samples are multiplied: `{label: weight}`, where classes
+        that are not mentioned have the weight 1, or "balanced", n_samples / (n_classes * np.bincount(y)). In multilabel
+        classification a list with a dict for each column of y, of the weights of 0 and 1, or "balanced"; the weights
+        of the columns are multiplied. The result is that of the same weights in `sample_weight`. `partial_fit` does
+        not support "balanced".
+
+    label_smoothing : float, default=0.0
+        The part s of each target that is spread over all classes, in [0, 1): targets y become y (1 - s) + s / K, where
+        K is the number of classes, 2 for each label in multilabel classification (Szegedy et al. 2016). Only for
+        `loss="log_loss"`. It changes the loss that is minimized; scores and losses of validation samples use the true
+        labels.
+
+    weight_init : str, default="auto"
+        Distribution of the initial weights: "auto" is scikit-learn's, a uniform one whose width depends on the size of
+        the layer and on its activation, for the biases too. "glorot_uniform" and "glorot_normal" have the variance
+        2 / (fan_in + fan_out) (Glorot and Bengio 2010), "he_uniform" and "he_normal" 2 / fan_in (He et al. 2015),
+        "lecun_uniform" and "lecun_normal" 1 / fan_in (LeCun et al. 1998), all with biases of 0.
+
+    scoring : str, callable or None, default=None
+        What `early_stopping` watches, and what `validation_scores_` records: None is the accuracy; "loss" the mean loss
+        without the L2 term, as a score with a minus; or the name of a scorer of scikit-learn, as "roc_auc", or a
+        callable `scorer(estimator, X, y)` that returns a number, of which higher is better. The estimator predicts with
+        the weights of the moment; X and y are arrays, or X a CSR matrix. With `sample_weight` or class weights, None,
+        "loss" and named scorers weight the samples that `early_stopping` holds out.
+
+    max_time : float or None, default=None
+        Seconds after which `fit` ends, above 0: training stops after the batch, or the evaluation of "lbfgs", that is
+        under way then, with a warning, and keeps what the network has learned as on Ctrl-C. The checks of the input
+        and the compilation of kernels count; the first batch is always trained. `partial_fit` ignores it.
 
     dtype : {"auto", "float32", "float64"}, default="auto"
         Data type of the weights and of all computation. "auto" is float64 for float64 input (and longer floats), and
@@ -157,9 +192,17 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
     lr_curve_ : list of float or None
         The ith element is the learning rate with which the ith epoch began. None for "lbfgs".
     validation_scores_ : list of float or None
-        The ith element is the accuracy on the held-out samples after the ith epoch. None without `early_stopping`.
+        The ith element is the score of the validation samples after the ith epoch, those that `early_stopping` holds
+        out or `X_val`: the accuracy, or what `scoring` says; higher is better, "loss" has a minus. None without
+        validation samples.
     best_validation_score_ : float or None
-        The best of them. None without `early_stopping`.
+        The best of them, whose weights are kept. None without `early_stopping`.
+    validation_loss_curve_ : list of float or None
+        The ith element is the mean loss of the validation samples after the ith epoch, without the L2 term. None
+        without validation samples.
+    best_iter_ : int or None
+        The epoch whose weights are kept, counted from 1 as in `loss_curve_`; 0 if no epoch had a score. None without
+        `early_stopping`, as then the weights are those of the last epoch.
     n_iter_ : int
         The number of epochs, or of iterations, of the last call.
     t_ : int
@@ -188,8 +231,11 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
     A. Lopez Davila, "Neural Networks: The Backpropagation Algorithm".
     D. C. Liu and J. Nocedal, "On the limited memory BFGS method for large scale optimization", 1989.
     Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks", AISTATS 2010.
+    K. He, X. Zhang, S. Ren and J. Sun, "Delving deep into rectifiers", ICCV 2015.
+    Y. LeCun, L. Bottou, G. B. Orr and K.-R. Müller, "Efficient BackProp", 1998.
     L. N. Smith, "A disciplined approach to neural network hyper-parameters", arXiv:1803.09820, 2018.
     Kingma and Ba, "Adam: A method for stochastic optimization", ICLR 2015.
+    C. Szegedy et al., "Rethinking the Inception architecture for computer vision", CVPR 2016.
 
     Examples
     --------
@@ -204,6 +250,8 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
     _parameter_constraints: dict = {
         **BaseBackprop._parameter_constraints,
         "loss": [StrOptions({"log_loss", "squared_error"})],
+        "class_weight": [dict, list, StrOptions({"balanced"}), None],
+        "label_smoothing": [Interval(Real, 0, 1, closed="left")],
     }
 
     def __init__(
@@ -234,6 +282,11 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         max_fun: int = 15000,
         loss: str = "log_loss",
         output_activation: str | Activation = "auto",
+        class_weight: dict | list[dict] | str | None = None,
+        label_smoothing: float = 0.0,
+        weight_init: str = "auto",
+        scoring: str | Callable | None = None,
+        max_time: float | None = None,
         dtype: str = "auto",
         n_jobs: int | None = None,
     ) -> None:
@@ -262,11 +315,24 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         self.max_fun = max_fun
         self.loss = loss
         self.output_activation = output_activation
+        self.class_weight = class_weight
+        self.label_smoothing = label_smoothing
+        self.weight_init = weight_init
+        self.scoring = scoring
+        self.max_time = max_time
         self.dtype = dtype
         self.n_jobs = n_jobs
 
     @fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+    def fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        *,
+        X_val: ArrayLike | None = None,
+        y_val: ArrayLike | None = None,
+    ) -> Self:
         """Fit the model to data matrix X and target(s) y.
 
         Parameters
@@ -277,6 +343,11 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
             The target values: class labels, or an indicator matrix of 0 and 1 in multilabel classification.
         sample_weight : array-like of shape (n_samples,), default=None
             Sample weights. If None, samples are equally weighted. A batch whose weights sum to 0 is left out.
+        X_val : {array-like, sparse matrix} of shape (n_val_samples, n_features), default=None
+            Validation data: their loss and score are recorded after each epoch, and `early_stopping` watches them
+            instead of holding out a part of X. They have no weights; `sample_weight` is for X only.
+        y_val : array-like of shape (n_val_samples,) or (n_val_samples, n_labels), default=None
+            The labels of the validation data.
 
         Returns
         -------
@@ -288,7 +359,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         sklearn.exceptions.ConvergenceWarning
             If `max_iter` epochs, or iterations of "lbfgs", were not enough.
         UserWarning
-            On Ctrl-C, which ends training and keeps what the network has learned.
+            On Ctrl-C and after `max_time`, which end training and keep what the network has learned.
 
         Raises
         ------
@@ -297,7 +368,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         KeyboardInterrupt
             On Ctrl-C before the first batch, or the first iteration of "lbfgs".
         """
-        return self._fit(X, y, sample_weight, incremental=False)
+        return self._fit(X, y, sample_weight, X_val, y_val)
 
     @available_if(lambda self: self._check_solver())
     @fit_context(prefer_skip_nested_validation=True)
@@ -310,8 +381,10 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
     ) -> Self:
         """Update the model with a single epoch over the given data.
 
-        Weights, optimizer state and learning rate continue from the last call. Estimators with the solver "lbfgs" do
-        not have this method.
+        Weights, optimizer state, learning rate, random generator and the order of the samples continue from the last
+        call: k calls with the same samples are one `fit` of k epochs, bit for bit, if no stopping rule ends it and
+        `max_iter` is the same for "cosine" and "one_cycle"; up to rounding for sparse X with `alpha=0`. After `fit`, and
+        where the number of samples changes, the order begins anew. Estimators with the solver "lbfgs" do not have this method.
 
         Parameters
         ----------
@@ -346,8 +419,8 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         """Initialize the model with random weights, without training.
 
         The weights are those with which `fit` starts for the same `random_state` and dtype. Use it to set weights by
-        hand, to inspect a network before training, or before the first `partial_fit`. Multilabel classification is not
-        supported.
+        hand, to inspect a network before training, or before the first `partial_fit`, which goes on as `fit` would.
+        Multilabel classification is not supported.
 
         Parameters
         ----------
@@ -399,6 +472,53 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
                 f"`y` has classes not in `self.classes_`. `self.classes_` has {self.classes_}. 'y' has {labels}."
             )
         return self._binarizer.transform(y)
+
+    def _combine_weights(self, X, y, sample_weight, *, incremental):
+        if self.class_weight is None:
+            return sample_weight
+        weight = self._weights_by_class(y, incremental)
+        return weight if sample_weight is None else weight * check_sample_weight(sample_weight, X, dtype=np.float64)
+
+    def _weights_by_class(self, y, incremental):
+        """Return the weights of samples that `class_weight` means."""
+        if isinstance(self.class_weight, str):
+            if incremental:
+                raise ValueError(
+                    "class_weight='balanced' is not supported by partial_fit, which does not know the other samples. "
+                    "Pass the dict of the weights of all classes: those of compute_class_weight('balanced', "
+                    "classes=classes, y=y) in sklearn.utils.class_weight, with all labels or a large part of them as y."
+                )
+            return compute_sample_weight("balanced", y)
+        if y.ndim == 1:
+            if not isinstance(self.class_weight, dict):
+                raise ValueError(
+                    "class_weight must be a dict or 'balanced', as y has one column of labels, got "
+                    f"{self.class_weight!r}."
+                )
+            # By all classes, not as `compute_sample_weight` by those in y: partial_fit may see some only.
+            weights = compute_class_weight(self.class_weight, classes=self.classes_, y=y)
+            return weights[np.searchsorted(self.classes_, y)]
+        if not isinstance(self.class_weight, list) or len(self.class_weight) != y.shape[1]:
+            raise ValueError(
+                f"class_weight must be 'balanced' or a list with a dict for each of the {y.shape[1]} columns of y in "
+                f"multilabel classification, got {self.class_weight!r}."
+            )
+        columns = (y.toarray() if issparse(y) else np.asarray(y)).astype(int).T
+        weight = np.ones(y.shape[0])
+        for weights, column in zip(self.class_weight, columns, strict=True):
+            weight *= compute_class_weight(weights, classes=np.arange(2), y=column)[column]
+        return weight
+
+    def _training_targets(self, Y):
+        if self.label_smoothing == 0:
+            return Y
+        if self.loss != "log_loss":
+            raise ValueError(
+                f"label_smoothing={self.label_smoothing} is not supported with loss={self.loss!r}. Use "
+                "loss='log_loss', or label_smoothing=0."
+            )
+        is_multiclass = Y.shape[1] > 1 and self._binarizer.y_type_ == "multiclass"
+        return smooth_targets(Y, self.label_smoothing, Y.shape[1] if is_multiclass else 2)
 
     def _loss_of(self, n_outputs):
         return Loss(self.loss, (0.0,) * n_outputs)

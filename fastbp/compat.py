@@ -27,6 +27,8 @@ BaseEstimator._parameter_constraints            1.7 to 1.9
 sklearn.utils._param_validation                 1.7 to 1.9
 sklearn.utils.multiclass:
 _check_partial_fit_first_call                   1.7 to 1.9
+sklearn.callback: CallbackSupportMixin and its
+_init_callback_context, _skl_callbacks          1.9
 sklearn.utils.validation: _check_feature_names  1.7 to 1.9
 sklearn.utils.validation:
 _check_feature_names_in                         1.7 to 1.9
@@ -83,10 +85,18 @@ with _private_names_of("scikit-learn", "1.7 to 1.9"):
     from sklearn.utils.multiclass import _check_partial_fit_first_call
     from sklearn.utils.validation import _check_feature_names, _check_feature_names_in, _check_sample_weight
 
+try:
+    from sklearn.callback import CallbackSupportMixin
+except ImportError:  # scikit-learn before 1.9
+
+    class CallbackSupportMixin:  # type: ignore[no-redef]
+        """Nothing: there are no callbacks."""
+
+
 __all__ = [
-    "DiskCache", "Interval", "Options", "PartCompiler", "StrOptions", "WholeCompiler", "array_fields",
-    "check_feature_names", "check_feature_names_in", "check_partial_fit_first_call", "check_sample_weight",
-    "cpu_features", "cpu_name",
+    "CallbackSupportMixin", "DiskCache", "Interval", "Options", "PartCompiler", "StrOptions", "WholeCompiler",
+    "array_fields", "begin_callbacks", "check_feature_names", "check_feature_names_in", "check_partial_fit_first_call",
+    "check_sample_weight", "cpu_features", "cpu_name",
     "emit_call_of_compiled", "fit_context", "machine_code_address", "mersenne_twister_of", "mersenne_twister_state",
     "numba_threads_are_started", "open_disk_cache", "set_disk_cache", "start_numba_threads",
 ]  # fmt: skip
@@ -97,6 +107,26 @@ _Function = TypeVar("_Function", bound=Callable)
 def fit_context(*, prefer_skip_nested_validation: bool) -> Callable[[_Function], _Function]:
     """Return scikit-learn's decorator of methods that fit: it validates the parameters of the estimator."""
     return _fit_context(prefer_skip_nested_validation=prefer_skip_nested_validation)
+
+
+def begin_callbacks(estimator, n_tasks):
+    """Set up the callbacks of an estimator.
+
+    Parameters
+    ----------
+    estimator : CallbackSupportMixin
+        The estimator that is fitted now. `fit_context` takes the callbacks down when the method ends.
+    n_tasks : int
+        How many parts the fit has at most.
+
+    Returns
+    -------
+    sklearn.callback.CallbackContext or None
+        None if the estimator has no callbacks.
+    """
+    if not hasattr(estimator, "_skl_callbacks"):
+        return None
+    return estimator._init_callback_context(max_subtasks=n_tasks)
 
 
 check_partial_fit_first_call = _check_partial_fit_first_call

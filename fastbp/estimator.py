@@ -1,6 +1,9 @@
 """What the estimators share: parameters, checks of the input, fitted attributes."""
 
+import copy
 import inspect
+import math
+import time
 from contextlib import contextmanager
 from numbers import Integral, Real
 from weakref import WeakKeyDictionary
@@ -8,15 +11,16 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from scipy.sparse import issparse
 from sklearn.base import BaseEstimator
-from sklearn.exceptions import DataConversionWarning
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from fastbp import lbfgs, training
 from fastbp.activations import ACTIVATIONS, Activation, check_can_learn, get_activation
-from fastbp.compat import Interval, Options, StrOptions, check_feature_names, check_sample_weight
-from fastbp.initializers import initial_parameters
-from fastbp.kernels.csr_matrix import csr_matrix_of, split_inputs
+from fastbp.callbacks import FitCallbacks
+from fastbp.compat import CallbackSupportMixin, Interval, Options, StrOptions, check_feature_names
+from fastbp.initializers import WEIGHT_INITS, initial_parameters, scaled_parameters
+from fastbp.inputs import keep_float64, plain_numbers, ravel_column, targets_and_weights
+from fastbp.kernels.csr_matrix import split_inputs
 from fastbp.kernels.network import make_network
 from fastbp.kernels.plan import is_mostly_zero
 from fastbp.kernels.records import Data, declare_writeable
@@ -26,13 +30,7 @@ from fastbp.optimizers import SOLVERS
 from fastbp.prediction import ArraysMovedError, Predictor, check_shapes
 from fastbp.schedules import SCHEDULES, SGD_SCHEDULES
 from fastbp.user_warnings import warn_user
-
-# Types of input that the kernels read without conversion; everything else is converted to the first of the list.
-_SOURCES = {
-    np.dtype(np.float32): [np.float32, np.float64, np.uint8],
-    np.dtype(np.float64): [np.float64, np.float32, np.uint8],
-}
-_READ_TYPES = {np.dtype(kind) for kinds in _SOURCES.values() for kind in kinds}
+from fastbp.validation import Validation, ValidationSamples
 
 # Kept outside of the estimators, whose attributes prediction must not change.
 _PREDICTORS: WeakKeyDictionary = WeakKeyDictionary()
@@ -42,7 +40,7 @@ class NotSupportedError(ValueError, NotImplementedError):
     """What a method does not do with these parameters; scikit-learn raises the first, its checks know the second."""
 
 
-class BaseBackprop(BaseEstimator):
+class BaseBackprop(CallbackSupportMixin, BaseEstimator):
     """Base of the estimators that are trained by backpropagation."""
 
     _parameter_constraints: dict = {
@@ -70,6 +68,9 @@ class BaseBackprop(BaseEstimator):
         "epsilon": [Interval(Real, 0, None, closed="neither")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left"), Options(Real, {np.inf})],
         "max_fun": [Interval(Integral, 1, None, closed="left")],
+        "scoring": [str, callable, None],
+        "max_time": [Interval(Real, 0, None, closed="neither"), None],
+        "weight_init": [StrOptions(set(WEIGHT_INITS))],
         "dtype": [StrOptions({"auto", "float32", "float64"})],
         "n_jobs": [Interval(Integral, 1, None, closed="left"), Interval(Integral, None, -1, closed="right"), None],
     }
@@ -82,7 +83,7 @@ class BaseBackprop(BaseEstimator):
     # Whether targets must be numbers.
     _numeric_targets = False
 
-    def _check_X(self, X, y="no_validation", *, reset):
+    def _check_X(self, X, y="no_validation", *, reset, dtype=None):
         """Check the input.
 
         Parameters
@@ -91,6 +92,8 @@ class BaseBackprop(BaseEstimator):
             As the user gave them.
         reset : bool
             Whether this is the first training; else X must have the features of that time.
+        dtype : dtype, default=None
+            The network's, where it is known but not there yet.
 
         Returns
         -------
@@ -100,8 +103,9 @@ class BaseBackprop(BaseEstimator):
         dtype : dtype
             The network's: that of the first training.
         """
-        dtype = np.dtype(np.float32 if self.dtype == "auto" else self.dtype) if reset else self.coefs_[0].dtype
-        X, sources = _keep_float64(X, _SOURCES[dtype])
+        if dtype is None:
+            dtype = np.dtype(np.float32 if self.dtype == "auto" else self.dtype) if reset else self.coefs_[0].dtype
+        X, sources = keep_float64(X, dtype)
         has_targets = not isinstance(y, str)
         options = {"multi_output": True, "y_numeric": self._numeric_targets} if has_targets else {}
         checked = validate_data(
@@ -117,7 +121,7 @@ class BaseBackprop(BaseEstimator):
             and max(values.max(), -values.min()) > np.finfo(dtype).max
         ):
             raise ValueError(f"Input X contains infinity or a value too large for {dtype!r}.")
-        return X if issparse(X) else declare_writeable(X), *map(_ravel_column, y), dtype
+        return X if issparse(X) else declare_writeable(X), *map(ravel_column, y), dtype
 
     def _check_solver(self):
         if self.solver == "lbfgs":
@@ -126,17 +130,24 @@ class BaseBackprop(BaseEstimator):
             )
         return True
 
-    def _fit(self, X, y, sample_weight, *, incremental):
+    def _fit(self, X, y, sample_weight, X_val=None, y_val=None, *, incremental=False):
         """Check the input and train; `incremental` for one epoch as `partial_fit`.
 
         If anything fails, the estimator is as it was before.
         """
+        # On this object, not on the copy: after an error scikit-learn takes down the callbacks that it finds here.
+        callbacks = None if incremental else FitCallbacks.of(self, X, y, sample_weight)
         with self._all_at_once() as model:
-            model._learn(X, y, sample_weight, incremental=incremental)
+            model._learn(X, y, sample_weight, X_val, y_val, incremental=incremental, callbacks=callbacks)
+        if callbacks is not None:
+            callbacks.end()
         return self
 
-    def _learn(self, X, y, sample_weight, *, incremental, knows_classes=False):
+    def _learn(
+        self, X, y, sample_weight, X_val=None, y_val=None, *, incremental, knows_classes=False, callbacks=None
+    ):  # fmt: skip
         """Do the work of `_fit` on this very object, which a failure leaves half changed."""
+        begin = time.perf_counter()
         if incremental and getattr(self, "t_", None) == 0 and not hasattr(self, "loss_"):
             check_feature_names(self, X, reset=True)  # `initialize` does not know them
         first = not (hasattr(self, "coefs_") and (incremental or self.warm_start))
@@ -149,8 +160,33 @@ class BaseBackprop(BaseEstimator):
             raise NotSupportedError(
                 "partial_fit does not support early_stopping=True. Use early_stopping=False, or call fit."
             )
+        sample_weight = self._combine_weights(X, y, sample_weight, incremental=incremental)
         Y, weight = targets_and_weights(X, Y, sample_weight, self._work_dtype(dtype))
-        self._fit_network(X, Y, weight, dtype, fitted_units=fitted_units, one_epoch=incremental)
+        samples = None if X_val is None and y_val is None else self._check_validation(X_val, y_val, dtype)
+        self._fit_network(
+            X, y, Y, weight, dtype, fitted_units=fitted_units, one_epoch=incremental, begin=begin, samples=samples,
+            callbacks=callbacks,
+        )  # fmt: skip
+
+    def _check_validation(self, X, y, dtype):
+        """Check the validation samples that the user passes."""
+        if X is None or y is None:
+            raise ValueError("X_val and y_val must be passed together.")
+        try:
+            X, y, _ = self._check_X(X, y, reset=False, dtype=dtype)
+            Y = self._encode_targets(y)
+        except ValueError as error:
+            raise ValueError(f"X_val and y_val do not fit the training data: {error}") from error
+        Y, _ = targets_and_weights(X, Y, None, self._work_dtype(dtype))
+        return ValidationSamples(X, y, Y, None)
+
+    def _combine_weights(self, X, y, sample_weight, *, incremental):
+        """Return the weights of the samples, those by class included."""
+        return sample_weight
+
+    def _training_targets(self, Y):
+        """Return the targets of training; those of scores are Y."""
+        return Y
 
     def _work_dtype(self, dtype):
         """Return the type in which a network is trained."""
@@ -163,13 +199,17 @@ class BaseBackprop(BaseEstimator):
         X, y, dtype = self._check_X(X, y, reset=False)
         return X, *targets_and_weights(X, self._encode_targets(y), sample_weight, dtype)
 
-    def _fit_network(self, X, Y, weight, dtype, *, fitted_units, one_epoch):
+    def _fit_network(
+        self, X, y, Y, weight, dtype, *, fitted_units, one_epoch, begin, samples=None, callbacks=None
+    ):  # fmt: skip
         """Train, and set the fitted attributes.
 
         Parameters
         ----------
         X : ndarray of shape (n_samples, n_features), or scipy CSR matrix
             Checked inputs.
+        y
+            Checked labels or targets.
         Y : ndarray of shape (n_samples, n_outputs)
             Targets, of the type in which the network is trained.
         weight : ndarray of shape (n_samples,) or (0,)
@@ -180,10 +220,16 @@ class BaseBackprop(BaseEstimator):
             The units of the network whose weights to begin with; None for new weights.
         one_epoch : bool
             Whether this is `partial_fit`: one epoch, with the optimizer's state of the last call.
+        begin : float
+            The time of `time.perf_counter` from which `max_time` counts.
+        samples : ValidationSamples, default=None
+            Those of the user.
+        callbacks : FitCallbacks, default=None
+            Those of this call.
         """
         units, activations = self._layout(X.shape[1], Y.shape[1])
         check_can_learn(activations)
-        random_state = check_random_state(self.random_state)
+        random_state, order = self._begin_shuffling(X.shape[0], resume=one_epoch and fitted_units is not None)
         if fitted_units is None:
             coefs, intercepts = self._draw_parameters(units, activations, random_state, dtype)
             progress = training.Progress()
@@ -197,12 +243,9 @@ class BaseBackprop(BaseEstimator):
             progress = self._progress.copy()
         work_dtype = self._work_dtype(dtype)
         x, csr = split_inputs(X, work_dtype)  # before scipy takes samples from X: it does not check its index arrays
-        order, score = np.arange(X.shape[0]), None
-        if self.early_stopping and self.solver != "lbfgs":
-            order, score = self._hold_out(X, Y, weight, coefs, intercepts, activations, random_state)
-        else:
-            progress.validation_scores = None
-        data = Data(x, Y, weight, order)
+        if samples is None and self.early_stopping and self.solver != "lbfgs":
+            order, samples = self._hold_out(X, y, Y, weight, random_state)
+        data = Data(x, self._training_targets(Y), weight, order)
         step_settings = self._step_settings(order.size, Y.shape[1])
         network = make_network(units, activations, work_dtype, step_settings.batch_size, csr is not None)
         optimizer = OptimizerState.empty(network, self.solver, self.learning_rate_init)
@@ -212,30 +255,65 @@ class BaseBackprop(BaseEstimator):
         session = Session(
             network, params, optimizer, step_settings, order.size, sparse=csr is None and is_mostly_zero(X), csr=csr
         )
-        settings = self._loop_settings()
+        settings = self._loop_settings(begin, one_epoch)
+
+        def model_of(coefs, intercepts):
+            model = object.__new__(type(self))
+            model.__dict__ = self.__dict__.copy()
+            model._set_fitted(network, coefs, intercepts, dtype, optimizer, progress.copy())
+            return model
+
+        if callbacks is not None:
+            callbacks.set_model(model_of)
+        validation = None
+        if samples is not None:
+            score, loss = self._score_function(samples, model_of), step_settings.loss
+            validation = Validation(samples, coefs, intercepts, activations, loss, self.n_jobs, score)
         if self.solver == "lbfgs":
-            coefs, intercepts = lbfgs.fit(session, data, settings, progress, self.max_fun)
+            coefs, intercepts = lbfgs.fit(session, data, settings, progress, self.max_fun, validation, callbacks)
         else:
             coefs, intercepts = training.fit(
-                session, data, settings, progress, random_state, one_epoch=one_epoch, score=score
+                session, data, settings, progress, random_state, one_epoch=one_epoch, validation=validation,
+                callbacks=callbacks,
             )  # fmt: skip
         if not all(np.isfinite(values).all() for values in [*coefs, *intercepts]):
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may contain large values and need "
                 "to be preprocessed."
             )
-        coefs, intercepts = ([part.astype(dtype, copy=False) for part in parts] for parts in (coefs, intercepts))
-        self._set_fitted(network, coefs, intercepts, optimizer, progress)
+        self._set_fitted(network, coefs, intercepts, dtype, optimizer, progress)
+        self.__dict__.pop("_shuffling", None)
+        if one_epoch:
+            self._keep_shuffling(random_state, data.order)
 
-    def _hold_out(self, X, Y, weight, coefs, intercepts, activations, random_state):
+    def _begin_shuffling(self, n_samples, *, resume):
+        """Return the random generator and the order of the samples, those of the last call if training goes on."""
+        last = self.__dict__.get("_shuffling") if resume else None
+        if last is None or last.seed != self._seed():
+            return check_random_state(self.random_state), np.arange(n_samples)
+        # A copy, as training may fail.
+        random_state = check_random_state(self.random_state) if last.seed is None else copy.deepcopy(last.generator)
+        same = self.shuffle and last.order.size == n_samples
+        return random_state, last.order.astype(np.int64) if same else np.arange(n_samples)
+
+    def _keep_shuffling(self, random_state, order):
+        """Keep what `_begin_shuffling` returns the next time."""
+        seed = self._seed()
+        order = order.astype(np.min_scalar_type(order.size))  # which makes small files
+        self._shuffling = training.Shuffling(seed, None if seed is None else random_state, order)
+
+    def _seed(self):
+        return int(self.random_state) if isinstance(self.random_state, Integral) else None
+
+    def _hold_out(self, X, y, Y, weight, random_state):
         """Split off the samples of early stopping, with scikit-learn's draws.
 
         Returns
         -------
         order : ndarray of int64
             The samples to train on.
-        score : callable
-            Returns the score of the others from `coefs` and `intercepts`.
+        samples : ValidationSamples
+            The others.
         """
         from sklearn.model_selection import train_test_split  # which takes long to import
 
@@ -247,7 +325,7 @@ class BaseBackprop(BaseEstimator):
             raise ValueError(
                 "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
             )
-        X, Y, weight = X[held_out], Y[held_out], weight[held_out] if weight.size else None
+        weight = weight[held_out] if weight.size else None
         if weight is not None and not weight.any():
             raise ValueError(
                 "Sample weights must contain at least one non-zero number, also those of the samples that "
@@ -255,18 +333,28 @@ class BaseBackprop(BaseEstimator):
                 "samples of weight 0."
             )
 
-        # To make a predictor, or to check sparse rows, takes longer than a small epoch: here once, for all of them.
-        own = [np.array(part, Y.dtype, order="C") for part in (*coefs, *intercepts)]
-        predictor = Predictor(own[: len(coefs)], own[len(coefs) :], activations, X.shape[1])
-        rows = csr_matrix_of(X, Y.dtype) if issparse(X) else X
+        return train, ValidationSamples(X[held_out], y[held_out], Y[held_out], weight)
 
-        def score(coefs, intercepts):
-            for mine, part in zip(own, (*coefs, *intercepts), strict=True):
-                mine[...] = part
-            outputs, _ = predictor.outputs(rows, self.n_jobs)
-            return self._score_outputs(outputs, Y, weight)
+    def _score_function(self, samples, model_of):
+        """Return what early stopping watches; see `Validation`."""
+        if self.scoring is None:
+            return lambda outputs, loss, coefs, intercepts: self._score_outputs(outputs, samples.Y, samples.weight)
+        if self.scoring == "loss":
+            return lambda outputs, loss, coefs, intercepts: -loss
+        from sklearn.metrics import get_scorer
 
-        return train, score
+        scorer = get_scorer(self.scoring)
+        weighted = samples.weight is not None and isinstance(self.scoring, str)
+        kwargs = {"sample_weight": samples.weight} if weighted else {}
+
+        def score(outputs, loss, coefs, intercepts):
+            if not np.isfinite(outputs).all():
+                return np.nan
+            model = model_of(coefs, intercepts)
+            model.__dict__.pop("feature_names_in_", None)  # which the checked inputs have no more
+            return float(scorer(model, samples.X, samples.y, **kwargs))
+
+        return score
 
     def _layout(self, n_features, n_outputs):
         """Return the units of all layers, and the activations of those after the inputs."""
@@ -286,6 +374,8 @@ class BaseBackprop(BaseEstimator):
         return get_activation(self.output_activation)
 
     def _draw_parameters(self, units, activations, random_state, dtype):
+        if self.weight_init != "auto":
+            return scaled_parameters(self.weight_init, units, random_state, dtype)
         # As in scikit-learn the output layer takes the factor of the last hidden one, or of the parameter `activation`
         # where there is none.
         factors = [act.init_factor for act in activations[:-1]]
@@ -296,15 +386,19 @@ class BaseBackprop(BaseEstimator):
         """Draw random weights, and set the fitted attributes as they are before the first step."""
         dtype = np.dtype(np.float32 if self.dtype == "auto" else self.dtype)
         units, activations = self._layout(n_features, n_outputs)
-        coefs, intercepts = self._draw_parameters(units, activations, check_random_state(self.random_state), dtype)
+        random_state = check_random_state(self.random_state)
+        coefs, intercepts = self._draw_parameters(units, activations, random_state, dtype)
         network = make_network(units, activations, dtype)
         optimizer = OptimizerState.empty(network, self.solver, self.learning_rate_init)
         self.n_features_in_ = n_features
-        self._set_fitted(network, coefs, intercepts, optimizer, training.Progress())
+        self._set_fitted(network, coefs, intercepts, dtype, optimizer, training.Progress())
+        self._keep_shuffling(random_state, np.empty(0, np.int64))
 
-    def _set_fitted(self, network, coefs, intercepts, optimizer, progress):
-        stops_early = progress.validation_scores is not None
-        self.coefs_, self.intercepts_ = coefs, intercepts
+    def _set_fitted(self, network, coefs, intercepts, dtype, optimizer, progress):
+        stops_early = progress.best_epoch is not None
+        self.coefs_, self.intercepts_ = (
+            [part.astype(dtype, copy=False) for part in parts] for parts in (coefs, intercepts)
+        )  # fmt: skip
         self._optimizer = optimizer.store(network, self.solver)
         self._progress = progress
         self._activations = network.activations
@@ -317,8 +411,11 @@ class BaseBackprop(BaseEstimator):
         self.loss_curve_ = list(progress.loss_curve)
         self.lr_curve_ = None if self.solver == "lbfgs" else list(progress.lr_curve)
         self.best_loss_ = None if stops_early else progress.best_loss
-        self.validation_scores_ = list(progress.validation_scores) if stops_early else None
+        validates = progress.validation_scores is not None
+        self.validation_scores_ = list(progress.validation_scores) if validates else None
+        self.validation_loss_curve_ = list(progress.validation_losses) if validates else None
         self.best_validation_score_ = progress.best_score if stops_early else None
+        self.best_iter_ = progress.best_epoch
         self.__dict__.pop("loss_", None)
         if progress.loss is not None:
             self.loss_ = progress.loss
@@ -331,13 +428,15 @@ class BaseBackprop(BaseEstimator):
             n_jobs=self.n_jobs,
         )  # fmt: skip
 
-    def _loop_settings(self):
+    def _loop_settings(self, begin, one_epoch):
         # scikit-learn's own schedules apply to "sgd" only.
         constant = self.solver != "sgd" and self.learning_rate in SGD_SCHEDULES
+        deadline = math.inf if one_epoch or self.max_time is None else begin + self.max_time
         return training.Settings(
             schedule="constant" if constant else self.learning_rate, learning_rate_init=self.learning_rate_init,
             power_t=self.power_t, max_iter=self.max_iter, shuffle=self.shuffle, tol=self.tol,
-            n_iter_no_change=self.n_iter_no_change, verbose=self.verbose,
+            n_iter_no_change=self.n_iter_no_change, verbose=self.verbose, early_stopping=self.early_stopping,
+            scoring=self.scoring, max_time=self.max_time, deadline=deadline,
         )  # fmt: skip
 
     def _clip_batch_size(self, n_samples):
@@ -408,7 +507,7 @@ class BaseBackprop(BaseEstimator):
         # scikit-learn's checks take longer than the network for a few rows. Numbers of the right shape need only the
         # check that they are finite, which the kernel does; if it fails, scikit-learn's checks raise the error.
         if "feature_names_in_" not in self.__dict__:
-            numbers = _plain_numbers(X, predictor.dtype)
+            numbers = plain_numbers(X, predictor.dtype)
             if numbers is not None and numbers.shape[1] == self.n_features_in_:
                 outputs, finite = predictor.outputs(declare_writeable(numbers), self.n_jobs)
                 if finite:
@@ -442,73 +541,6 @@ class BaseBackprop(BaseEstimator):
         _PREDICTORS.pop(self, None)  # it would keep the old weights
 
 
-def _plain_numbers(X, dtype):
-    """Return X as scikit-learn's checks would, if it is an array, a list or a tuple that holds rows of numbers.
-
-    Parameters
-    ----------
-    X
-        As the user gave it.
-    dtype : dtype
-        The network's.
-
-    Returns
-    -------
-    ndarray of shape (n_samples, n_features), C-ordered, or None
-        At least one row, of a type that the kernels read; None where X must be checked.
-    """
-    if type(X) is not np.ndarray:
-        if type(X) is not list and type(X) is not tuple:
-            return None
-        try:
-            X = np.asarray(X)
-        except Exception:  # rows of different lengths, or what an object in them raises: the checks say it better
-            return None
-    if X.ndim != 2 or X.shape[0] == 0:
-        return None
-    if X.dtype not in _READ_TYPES:
-        if X.dtype.kind not in "biu":
-            return None
-        X = X.astype(dtype)
-    return X if X.flags.c_contiguous else np.ascontiguousarray(X)
-
-
-def _keep_float64(X, sources):
-    """See that float64 input of any kind remains float64, as scikit-learn's checks do for arrays and pandas only.
-
-    Parameters
-    ----------
-    X
-        As the user gave it.
-    sources : list of types
-        To which the checks may convert; what is none of them becomes the first.
-
-    Returns
-    -------
-    X, sources
-        What the checks take.
-    """
-    if isinstance(X, np.ndarray) or issparse(X):
-        # Of another byte order, or longer.
-        is_other = X.dtype.kind == "f" and X.dtype.itemsize >= 8 and X.dtype != np.float64
-        # Objects are mostly Python's numbers.
-        return X.astype(np.float64) if is_other else X, [np.float64] if X.dtype == object else sources
-    if hasattr(X, "iloc"):
-        return X, [np.float64] if _holds_float64(X) else sources
-    converted = np.asarray(X)  # of lists, and of frames and arrays of other libraries, which may have names of features
-    X = converted if isinstance(X, list | tuple) else X
-    return X, [np.float64] if converted.dtype == np.float64 else sources
-
-
-def _holds_float64(frame):
-    """Whether the numbers of a pandas object need float64, also those of its nullable types and Python's."""
-    kinds = frame.dtypes if frame.ndim == 2 else [frame.dtype]
-    try:
-        return np.result_type(*(getattr(kind, "numpy_dtype", kind) for kind in kinds)) in (np.float64, object)
-    except (TypeError, ValueError):  # types that are no numbers, which the checks refuse, or a frame without columns
-        return False
-
-
 def _state_of_0_1_0(state):
     """Return the state of a fitted estimator of version 0.1.0 as this version has it."""
     old = vars(state["_progress"])
@@ -519,20 +551,8 @@ def _state_of_0_1_0(state):
     return others | {
         "_optimizer": state["_memory"], "_progress": progress,
         "_loss": Loss(state["_loss"], (0.0,) * state["n_outputs_"]), "lr_curve_": list(rates),
-        "validation_scores_": None, "best_validation_score_": None,
+        "validation_scores_": None, "best_validation_score_": None, "validation_loss_curve_": None, "best_iter_": None,
     }  # fmt: skip
-
-
-def targets_and_weights(X, Y, sample_weight, dtype):
-    """Return targets and sample weights as the kernels take them; the weights are empty if there are none."""
-    weight = np.empty(0, dtype)
-    if sample_weight is not None:
-        weight = check_sample_weight(sample_weight, X, dtype=dtype)
-        if not weight.any():  # scikit-learn before 1.9 lets these pass
-            raise ValueError("Sample weights must contain at least one non-zero number.")
-        if weight.sum(dtype=np.float64) == 0:
-            raise ValueError("Sample weights must not sum to zero.")
-    return declare_writeable(np.ascontiguousarray(Y, dtype=dtype)), declare_writeable(weight)
 
 
 def _hidden_units(hidden_layer_sizes):
@@ -542,15 +562,3 @@ def _hidden_units(hidden_layer_sizes):
     if any(size <= 0 for size in sizes):
         raise ValueError(f"hidden_layer_sizes must be > 0, got {sizes}.")
     return [int(size) for size in sizes]
-
-
-def _ravel_column(y):
-    if y.ndim != 2 or y.shape[1] != 1:
-        return y
-    # In the words of scikit-learn's `column_or_1d`, whose own warning would point at this line.
-    warn_user(
-        "A column-vector y was passed when a 1d array was expected. Please change the shape of y to (n_samples, ), "
-        "for example using ravel().",
-        DataConversionWarning,
-    )
-    return y.ravel()

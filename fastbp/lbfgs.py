@@ -5,6 +5,8 @@ References
 D. C. Liu and J. Nocedal, "On the limited memory BFGS method for large scale optimization", 1989.
 """
 
+import time
+
 import numpy as np
 import scipy.optimize
 from sklearn.exceptions import ConvergenceWarning
@@ -12,7 +14,15 @@ from sklearn.exceptions import ConvergenceWarning
 from fastbp.user_warnings import warn_user
 
 
-def fit(session, data, settings, progress, max_fun):
+class _TimeIsOverError(Exception):
+    """Ends scipy's driver, after `max_time`."""
+
+
+class _StoppedError(Exception):
+    """Ends scipy's driver, where a callback wants that."""
+
+
+def fit(session, data, settings, progress, max_fun, validation=None, callbacks=None):
     """Minimize the loss of all samples.
 
     Parameters
@@ -27,6 +37,9 @@ def fit(session, data, settings, progress, max_fun):
         Changed in place.
     max_fun : int
         The most evaluations of the loss.
+    validation : callable, default=None
+    callbacks : FitCallbacks, default=None
+        See `training.fit`.
 
     Returns
     -------
@@ -38,19 +51,23 @@ def fit(session, data, settings, progress, max_fun):
     ConvergenceWarning
         If `max_iter` iterations or `max_fun` evaluations were not enough, or no better point was found.
     UserWarning
-        On Ctrl-C, which keeps the parameters of the last iteration.
+        On Ctrl-C, and after `max_time`; both keep the parameters of the last iteration.
 
     Raises
     ------
     KeyboardInterrupt
         On Ctrl-C before the end of the first iteration: there is nothing to keep.
     """
-    progress.epochs = 0
+    progress.begin(validates=validation is not None, early_stopping=False, scoring=settings.scoring)
     start = np.concatenate([part.ravel() for parts in session.parameters() for part in parts])
     last = {"loss": None, "params": start}
     total_weight = data.total_weight()
 
     def loss_and_gradient(params):
+        if time.perf_counter() >= settings.deadline:
+            raise _TimeIsOverError
+        if callbacks is not None:
+            callbacks.begin_epoch()
         last["loss"], gradient = session.loss_and_gradient(data, params, total_weight)
         return last["loss"], gradient
 
@@ -62,6 +79,10 @@ def fit(session, data, settings, progress, max_fun):
         progress.best_loss = min(progress.best_loss, progress.loss)
         if settings.verbose:
             print(f"Iteration {progress.epochs}, loss = {last['loss']:.8f}")
+        if validation is not None:  # the parameters of the session are those that the line search ends with, too
+            progress.add_validation(*validation(*session.parameters()))
+        if callbacks is not None and callbacks.end_epoch(session.parameters):
+            raise _StoppedError
 
     try:
         result = scipy.optimize.minimize(
@@ -78,6 +99,17 @@ def fit(session, data, settings, progress, max_fun):
             raise
         session.set_parameters(last["params"])
         warn_user("Training interrupted by user.")
+    except _StoppedError:
+        session.set_parameters(last["params"])
+    except _TimeIsOverError:
+        session.set_parameters(last["params"])
+        warn_user(
+            f"Training stopped after max_time={settings.max_time} seconds and {progress.epochs} iterations. Increase "
+            "max_time to train longer."
+        )
+    finally:
+        if callbacks is not None:
+            callbacks.close()
     return session.parameters()
 
 

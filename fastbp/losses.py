@@ -9,6 +9,7 @@ A. Lopez Davila, "Neural Networks: The Backpropagation Algorithm": secs. 4, 5.
 P. McCullagh and J. A. Nelder, "Generalized Linear Models" (1989): sec. 2.3, the deviance of Poisson counts.
 P. J. Huber, "Robust estimation of a location parameter", 1964.
 R. Koenker and G. Bassett, "Regression quantiles", 1978.
+C. Szegedy et al., "Rethinking the Inception architecture for computer vision", CVPR 2016: sec. 7, label smoothing.
 """
 
 from typing import Any, NamedTuple
@@ -166,3 +167,23 @@ def losses_of_columns(loss, multiclass, n, y, a):
         parameter = splat(a, load_scalar(loss.parameters, j))
         sums = sums + loss_terms(loss, multiclass, load(y, j * width), load(a, j * width), parameter)
     return sums
+
+
+def smooth_targets(y, smoothing, n_classes):
+    """Spread a part of each target over all classes (Szegedy et al. 2016, sec. 7).
+
+    Parameters
+    ----------
+    y : ndarray
+        Targets, 0 and 1.
+    smoothing : float
+        The part s.
+    n_classes : int
+        Number of classes K; 2 where each output is a problem of its own.
+
+    Returns
+    -------
+    ndarray
+        y (1 - s) + s / K, of the type of y.
+    """
+    return y * (1 - smoothing) + smoothing / n_classes

@@ -195,8 +195,7 @@ class LossCurveDisplay(_Display):
                     "and pass the fitted estimator without X."
                 )
         _check_axes(ax, 2)
-        # One generator for all epochs: with an int, every call of partial_fit would shuffle in the same order.
-        trained = clone(estimator).set_params(random_state=check_random_state(estimator.random_state))
+        trained = clone(estimator)
         curves: dict[str, list[float]] = {"loss": [], "score": []}
         if X_val is not None:
             curves |= {"validation_loss": [], "validation_score": []}
@@ -213,7 +212,7 @@ class LossCurveDisplay(_Display):
                     curves[f"{prefix}loss"].append(mean_loss(trained, inputs, labels))
                     curves[f"{prefix}score"].append(trained.score(inputs, labels))
         display = cls(**curves, score_name=_name_of_score(trained))
-        display.estimator_ = trained.set_params(random_state=estimator.random_state)
+        display.estimator_ = trained
         return display.plot(ax)
 
     def plot(self, ax=None):

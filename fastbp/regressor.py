@@ -1,6 +1,6 @@
 """BackpropRegressor: the multilayer perceptron regressor."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Self
 
@@ -20,8 +20,8 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
     """Multilayer perceptron regressor, trained by backpropagation in compiled code.
 
     All parameters and attributes of `sklearn.neural_network.MLPRegressor` are there, with the same names, defaults and
-    meanings. Three values of `loss`, `delta`, `quantile`, `output_activation`, `dtype`, `n_jobs`, `lr_curve_` and
-    `initialize` are additions. In float64 the same `random_state` gives the same model, up to rounding.
+    meanings; three values of `loss`, the parameters from `delta` on, and some attributes are additions. In float64 the
+    same `random_state` gives the same model, up to rounding.
 
     Parameters
     ----------
@@ -100,8 +100,9 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         Whether to print the loss, and with `early_stopping` the score, of each epoch or iteration to stdout.
 
     warm_start : bool, default=False
-        Whether `fit` reuses the solution of the previous call as initialization. With `early_stopping` it keeps the
-        best weights of all calls.
+        Whether `fit` reuses the solution of the previous call as initialization. As in scikit-learn, each call begins
+        with a new state of the optimizer, `learning_rate_init` and `random_state`; `partial_fit` continues with all of
+        them. With `early_stopping` the best weights of all calls are kept.
 
     momentum : float, default=0.9
         Momentum for the gradient descent update, between 0 and 1. Only for "sgd".
@@ -111,8 +112,9 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
 
     early_stopping : bool, default=False
         Whether to stop when the coefficient of determination R² on held-out samples does not
-        improve, instead of the training loss. `fit` sets aside `validation_fraction` of the training data, and at the
-        end restores the weights of the best score. Only for "sgd" and "adam".
+        improve, instead of the training loss. `fit` sets aside `validation_fraction` of the training data, or takes the
+        `X_val` that it is given, and at the end restores the weights of the best score. `scoring` replaces the R².
+        Only for "sgd" and "adam".
 
     validation_fraction : float, default=0.1
         The proportion of the training data that `early_stopping` holds out, in [0, 1).
@@ -142,6 +144,24 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         Activation function of the output layer. "auto" is the identity, or the exponential for the loss "poisson",
         which takes nothing but "auto".
 
+    weight_init : str, default="auto"
+        Distribution of the initial weights: "auto" is scikit-learn's, a uniform one whose width depends on the size of
+        the layer and on its activation, for the biases too. "glorot_uniform" and "glorot_normal" have the variance
+        2 / (fan_in + fan_out) (Glorot and Bengio 2010), "he_uniform" and "he_normal" 2 / fan_in (He et al. 2015),
+        "lecun_uniform" and "lecun_normal" 1 / fan_in (LeCun et al. 1998), all with biases of 0.
+
+    scoring : str, callable or None, default=None
+        What `early_stopping` watches, and what `validation_scores_` records: None is the R²; "loss" the mean loss
+        without the L2 term, as a score with a minus; or the name of a scorer of scikit-learn, as
+        "neg_mean_absolute_error", or a callable `scorer(estimator, X, y)` that returns a number, of which higher is
+        better. The estimator predicts with the weights of the moment; X and y are arrays, or X a CSR matrix. With
+        `sample_weight`, None, "loss" and named scorers weight the samples that `early_stopping` holds out.
+
+    max_time : float or None, default=None
+        Seconds after which `fit` ends, above 0: training stops after the batch, or the evaluation of "lbfgs", that is
+        under way then, with a warning, and keeps what the network has learned as on Ctrl-C. The checks of the input
+        and the compilation of kernels count; the first batch is always trained. `partial_fit` ignores it.
+
     dtype : {"auto", "float32", "float64"}, default="auto"
         Data type of the weights and of all computation. "auto" is float64 for float64 input (and longer floats), and
         float32 for all other input: float32, float16, integers, booleans, object arrays and pandas' nullable types.
@@ -170,9 +190,17 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
     lr_curve_ : list of float or None
         The ith element is the learning rate with which the ith epoch began. None for "lbfgs".
     validation_scores_ : list of float or None
-        The ith element is the R² on the held-out samples after the ith epoch. None without `early_stopping`.
+        The ith element is the score of the validation samples after the ith epoch, those that `early_stopping` holds
+        out or `X_val`: the R², or what `scoring` says; higher is better, "loss" has a minus. None without validation
+        samples.
     best_validation_score_ : float or None
-        The best of them. None without `early_stopping`.
+        The best of them, whose weights are kept. None without `early_stopping`.
+    validation_loss_curve_ : list of float or None
+        The ith element is the mean loss of the validation samples after the ith epoch, without the L2 term. None
+        without validation samples.
+    best_iter_ : int or None
+        The epoch whose weights are kept, counted from 1 as in `loss_curve_`; 0 if no epoch had a score. None without
+        `early_stopping`, as then the weights are those of the last epoch.
     n_iter_ : int
         The number of epochs, or of iterations, of the last call.
     t_ : int
@@ -201,6 +229,8 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
     A. Lopez Davila, "Neural Networks: The Backpropagation Algorithm".
     D. C. Liu and J. Nocedal, "On the limited memory BFGS method for large scale optimization", 1989.
     Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks", AISTATS 2010.
+    K. He, X. Zhang, S. Ren and J. Sun, "Delving deep into rectifiers", ICCV 2015.
+    Y. LeCun, L. Bottou, G. B. Orr and K.-R. Müller, "Efficient BackProp", 1998.
     L. N. Smith, "A disciplined approach to neural network hyper-parameters", arXiv:1803.09820, 2018.
     Kingma and Ba, "Adam: A method for stochastic optimization", ICLR 2015.
     P. J. Huber, "Robust estimation of a location parameter", 1964.
@@ -254,6 +284,9 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         delta: float = 1.0,
         quantile: float | Sequence[float] = 0.5,
         output_activation: str | Activation = "auto",
+        weight_init: str = "auto",
+        scoring: str | Callable | None = None,
+        max_time: float | None = None,
         dtype: str = "auto",
         n_jobs: int | None = None,
     ) -> None:
@@ -284,11 +317,22 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         self.delta = delta
         self.quantile = quantile
         self.output_activation = output_activation
+        self.weight_init = weight_init
+        self.scoring = scoring
+        self.max_time = max_time
         self.dtype = dtype
         self.n_jobs = n_jobs
 
     @fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+    def fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        *,
+        X_val: ArrayLike | None = None,
+        y_val: ArrayLike | None = None,
+    ) -> Self:
         """Fit the model to data matrix X and target(s) y.
 
         Parameters
@@ -299,6 +343,11 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
             The target values.
         sample_weight : array-like of shape (n_samples,), default=None
             Sample weights. If None, samples are equally weighted. A batch whose weights sum to 0 is left out.
+        X_val : {array-like, sparse matrix} of shape (n_val_samples, n_features), default=None
+            Validation data: their loss and score are recorded after each epoch, and `early_stopping` watches them
+            instead of holding out a part of X. They have no weights; `sample_weight` is for X only.
+        y_val : array-like of shape (n_val_samples,) or (n_val_samples, n_outputs), default=None
+            The targets of the validation data.
 
         Returns
         -------
@@ -310,7 +359,7 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         sklearn.exceptions.ConvergenceWarning
             If `max_iter` epochs, or iterations of "lbfgs", were not enough.
         UserWarning
-            On Ctrl-C, which ends training and keeps what the network has learned.
+            On Ctrl-C and after `max_time`, which end training and keep what the network has learned.
 
         Raises
         ------
@@ -319,15 +368,17 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         KeyboardInterrupt
             On Ctrl-C before the first batch, or the first iteration of "lbfgs".
         """
-        return self._fit(X, y, sample_weight, incremental=False)
+        return self._fit(X, y, sample_weight, X_val, y_val)
 
     @available_if(lambda self: self._check_solver())
     @fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Update the model with a single epoch over the given data.
 
-        Weights, optimizer state and learning rate continue from the last call. Estimators with the solver "lbfgs" do
-        not have this method.
+        Weights, optimizer state, learning rate, random generator and the order of the samples continue from the last
+        call: k calls with the same samples are one `fit` of k epochs, bit for bit, if no stopping rule ends it and
+        `max_iter` is the same for "cosine" and "one_cycle"; up to rounding for sparse X with `alpha=0`. After `fit`, and
+        where the number of samples changes, the order begins anew. Estimators with the solver "lbfgs" do not have this method.
 
         Parameters
         ----------
@@ -355,7 +406,7 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         """Initialize the model with random weights, without training.
 
         The weights are those with which `fit` starts for the same `random_state` and dtype. Use it to set weights by
-        hand, to inspect a network before training, or before the first `partial_fit`.
+        hand, to inspect a network before training, or before the first `partial_fit`, which goes on as `fit` would.
 
         Parameters
         ----------

@@ -2,7 +2,8 @@
 
 import math
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -26,6 +27,30 @@ class Settings:
     tol: float
     n_iter_no_change: int
     verbose: bool
+    early_stopping: bool = False
+    scoring: Any = None
+    max_time: float | None = None
+    deadline: float = math.inf  # the time of `time.perf_counter` when `max_time` is over
+
+
+@dataclass
+class Shuffling:
+    """How the samples of the next epoch are drawn, where `partial_fit` goes on.
+
+    Attributes
+    ----------
+    seed : int or None
+        The parameter `random_state`, if it is an integer.
+    generator : numpy.random.RandomState or None
+        The generator from that seed, as the last epoch has left it. Without a seed it is the user's or NumPy's own,
+        which goes on by itself.
+    order : ndarray of int
+        The order of the samples in the last epoch.
+    """
+
+    seed: int | None
+    generator: np.random.RandomState | None
+    order: np.ndarray
 
 
 @dataclass
@@ -38,10 +63,14 @@ class Progress:
         Mean loss of each epoch, over the batches as they were trained on; the learning rate of its first batch.
     loss, best_loss : float
         The last and the lowest of the losses; before the first there is no last.
-    validation_scores : list of float or None
-        Score of the held-out samples after each epoch; None without early stopping.
+    validation_scores, validation_losses : list of float or None
+        Score and mean loss of the validation samples after each epoch; None if there are none.
     best_score : float
-        Highest of them.
+        With early stopping, the highest of the scores.
+    best_epoch : int or None
+        Its epoch, as `loss_curve` counts them from 1 on; None without early stopping.
+    scoring : object
+        The parameter that tells what the scores are.
     no_improvement : int
         Epochs since the loss last fell, or the score last rose, by more than `tol`.
     samples_seen : int
@@ -55,17 +84,32 @@ class Progress:
     loss: float | None = None
     best_loss: float = np.inf
     validation_scores: list | None = None
+    validation_losses: list | None = None
     best_score: float = -np.inf
+    best_epoch: int | None = None
+    scoring: Any = None
     no_improvement: int = 0
     samples_seen: int = 0
     epochs: int = 0
 
     def copy(self):
         """Return an independent copy."""
-        scores = None if self.validation_scores is None else list(self.validation_scores)
-        return replace(
-            self, loss_curve=list(self.loss_curve), lr_curve=list(self.lr_curve), validation_scores=scores
-        )  # fmt: skip
+        return Progress(**{
+            name: list(value) if isinstance(value, list) else value for name, value in vars(self).items()
+        })  # fmt: skip
+
+    def begin(self, *, validates, early_stopping, scoring=None):
+        """Begin a call of training: other scores than before do not continue those that there are."""
+        self.epochs = 0
+        if not early_stopping or scoring != self.scoring:
+            self.best_epoch = None
+        if not validates:
+            self.validation_scores = self.validation_losses = None
+        elif self.validation_scores is None or scoring != self.scoring or (early_stopping and self.best_epoch is None):
+            self.validation_scores, self.validation_losses = [], []
+        if early_stopping and self.best_epoch is None:
+            self.best_epoch, self.best_score, self.no_improvement = len(self.loss_curve), -np.inf, 0
+        self.scoring = scoring
 
     def add_epoch(self, loss, rate, n_samples):
         """Take note of an epoch."""
@@ -81,18 +125,22 @@ class Progress:
         count, self.best_loss = watch_loss(self.loss, self.best_loss, self.no_improvement, tol)
         self.no_improvement = int(count)
 
+    def add_validation(self, loss, score):
+        """Take note of the validation samples."""
+        assert self.validation_scores is not None and self.validation_losses is not None
+        self.validation_losses.append(loss)
+        self.validation_scores.append(score)
+
     def watch_score(self, score, tol):
         """Compare a score with the best; return whether it is a new best."""
-        assert self.validation_scores is not None
-        self.validation_scores.append(score)
         self.no_improvement = self.no_improvement + 1 if score < self.best_score + tol else 0
         if not score > self.best_score:  # NaN is no improvement
             return False
-        self.best_score = score
+        self.best_score, self.best_epoch = score, len(self.loss_curve)
         return True
 
 
-def fit(session, data, settings, progress, random_state, *, one_epoch=False, score=None):
+def fit(session, data, settings, progress, random_state, *, one_epoch=False, validation=None, callbacks=None):
     """Train until a stopping rule applies.
 
     Parameters
@@ -109,8 +157,10 @@ def fit(session, data, settings, progress, random_state, *, one_epoch=False, sco
         Shuffles as scikit-learn does.
     one_epoch : bool, default=False
         Whether to stop after one epoch without a warning, as `partial_fit` does.
-    score : callable, default=None
-        For early stopping: returns the score of held-out samples from `coefs` and `intercepts`.
+    validation : callable, default=None
+        Returns the mean loss and the score of validation samples from `coefs` and `intercepts`; see `Validation`.
+    callbacks : FitCallbacks, default=None
+        They may end training after an epoch.
 
     Returns
     -------
@@ -122,21 +172,23 @@ def fit(session, data, settings, progress, random_state, *, one_epoch=False, sco
     ConvergenceWarning
         If `max_iter` epochs were not enough, for schedules that do not end by themselves.
     UserWarning
-        On Ctrl-C, which keeps what the network has learned.
+        On Ctrl-C, and after `max_time`; both keep what the network has learned.
 
     Raises
     ------
     KeyboardInterrupt
         On Ctrl-C before the first batch: there is nothing to keep.
     """
-    progress.epochs = 0
-    if score is not None and progress.validation_scores is None:
-        progress.validation_scores, progress.best_score, progress.no_improvement = [], -np.inf, 0
+    progress.begin(
+        validates=validation is not None, early_stopping=settings.early_stopping, scoring=settings.scoring
+    )  # fmt: skip
     steps_before = session.optimizer.steps
-    loop = _Loop(session, data, settings, progress, random_state, score)
+    loop = _Loop(session, data, settings, progress, random_state, validation, callbacks)
     try:
         stopped = loop.run(1 if one_epoch else settings.max_iter)
-        if not (stopped or one_epoch or settings.schedule in FINITE_SCHEDULES):
+        if loop.is_late:
+            warn_user(_late_message(settings, progress))
+        elif not (stopped or one_epoch or settings.schedule in FINITE_SCHEDULES):
             warn_user(
                 f"Stochastic Optimizer: Maximum iterations ({settings.max_iter}) reached and the "
                 "optimization hasn't converged yet.",
@@ -146,9 +198,7 @@ def fit(session, data, settings, progress, random_state, *, one_epoch=False, sco
         if session.optimizer.steps == steps_before:
             raise
         warn_user("Training interrupted by user.")
-        if not progress.validation_scores:
-            return session.parameters()
-    return session.parameters() if loop.best is None else loop.best
+    return loop.kept()
 
 
 # Seconds of compiled code up to which it is entered for more epochs the next time: verbose output is not late, and
@@ -161,31 +211,50 @@ class _Loop:
 
     Parameters
     ----------
-    session, data, settings, progress, random_state, score
+    session, data, settings, progress, random_state, validation, callbacks
         See `fit`.
 
     Attributes
     ----------
     best : tuple of coefs and intercepts, or None
         With early stopping, the parameters of the best score; those of a warm start are the best so far.
+    is_late : bool
+        Whether the time is over, and epochs are left.
     """
 
-    def __init__(self, session, data, settings, progress, random_state, score):
+    def __init__(self, session, data, settings, progress, random_state, validation, callbacks):
         self._session, self._data, self._settings, self._progress = session, data, settings, progress
-        self._random_state, self._score = random_state, score
+        self._random_state, self._validation, self._callbacks = random_state, validation, callbacks
         self._twister = twister_of(random_state) if settings.shuffle else None
         self._n_samples = data.order.size
         self._n_batches = -(-self._n_samples // session.settings.batch_size)
-        self.best = None if score is None else session.parameters()
+        self.best = session.parameters() if settings.early_stopping else None
+        self.is_late = False
+
+    def kept(self):
+        """Return the parameters to keep: the best, or those of the last batch."""
+        # Training may end before there is a score, on Ctrl-C for example.
+        return self.best if self.best is not None and self._progress.validation_scores else self._session.parameters()
 
     def run(self, n_epochs):
         """Train for so many epochs, or until a stopping rule applies; return whether one does."""
-        # Python has something to do between the epochs if it scores or shuffles.
-        one_by_one = self._score is not None or (self._settings.shuffle and self._twister is None)
+        try:
+            return self._run(n_epochs)
+        finally:
+            if self._callbacks is not None:
+                self._callbacks.close()
+
+    def _run(self, n_epochs):
+        # Python has something to do between the epochs if it scores or shuffles, or if there are callbacks.
+        watched = self._validation is not None or self._callbacks is not None
+        one_by_one = watched or (self._settings.shuffle and self._twister is None)
         at_once = 1
         while self._progress.epochs < n_epochs:
             begin = time.perf_counter()
             if self._train(min(n_epochs - self._progress.epochs, at_once)):
+                return True
+            if self._progress.epochs < n_epochs and time.perf_counter() >= self._settings.deadline:
+                self.is_late = True
                 return True
             if time.perf_counter() - begin < _SHORT and not one_by_one:
                 at_once *= 2
@@ -193,11 +262,15 @@ class _Loop:
 
     def _train(self, n_epochs):
         """Train on all samples, at most `n_epochs` times; return whether training stops."""
+        if self._callbacks is not None:
+            self._callbacks.begin_epoch()
         if self._settings.shuffle and self._twister is None:
             self._random_state.shuffle(self._data.order)  # the order that sklearn.utils.shuffle would give
         rates = self._rates(n_epochs)
         try:
-            self._session.run(self._data, rates, twister=self._twister, watch=self._watch())
+            self._session.run(
+                self._data, rates, twister=self._twister, watch=self._watch(), deadline=self._settings.deadline
+            )  # fmt: skip
         except KeyboardInterrupt:
             self._take_notes(rates, scores=False)  # who presses Ctrl-C does not wait for a score
             raise
@@ -215,7 +288,7 @@ class _Loop:
     def _watch(self):
         """Return the rule that compiled code applies after an epoch; None where none does, or a score is watched."""
         settings, progress = self._settings, self._progress
-        if self._score is not None or settings.schedule in FINITE_SCHEDULES:
+        if settings.early_stopping or settings.schedule in FINITE_SCHEDULES:
             return None
         return Watch(progress.best_loss, progress.no_improvement, settings.tol, settings.n_iter_no_change)
 
@@ -232,19 +305,25 @@ class _Loop:
         progress.add_epoch(loss, rate, self._n_samples)
         if settings.verbose:
             print(f"Iteration {progress.epochs}, loss = {loss:.8f}")
-        if self._score is None:
+        if not settings.early_stopping:
             progress.watch_loss(settings.tol)
-        elif scores:
+        if self._validation is not None and scores:
             self._validate()
-        return self._has_diverged() or self._stops()
+        if self._has_diverged():
+            return True
+        # Who presses Ctrl-C does not wait for what callbacks do with the model.
+        wanted = self._callbacks is not None and scores and self._callbacks.end_epoch(self._session.peek)
+        return self._stops() or wanted
 
     def _validate(self):
-        """Take the score of the parameters, and keep them if it is the highest."""
-        parameters = self._session.parameters()
-        value = self._score(*parameters)
+        """Take loss and score of the parameters; with early stopping, keep them if the score is the highest."""
+        early_stopping = self._settings.early_stopping
+        parameters = self._session.parameters() if early_stopping else self._session.peek()
+        loss, value = self._validation(*parameters)
+        self._progress.add_validation(loss, value)
         if self._settings.verbose:
             print(f"Validation score: {value:f}")
-        if self._progress.watch_score(value, self._settings.tol):
+        if early_stopping and self._progress.watch_score(value, self._settings.tol):
             self.best = parameters
 
     def _has_diverged(self):
@@ -252,7 +331,7 @@ class _Loop:
 
         With early stopping it goes on, as in scikit-learn, and the parameters of the best score are kept.
         """
-        if self._score is not None or math.isfinite(self._progress.loss):
+        if self._settings.early_stopping or math.isfinite(self._progress.loss):
             return False
         return not np.isfinite(self._session.params).all()
 
@@ -262,11 +341,11 @@ class _Loop:
         optimizer.rate = self._rate_after(progress.samples_seen)
         if progress.no_improvement <= settings.n_iter_no_change:
             return False
-        if self._score is None and settings.schedule in FINITE_SCHEDULES:
+        if not settings.early_stopping and settings.schedule in FINITE_SCHEDULES:
             return False  # the loss falls most where the rate does, at the end
         rate = after_plateau(settings.schedule, optimizer.rate)
         if settings.verbose:
-            print(_plateau_message(settings, rate, "Training loss" if self._score is None else "Validation score"))
+            print(_plateau_message(settings, rate, "Validation score" if settings.early_stopping else "Training loss"))
         if rate is None:
             return True
         optimizer.rate = rate
@@ -277,6 +356,14 @@ class _Loop:
         """Return the learning rate of the epoch that begins after so many samples."""
         settings, rate = self._settings, self._session.optimizer.rate
         return after_epoch(settings.schedule, rate, settings.learning_rate_init, samples_seen, settings.power_t)
+
+
+def _late_message(settings, progress):
+    """Return the text of the warning that the time is over."""
+    return (
+        f"Training stopped after max_time={settings.max_time} seconds and {progress.epochs} epochs. Increase max_time "
+        "to train longer, or continue with partial_fit or warm_start=True."
+    )
 
 
 def _plateau_message(settings, rate, watched):

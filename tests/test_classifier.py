@@ -118,7 +118,7 @@ def test_a_schedule_over_the_steps(digits, solver, rate, learning_rate):
     assert scheduled.loss_ != constant.loss_
     assert scheduled.score(X, y) > 0.95
     # Single epochs give the same: the schedule continues.
-    parts = BackpropClassifier(learning_rate=learning_rate, max_iter=3, shuffle=False, **options)
+    parts = BackpropClassifier(learning_rate=learning_rate, max_iter=3, **options)
     whole = clone(parts).fit(X, y)
     for _ in range(3):
         parts.partial_fit(X, y, classes=np.arange(10))
@@ -146,9 +146,10 @@ def test_a_batch_without_weight_teaches_nothing(digits):
 
 def test_same_model_with_partial_fit_and_warm_start(digits):
     X, y = digits
-    options = dict(hidden_layer_sizes=(20,), batch_size=50, max_iter=3, random_state=0, warm_start=True)
+    options = dict(hidden_layer_sizes=(20,), batch_size=50, max_iter=3, warm_start=True)
     ours, theirs = BackpropClassifier(**options), MLPClassifier(**options)
     for model in (ours, theirs):
+        model.set_params(random_state=np.random.RandomState(0))  # an int would begin anew in each call of theirs
         for part in (slice(0, 100), slice(100, 330), slice(0, 330)):
             model.partial_fit(X[part], y[part], classes=np.arange(10))
         model.fit(X, y).fit(X, y)

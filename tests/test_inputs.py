@@ -322,8 +322,13 @@ def test_travel(way, solver, iris, tmp_path):
         assert not hasattr(clone(model), "coefs_")
 
 
-# What a fitted estimator of 0.1.0 had beside its parameters, which were those of today but three.
-STATE_OF_0_1_0 = {*BackpropClassifier().get_params()} - {"early_stopping", "validation_fraction", "max_fun"} | {
+# Parameters that came later.
+LATER = {
+    "early_stopping", "validation_fraction", "max_fun", "class_weight", "label_smoothing", "weight_init", "scoring",
+    "max_time",
+}  # fmt: skip
+# What a fitted estimator of 0.1.0 had beside its parameters.
+STATE_OF_0_1_0 = {*BackpropClassifier().get_params()} - LATER | {
     "n_features_in_", "_binarizer", "classes_", "coefs_", "intercepts_", "_memory", "_progress", "_activations",
     "_loss", "n_iter_", "t_", "n_layers_", "n_outputs_", "out_activation_", "loss_curve_", "best_loss_", "loss_",
 }  # fmt: skip
@@ -334,8 +339,8 @@ def test_a_model_of_version_0_1_0(iris):
     X, y = iris
     clf = fitted(X, y)
     state = dict(clf.__getstate__())
-    for name in ("early_stopping", "validation_fraction", "max_fun", "lr_curve_", "validation_scores_",
-                 "best_validation_score_"):  # fmt: skip
+    for name in (*LATER, "lr_curve_", "validation_scores_", "best_validation_score_", "validation_loss_curve_",
+                 "best_iter_"):  # fmt: skip
         state.pop(name)
     state["_memory"] = state.pop("_optimizer")
     state["_loss"] = "log_loss"

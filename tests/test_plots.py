@@ -75,7 +75,7 @@ def test_loss_curve_of_a_trained_clone():
     model = BackpropClassifier((12,), max_iter=4, random_state=0)
     display = drawn(plots.LossCurveDisplay.from_estimator(model, X[:200], y[:200], X_val=X[200:], y_val=y[200:]), 2)
     assert not hasattr(model, "coefs_")
-    same = BackpropClassifier((12,), random_state=np.random.RandomState(0))
+    same = BackpropClassifier((12,), random_state=0)
     for epoch in range(4):
         same.partial_fit(X[:200], y[:200], classes=range(10))
         expected = {

@@ -110,6 +110,8 @@ class Csr:
         For the kernels.
     is_lazy : bool
         Whether rows of absent features wait.
+    waiting : tuple of ndarray
+        Since when.
     """
 
     def __init__(self, matrix, settings, chunk, n_threads):
@@ -130,6 +132,7 @@ class Csr:
         }
         self._keep = arrays, matrix  # the table has their addresses only
         self._clock = arrays["clock"]
+        self.waiting = arrays["last"], arrays["clock"]  # what changes when all rows are caught up
         addresses = {name: array.ctypes.data for name, array in arrays.items()}
         self.table = np.array(
             _Table(

@@ -1,5 +1,6 @@
 """A session: one network in training, with its arrays and the calls into compiled code."""
 
+import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -210,7 +211,7 @@ class Session:
             tuple(network.units), batch_size, network.dtype.itemsize, settings.solver, n_threads, kind
         )  # fmt: skip
 
-    def run(self, data, rates, *, twister=None, watch=None):
+    def run(self, data, rates, *, twister=None, watch=None, deadline=math.inf):
         """Train on the samples of `data` for whole epochs, batch after batch.
 
         Their losses are in `losses`.
@@ -225,6 +226,8 @@ class Session:
             Draws a new order before each epoch; None keeps the order.
         watch : Watch, default=None
             The rule that stops after some epoch, not changed; None to train for all.
+        deadline : float, default=inf
+            The time of `time.perf_counter` at which training stops, after any batch but the first.
 
         Raises
         ------
@@ -269,7 +272,10 @@ class Session:
                 with lock:
                     self._call(data, rates, done, stop, epochs, losses, n_threads)
                 before, done = done, self.optimizer.steps - begun
-                self._tuner.measure(n_threads, done - before, time.perf_counter() - begin)
+                end = time.perf_counter()
+                self._tuner.measure(n_threads, done - before, end - begin)
+                if end >= deadline:
+                    break
         finally:
             self.losses = epochs.losses[: (self.optimizer.steps - begun) // n_batches]
 
@@ -354,6 +360,17 @@ class Session:
         """Return coefs and intercepts, as new arrays."""
         self._catch_up()
         return self._network.unpack(self.params)
+
+    def peek(self):
+        """Return coefs and intercepts, as new arrays, and change nothing: not even by rounding, when training goes on."""
+        if self._csr is None or not self._csr.has_waiting_rows():
+            return self._network.unpack(self.params)
+        arrays = self.params, self.optimizer.first, self.optimizer.second, *self._csr.waiting
+        before = [array.copy() for array in arrays]
+        parameters = self.parameters()
+        for array, values in zip(arrays, before, strict=True):
+            array[...] = values
+        return parameters
 
     def _catch_up(self):
         """Bring the weights of absent features up to date."""

@@ -1,0 +1,145 @@
+"""k calls of `partial_fit` are one `fit` of k epochs, bit for bit."""
+
+import pickle
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_array, random_array
+from sklearn.base import clone
+
+from fastbp import BackpropClassifier, BackpropRegressor
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+RNG = np.random.RandomState(0)
+X = RNG.randn(130, 12)
+Y = {
+    BackpropClassifier: (X[:, 0] + 0.3 * RNG.randn(130) > 0) + (X[:, 1] > 0).astype(int),
+    BackpropRegressor: X @ RNG.randn(12, 2),
+}
+OPTIONS = dict(hidden_layer_sizes=(9,), batch_size=40, max_iter=6, tol=0.0, n_iter_no_change=np.inf)
+
+
+def first_call(model, y):
+    return {"classes": np.unique(y)} if isinstance(model, BackpropClassifier) else {}
+
+
+def assert_same_weights(one, other, atol=0.0):
+    for a, b in zip([*one.coefs_, *one.intercepts_], [*other.coefs_, *other.intercepts_], strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol)
+
+
+def assert_same(one, other):
+    assert_same_weights(one, other)
+    assert one.loss_curve_ == other.loss_curve_ and one.lr_curve_ == other.lr_curve_
+    assert (one.t_, one.best_loss_, one.loss_) == (other.t_, other.best_loss_, other.loss_)
+    for mine, theirs in zip(one._optimizer["parts"], other._optimizer["parts"], strict=True):
+        for a, b in zip([*mine[0], *mine[1]], [*theirs[0], *theirs[1]], strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+KINDS = {
+    "adam": {},
+    "float32": {"dtype": "float32"},
+    "online": {"batch_size": 1, "hidden_layer_sizes": (4,)},
+    "no shuffling": {"shuffle": False},
+    "momentum": {"solver": "sgd", "momentum": 0.8, "nesterovs_momentum": False},
+    "invscaling": {"solver": "sgd", "learning_rate": "invscaling", "learning_rate_init": 0.05},
+    "adaptive": {"solver": "sgd", "learning_rate": "adaptive", "n_iter_no_change": 1, "tol": 0.1},
+    "cosine": {"learning_rate": "cosine"},
+    "one cycle": {"learning_rate": "one_cycle", "solver": "sgd"},
+}
+
+
+@pytest.mark.parametrize("estimator", [BackpropClassifier, BackpropRegressor])
+@pytest.mark.parametrize("seed", [3, "RandomState"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_single_epochs_are_one_fit(kind, seed, estimator):
+    y = Y[estimator]
+    model = estimator(**OPTIONS | {"learning_rate_init": 0.01} | KINDS[kind])
+
+    def new():
+        return clone(model).set_params(random_state=seed if seed == 3 else np.random.RandomState(3))
+
+    whole = new().fit(X, y)
+    parts = new()
+    for _ in range(6):
+        parts.partial_fit(X, y, **first_call(model, y))
+    assert_same(parts, whole)
+    assert whole.n_iter_ == 6 and parts.n_iter_ == 1
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1e-3])
+@pytest.mark.parametrize("estimator", [BackpropClassifier, BackpropRegressor])
+def test_with_sparse_rows_and_weights(estimator, alpha):
+    y, weight = Y[estimator], RNG.rand(130)
+    rows = csr_array(random_array((130, 300), density=0.05, rng=np.random.default_rng(0)))
+    whole = estimator(**OPTIONS, alpha=alpha, random_state=0).fit(rows, y, sample_weight=weight)
+    parts = estimator(**OPTIONS, alpha=alpha, random_state=0)
+    for _ in range(6):
+        parts.partial_fit(rows, y, sample_weight=weight, **first_call(parts, y))
+    if alpha:
+        assert_same(parts, whole)
+    else:  # weights of absent features wait within a call only, and rounding depends on how long they wait
+        assert_same_weights(parts, whole, atol=1e-11)
+
+
+@pytest.mark.parametrize("estimator", [BackpropClassifier, BackpropRegressor])
+def test_a_saved_model_goes_on(estimator):
+    y = Y[estimator]
+    whole = estimator(**OPTIONS, random_state=0).fit(X, y)
+    parts = estimator(**OPTIONS, random_state=0)
+    for _ in range(6):
+        parts = pickle.loads(pickle.dumps(parts.partial_fit(X, y, **first_call(parts, y))))
+    assert_same(parts, whole)
+
+
+@pytest.mark.parametrize("estimator", [BackpropClassifier, BackpropRegressor])
+def test_after_initialize(estimator):
+    y = Y[estimator]
+    model = estimator(**OPTIONS, random_state=0, dtype="float64")
+    whole = clone(model).fit(X, y)
+    model.initialize(12, np.unique(y)) if estimator is BackpropClassifier else model.initialize(12, 2)
+    for _ in range(6):
+        model.partial_fit(X, y)
+    assert_same(model, whole)
+
+
+def test_a_call_that_fails_draws_nothing():
+    y = Y[BackpropRegressor]
+    parts, whole = (BackpropRegressor(**OPTIONS, random_state=0) for _ in range(2))
+    for i in range(6):
+        if i:
+            with pytest.raises(ValueError, match="non-finite"), np.errstate(all="ignore"):
+                parts.partial_fit(X * 1e200, y)
+        parts.partial_fit(X, y)
+    assert_same(parts, whole.fit(X, y))
+
+
+def test_where_the_number_of_samples_changes_the_order_begins_anew():
+    """The generator goes on: parts of different sizes are as scikit-learn trains with a RandomState."""
+    y = Y[BackpropRegressor]
+    by_seed = BackpropRegressor(**OPTIONS, random_state=0)
+    by_instance = BackpropRegressor(**OPTIONS, random_state=np.random.RandomState(0))
+    for n in (100, 60, 130):
+        by_seed.partial_fit(X[:n], y[:n]), by_instance.partial_fit(X[:n], y[:n])
+        assert len(by_seed._shuffling.order) == n
+    assert_same(by_seed, by_instance)
+
+
+def test_another_seed_begins_anew():
+    y = Y[BackpropRegressor]
+    one = BackpropRegressor(**OPTIONS, random_state=0).partial_fit(X, y)
+    other = pickle.loads(pickle.dumps(one))
+    one.set_params(random_state=1).partial_fit(X, y)
+    del other._shuffling
+    assert_same(one, other.set_params(random_state=1).partial_fit(X, y))
+
+
+def test_fit_keeps_no_order():
+    """It would be larger than most networks."""
+    y = Y[BackpropRegressor]
+    model = BackpropRegressor(**OPTIONS, random_state=0)
+    assert model.partial_fit(X, y)._shuffling.order.dtype.itemsize == 1
+    assert not hasattr(model.fit(X, y), "_shuffling")
