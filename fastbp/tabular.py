@@ -185,10 +185,10 @@ class PiecewiseLinearEncoder(TransformerMixin, BaseEstimator):
 def make_table_transformer(*, n_bins: int = 8, min_frequency: int | float = 5):
     """Make a transformer from the columns of a table to the inputs of a network.
 
-    Numbers are filled with the median where they are missing, divided by the distance of their quartiles, and clipped
-    smoothly, z / sqrt(1 + (z / 3)^2). Beside that they are encoded by `PiecewiseLinearEncoder`, and where a column has
-    gaps, one input says where. Categories become one input each; rare ones and those not seen in training share one. A
-    missing category is a category of its own.
+    Constant columns are left out. Numbers are filled with the median where they are missing, divided by the distance of
+    their quartiles, and clipped smoothly, z / sqrt(1 + (z / 3)^2). Beside that they are encoded by
+    `PiecewiseLinearEncoder`, and where a column has gaps, one input says where. Categories become one input each; rare
+    ones and those not seen in training share one. A missing category is a category of its own.
 
     Parameters
     ----------
@@ -213,7 +213,7 @@ def make_table_transformer(*, n_bins: int = 8, min_frequency: int | float = 5):
         return FunctionTransformer(function, feature_names_out=_same_names)
 
     def fill():
-        return SimpleImputer(strategy="median", keep_empty_features=True)
+        return SimpleImputer(strategy="median")
 
     scaled = make_pipeline(apply(_to_numbers), fill(), RobustScaler(), apply(_clip_smoothly))
     pieces = make_pipeline(apply(_to_numbers), fill(), PiecewiseLinearEncoder(n_bins, dtype=np.float32))
@@ -223,7 +223,7 @@ def make_table_transformer(*, n_bins: int = 8, min_frequency: int | float = 5):
         [
             ("scaled", scaled, _numbers_of),
             ("pieces", pieces, _numbers_of),
-            ("missing", missing, _numbers_of),
+            ("missing", missing, _gaps_of),
             ("categories", make_pipeline(apply(_to_labels), one_hot), _categories_of),
         ]
     )
@@ -266,8 +266,21 @@ def _columns_of(X):
 
 
 def _numbers_of(X):
-    """Return the places of the columns that hold numbers. `ColumnTransformer` calls this in `fit`."""
-    return [j for j, kind in enumerate(_kinds_of(X)) if kind == "number"]
+    """Return the places of the columns of numbers that are not constant. `ColumnTransformer` calls this in `fit`."""
+    return [j for j, found in _number_columns(X) if found.size and found.min() < found.max()]
+
+
+def _gaps_of(X):
+    """Return the places of the columns of numbers of which some are missing."""
+    return [j for j, found in _number_columns(X) if 0 < found.size < len(X)]
+
+
+def _number_columns(X):
+    """Yield the place of each column of numbers, and those of its values that are not missing."""
+    for j, (kind, column) in enumerate(zip(_kinds_of(X), _columns_of(X)[1], strict=True)):
+        if kind == "number":
+            values = _to_numbers(column)
+            yield j, values[~np.isnan(values)]
 
 
 def _categories_of(X):
@@ -444,7 +457,10 @@ class _TabularEnsemble(BaseEstimator):
         check_consistent_length(X, y)
         weight = None if sample_weight is None else check_sample_weight(sample_weight, X, dtype=np.float64)
         transformer = make_table_transformer() if self.transformer is None else clone(self.transformer)
-        return transformer, _as_inputs(transformer.fit_transform(X, y)), y, weight
+        inputs = transformer.fit_transform(X, y)
+        if not inputs.shape[1]:
+            raise ValueError("All columns are constant: there is nothing to learn from.")
+        return transformer, _as_inputs(inputs), y, weight
 
     def _transform(self, X):
         """Return what the networks see of a table."""
@@ -546,8 +562,9 @@ class TabularClassifier(ClassifierMixin, _TabularEnsemble):
     """Classifier for tables: a transformer of columns, and several networks with different hold-outs.
 
     Each network trains without a part of the samples, keeps the weights of its best epoch on them, and no two have a
-    part in common. Together they predict by the mean of their logits, divided by one temperature: the one that gives
-    the samples the lowest log loss, each by the network that has not seen it (Guo et al. 2017).
+    part in common. Together they predict by the mean of their probabilities, after all logits were divided by one
+    temperature: the one that gives the samples the lowest log loss, each by the network that has not seen it (Guo et
+    al. 2017).
     `make_tabular_classifier` makes one with strong defaults.
 
     Parameters
@@ -666,7 +683,9 @@ class TabularClassifier(ClassifierMixin, _TabularEnsemble):
         ndarray of shape (n_samples, n_classes)
             The probability of each class, in the order of `classes_`.
         """
-        return softmax(self._logits(X), axis=1)
+        inputs = self._transform(X)
+        logits = [_log_proba(member, inputs) / self.temperature_ for member in self.members_]
+        return np.mean([softmax(z, axis=1) for z in logits], axis=0)
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """Return the log of probability estimates.
@@ -681,7 +700,7 @@ class TabularClassifier(ClassifierMixin, _TabularEnsemble):
         ndarray of shape (n_samples, n_classes)
             The logarithms of the probabilities.
         """
-        return log_softmax(self._logits(X), axis=1)
+        return np.log(self.predict_proba(X))
 
     def predict(self, X: Any) -> np.ndarray:
         """Predict class labels.
@@ -696,12 +715,8 @@ class TabularClassifier(ClassifierMixin, _TabularEnsemble):
         ndarray of shape (n_samples,)
             The most probable classes.
         """
-        logits = self._logits(X)
-        return self.classes_[logits.argmax(axis=1)]
-
-    def _logits(self, X):
-        inputs = self._transform(X)
-        return sum(_log_proba(member, inputs) for member in self.members_) / (len(self.members_) * self.temperature_)
+        places = self.predict_proba(X).argmax(axis=1)
+        return self.classes_[places]
 
 
 def _log_proba(member, X):

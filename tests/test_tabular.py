@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
 from sklearn.metrics import log_loss
@@ -149,6 +149,14 @@ def test_columns_of_a_frame():
     np.testing.assert_allclose(columns["scaled__size"], z / np.sqrt(1 + (z / 3) ** 2), rtol=1e-5, atol=1e-6)
 
 
+def test_columns_without_information_are_left_out():
+    frame = pd.DataFrame({"same": 3, "none": np.nan, "some": [1.0, None] * 10, "word": list("abcdefghijklmnopqrst")})
+    transformer = make_table_transformer(min_frequency=1).fit(frame)
+    names = transformer.get_feature_names_out().tolist()
+    assert names[0] == "missing__missingindicator_some" and len(names) == 21
+    assert transformer.transform(frame).shape == (20, 21)  # sparse
+
+
 def test_rare_and_unknown_categories_share_an_input():
     X = np.array([["a"] * 8 + ["b"] * 8 + ["c", "d"]], dtype=object).T
     transformer = make_table_transformer().fit(X)
@@ -239,9 +247,9 @@ def test_the_temperature_is_the_best_for_the_hold_outs():
         return -np.mean((1 - doubt) * log_proba[np.arange(len(labels)), labels] + doubt * log_proba.mean(axis=1))
 
     assert loss(clf.temperature_) < min(loss(0.98 * clf.temperature_), loss(1.02 * clf.temperature_))
-    # And the ensemble is the mean of logits, divided by it.
-    mean = np.mean([_log_proba(member, inputs) for member in clf.members_], axis=0)
-    np.testing.assert_allclose(clf.predict_log_proba(X), log_softmax(mean / clf.temperature_, axis=1), rtol=1e-9)
+    # And the ensemble is the mean of the probabilities that follow.
+    logits = [_log_proba(member, inputs) / clf.temperature_ for member in clf.members_]
+    np.testing.assert_allclose(clf.predict_proba(X), np.mean(softmax(logits, axis=2), axis=0), rtol=1e-9)
     np.testing.assert_allclose(clf.predict_proba(X), np.exp(clf.predict_log_proba(X)), rtol=1e-9)
 
 
@@ -324,6 +332,11 @@ def test_overrides_go_where_they_belong():
 def test_one_class_is_refused():
     with pytest.raises(ValueError, match=r"1 class, \['a'\]"):
         make_tabular_classifier().fit([[1.0], [2.0]], ["a", "a"])
+
+
+def test_a_table_of_constants_is_refused():
+    with pytest.raises(ValueError, match="All columns are constant"):
+        make_tabular_classifier().fit([[1.0], [1.0]], ["a", "b"])
 
 
 def test_a_fit_that_fails_changes_no_result():
