@@ -410,6 +410,7 @@ class _TabularEnsemble(BaseEstimator):
         "estimator": [BaseBackprop, None],
         "transformer": "no_validation",
         "n_members": [Interval(Integral, 1, None, closed="left")],
+        "max_updates": [Interval(Integral, 1, None, closed="left"), None],
         "max_time": [Interval(Real, 0, None, closed="neither"), None],
         "random_state": ["random_state"],
         "n_jobs": [Interval(Integral, 1, None, closed="left"), Interval(Integral, None, -1, closed="right"), None],
@@ -423,6 +424,7 @@ class _TabularEnsemble(BaseEstimator):
         transformer: Any = None,
         *,
         n_members: int = 4,
+        max_updates: int | None = 4000,
         max_time: float | None = None,
         random_state: int | np.random.RandomState | None = None,
         n_jobs: int | None = None,
@@ -430,6 +432,7 @@ class _TabularEnsemble(BaseEstimator):
         self.estimator = estimator
         self.transformer = transformer
         self.n_members = n_members
+        self.max_updates = max_updates
         self.max_time = max_time
         self.random_state = random_state
         self.n_jobs = n_jobs
@@ -501,6 +504,9 @@ class _TabularEnsemble(BaseEstimator):
             kept, held_out = folds != k, folds == k
             if member.batch_size == "auto":
                 member.batch_size = _batch_size(np.count_nonzero(kept))
+            if self.max_updates is not None:
+                per_epoch = -(-np.count_nonzero(kept) // member.batch_size)
+                member.max_iter = min(member.max_iter, -(-self.max_updates // per_epoch))
             w = None if weight is None else weight[kept]
             if held_out.any():
                 member.fit(X[kept], targets[kept], w, X_val=X[held_out], y_val=targets[held_out])
@@ -577,6 +583,9 @@ class TabularClassifier(ClassifierMixin, _TabularEnsemble):
         Makes the inputs of the network from the columns of X. None for `make_table_transformer()`.
     n_members : int, default=4
         The number of networks. Each holds out a fifth of the samples; with more than five, a share of `1 / n_members`.
+    max_updates : int or None, default=4000
+        The most steps of each network, rounded up to whole epochs: with a large table there are fewer epochs than the
+        `max_iter` of the network. None for no limit.
     max_time : float, default=None
         Seconds for the training of all networks, approximately; None for no limit. Results then depend on the speed of
         the machine.
@@ -766,6 +775,9 @@ class TabularRegressor(RegressorMixin, _TabularEnsemble):
         Makes the inputs of the network from the columns of X. None for `make_table_transformer()`.
     n_members : int, default=4
         The number of networks. Each holds out a fifth of the samples; with more than five, a share of `1 / n_members`.
+    max_updates : int or None, default=4000
+        The most steps of each network, rounded up to whole epochs: with a large table there are fewer epochs than the
+        `max_iter` of the network. None for no limit.
     max_time : float, default=None
         Seconds for the training of all networks, approximately; None for no limit. Results then depend on the speed of
         the machine.
@@ -876,11 +888,12 @@ class TabularRegressor(RegressorMixin, _TabularEnsemble):
 # --- strong defaults ---
 
 _NETWORK = dict(
-    hidden_layer_sizes=(128, 128), activation="relu", weight_init="he_normal", alpha=0.0, learning_rate="cosine",
-    early_stopping=True, scoring="loss", n_iter_no_change=np.inf, dtype="float32",
+    hidden_layer_sizes=(128, 128), activation="relu", weight_init="he_normal", solver="adamw", alpha=0.0,
+    learning_rate="cosine", learning_rate_init=3e-3, max_iter=80, early_stopping=True, scoring="loss",
+    n_iter_no_change=np.inf, dtype="float32",
 )  # fmt: skip
-_CLASSIFIER = _NETWORK | dict(solver="adam", learning_rate_init=5e-3, max_iter=25, label_smoothing=0.05)
-_REGRESSOR = _NETWORK | dict(solver="adamw", learning_rate_init=3e-3, max_iter=80, dropout=0.15, weight_decay=0.3)
+_CLASSIFIER = _NETWORK | dict(dropout=0.15, weight_decay=0.1, label_smoothing=0.05)
+_REGRESSOR = _NETWORK | dict(dropout=0.15, weight_decay=0.3)
 
 
 def make_tabular_classifier(**overrides: Any) -> TabularClassifier:

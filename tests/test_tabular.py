@@ -329,6 +329,13 @@ def test_overrides_go_where_they_belong():
         make_tabular_classifier(learning_rates=0.1)
 
 
+def test_large_tables_have_fewer_epochs():
+    X, y = load_diabetes(return_X_y=True)
+    for limit, epochs in ((None, 4), (50, 3), (1, 1)):  # 353 samples in 23 batches of 16
+        reg = small_regressor(n_members=1, max_updates=limit).fit(X, y)
+        assert reg.members_[0].n_iter_ == epochs
+
+
 def test_one_class_is_refused():
     with pytest.raises(ValueError, match=r"1 class, \['a'\]"):
         make_tabular_classifier().fit([[1.0], [2.0]], ["a", "a"])
