@@ -126,6 +126,8 @@ COMMON = {
     "best epoch": {"early_stopping": False},
     "He": {"weight_init": "auto"},
     "second layer": {"hidden_layer_sizes": (128,)},
+    "dropout": {"dropout": 0.0},
+    "decay": {"weight_decay": 0.0},
 }
 
 
@@ -179,7 +181,7 @@ def run(task, sets, contestants, n_splits):
         except FileNotFoundError as error:
             print(f"skipped: {str(error).split('. ')[0]}")
             continue
-        if task == "classification":  # classes of which no fold could have a sample
+        if task == "classification":  # without classes that a fold may lack
             labels, counts = np.unique(y, return_counts=True)
             keep = np.isin(y, labels[counts >= 10])
             X, y = X[keep], y[keep]
@@ -232,7 +234,7 @@ def main():
             own = {"label smoothing": {"label_smoothing": 0.0}, "temperature": {}}
         else:
             sets, contestants, make = REGRESSION, REGRESSORS, make_tabular_regressor
-            own = {"dropout": {"dropout": 0.0}, "decay": {"weight_decay": 0.0}}
+            own = {}
         if options.ablation:
             contestants = ablation(make, COMMON | own)
         sets = {name: load for name, load in sets.items() if not options.sets or name in options.sets}
