@@ -119,10 +119,10 @@ class PiecewiseLinearEncoder(TransformerMixin, BaseEstimator):
         self : PiecewiseLinearEncoder
             The fitted transformer.
         """
-        X = validate_data(self, X, dtype=[np.float64, np.float32])
+        values = validate_data(self, X, dtype=[np.float64, np.float32])
         levels = np.linspace(0, 1, self.n_bins + 1)
         # By "nearest" the edges are values of the data: an integer feature has no edge between two integers.
-        self.bin_edges_ = [np.unique(np.quantile(column, levels, method="nearest")) for column in X.T]
+        self.bin_edges_ = [np.unique(np.quantile(column, levels, method="nearest")) for column in values.T]
         self.n_bins_ = np.array([len(edges) - 1 for edges in self.bin_edges_])
         return self
 
@@ -140,10 +140,10 @@ class PiecewiseLinearEncoder(TransformerMixin, BaseEstimator):
             The bins of the first feature, those of the second, and so on.
         """
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
-        out = np.empty((len(X), self.n_bins_.sum()), self.dtype or X.dtype)
+        values = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
+        out = np.empty((len(values), self.n_bins_.sum()), self.dtype or values.dtype)
         ends = np.cumsum(self.n_bins_)
-        for column, edges, end in zip(X.T, self.bin_edges_, ends, strict=True):
+        for column, edges, end in zip(values.T, self.bin_edges_, ends, strict=True):
             if len(edges) > 1:
                 self._encode(column, edges, out[:, end - len(edges) + 1 : end])
         return out
@@ -465,6 +465,10 @@ class _TabularEnsemble(BaseEstimator):
             raise ValueError("All columns are constant: there is nothing to learn from.")
         return transformer, _as_inputs(inputs), y, weight
 
+    def _network(self, make):
+        """Return the network to train, not fitted: that of `make` where the user has given none."""
+        return clone(make().estimator if self.estimator is None else self.estimator)
+
     def _transform(self, X):
         """Return what the networks see of a table."""
         check_is_fitted(self)
@@ -654,16 +658,16 @@ class TabularClassifier(ClassifierMixin, _TabularEnsemble):
         """
         X = _as_table(X)
         random_state = check_random_state(self.random_state)
-        transformer, inputs, y, weight = self._prepare(X, y, sample_weight)
-        classes, codes = np.unique(y, return_inverse=True)
+        transformer, inputs, labels, weight = self._prepare(X, y, sample_weight)
+        classes, codes = np.unique(labels, return_inverse=True)
         if len(classes) < 2:
             raise ValueError(
                 f"TabularClassifier needs two classes or more, but y has only 1 class, {classes.tolist()}."
             )
-        network = make_tabular_classifier().estimator if self.estimator is None else clone(self.estimator)
+        network = self._network(make_tabular_classifier)
         class_weight = network.get_params().get("class_weight")
         if class_weight is not None:  # here, since its keys are labels, and the members know only their places
-            weight = compute_sample_weight(class_weight, y) * (1.0 if weight is None else weight)
+            weight = compute_sample_weight(class_weight, labels) * (1.0 if weight is None else weight)
             network.set_params(class_weight=None)
         folds = _deal_folds(codes, max(self.n_members, _MIN_FOLDS), random_state)
         folds[np.bincount(codes)[codes] == 1] = -1  # every member must know every class
@@ -844,13 +848,13 @@ class TabularRegressor(RegressorMixin, _TabularEnsemble):
         """
         X = _as_table(X)
         random_state = check_random_state(self.random_state)
-        transformer, inputs, y, weight = self._prepare(X, y, sample_weight)
-        network = make_tabular_regressor().estimator if self.estimator is None else clone(self.estimator)
-        columns = y.reshape(len(y), -1)
+        transformer, inputs, targets, weight = self._prepare(X, y, sample_weight)
+        network = self._network(make_tabular_regressor)
+        columns = targets.reshape(len(targets), -1)
         scaler = StandardScaler(with_mean=network.loss != "poisson").fit(columns, sample_weight=weight)
-        targets = scaler.transform(columns).astype(np.float32).reshape(y.shape)
+        scaled = scaler.transform(columns).astype(np.float32).reshape(targets.shape)
         folds = _deal_folds(columns[:, 0], max(self.n_members, _MIN_FOLDS), random_state)
-        members = self._train(network, inputs, targets, weight, folds, random_state)
+        members = self._train(network, inputs, scaled, weight, folds, random_state)
         validate_data(self, X, skip_check_array=True)  # sets the names of the features
         self.transformer_, self.members_, self.target_scaler_ = transformer, members, scaler
         self.target_range_ = np.stack([columns.min(axis=0), columns.max(axis=0)])
