@@ -3,7 +3,11 @@
 from fastbp.classifier import BackpropClassifier
 from fastbp.regressor import BackpropRegressor
 from fastbp.system import show_versions, warmup
+from fastbp.tabular import make_tabular_classifier, make_tabular_regressor
 
 __version__ = "0.1.0"
 
-__all__ = ["BackpropClassifier", "BackpropRegressor", "show_versions", "warmup"]
+__all__ = [
+    "BackpropClassifier", "BackpropRegressor", "make_tabular_classifier", "make_tabular_regressor", "show_versions",
+    "warmup",
+]  # fmt: skip

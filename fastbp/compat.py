@@ -30,6 +30,8 @@ _check_partial_fit_first_call                   1.7 to 1.9
 sklearn.callback: CallbackSupportMixin and its
 _init_callback_context, _skl_callbacks          1.9
 sklearn.utils.validation: _check_feature_names  1.7 to 1.9
+sklearn.utils.validation:
+_check_feature_names_in                         1.7 to 1.9
 sklearn.utils.validation: _check_sample_weight  1.7 to 1.9
 numpy.random.RandomState._bit_generator         1.26 to 2.4
 memory of numpy.random.MT19937                  1.26 to 2.4
@@ -81,7 +83,7 @@ with _private_names_of("scikit-learn", "1.7 to 1.9"):
     from sklearn.base import _fit_context
     from sklearn.utils._param_validation import Interval, Options, StrOptions
     from sklearn.utils.multiclass import _check_partial_fit_first_call
-    from sklearn.utils.validation import _check_feature_names, _check_sample_weight
+    from sklearn.utils.validation import _check_feature_names, _check_feature_names_in, _check_sample_weight
 
 try:
     from sklearn.callback import CallbackSupportMixin
@@ -93,8 +95,8 @@ except ImportError:  # scikit-learn before 1.9
 
 __all__ = [
     "CallbackSupportMixin", "DiskCache", "Interval", "Options", "PartCompiler", "StrOptions", "WholeCompiler",
-    "array_fields", "begin_callbacks",
-    "check_feature_names", "check_partial_fit_first_call", "check_sample_weight", "cpu_features", "cpu_name",
+    "array_fields", "begin_callbacks", "check_feature_names", "check_feature_names_in", "check_partial_fit_first_call",
+    "check_sample_weight", "cpu_features", "cpu_name",
     "emit_call_of_compiled", "fit_context", "machine_code_address", "mersenne_twister_of", "mersenne_twister_state",
     "numba_threads_are_started", "open_disk_cache", "set_disk_cache", "start_numba_threads",
 ]  # fmt: skip
@@ -129,6 +131,7 @@ def begin_callbacks(estimator, n_tasks):
 
 check_partial_fit_first_call = _check_partial_fit_first_call
 check_feature_names = _check_feature_names
+check_feature_names_in = _check_feature_names_in
 check_sample_weight = _check_sample_weight
 
 # What a dispatcher's cache has to be: Numba's base class of caches on disk.

@@ -114,6 +114,11 @@ def test_documentation():
     assert ours == pytest.approx(theirs, abs=1) and min(without, ours) > 50
 
 
+def test_table():
+    _, _, ours, boosting, *_ = numbers("table")
+    assert ours[0] > 93 and ours[1] < boosting[1]  # accuracy, log loss
+
+
 @pytest.mark.parametrize("name", sorted(APPLICATIONS))
 def test_data_that_is_not_there(name, tmp_path, monkeypatch):
     monkeypatch.setenv("FASTBP_DATA", str(tmp_path))

@@ -38,6 +38,7 @@ FLOORS = [
     {"validation"},
     {"estimator"},
     {"classifier", "inspection", "regressor"},
+    {"tabular"},
     {"plots", "system", "__main__"},
 ]  # fmt: skip
 # These stand beside the house: readers of data, and the same network in plain NumPy.
@@ -46,6 +47,7 @@ APART = {"", "datasets", "plain"}
 DOORS = {
     "classifier": set(),
     "regressor": set(),
+    "tabular": {"kernels.threads"},
     "lbfgs": set(),
     "inputs": {"kernels.records"},
     "estimator": {"kernels.csr_matrix", "kernels.network", "kernels.plan", "kernels.records", "kernels.session"},

@@ -226,6 +226,13 @@ MIN_WORK_PER_THREAD = 100_000.0
 MIN_WORK_AFTER_PAUSE = 2_500_000.0
 
 
+def wanted_threads(n_jobs):
+    """Return how many threads `n_jobs` means: None is all cores that this process may use, -1 too, -2 all but one."""
+    if n_jobs is None:
+        return _count_cores()
+    return n_jobs if n_jobs > 0 else max(_count_cores() + 1 + n_jobs, 1)
+
+
 def thread_count(n_jobs, work, min_work=MIN_WORK_PER_THREAD):
     """Choose the number of threads for one call.
 
@@ -247,14 +254,7 @@ def thread_count(n_jobs, work, min_work=MIN_WORK_PER_THREAD):
     useful = int(work // min_work)
     if n_jobs == 1 or useful <= 1:
         return 1
-    cores = _count_cores()
-    if n_jobs is None:
-        wanted = cores
-    elif n_jobs < 0:
-        wanted = cores + 1 + n_jobs
-    else:
-        wanted = n_jobs
-    wanted = min(wanted, useful, numba.config.NUMBA_NUM_THREADS)
+    wanted = min(wanted_threads(n_jobs), useful, numba.config.NUMBA_NUM_THREADS)
     if wanted <= 1 or not _parallel_is_safe():
         return 1
     return min(wanted, numba.get_num_threads())
