@@ -29,7 +29,6 @@ from fastbp.classifier import BackpropClassifier
 from fastbp.compat import Interval, Options, check_feature_names_in, check_sample_weight, fit_context
 from fastbp.estimator import BaseBackprop
 from fastbp.kernels.threads import wanted_threads
-from fastbp.optimizers import SOLVERS
 from fastbp.regressor import BackpropRegressor
 
 __all__ = [
@@ -970,15 +969,5 @@ def _make(ensemble_class, network_class, defaults, overrides):
         )
     parameters = {name: value for name, value in overrides.items() if name in of_ensemble}
     changes = {name: value for name, value in overrides.items() if name not in of_ensemble}
-    parameters.setdefault("estimator", network_class(**_known(network_class, defaults) | changes))
+    parameters.setdefault("estimator", network_class(**defaults | changes))
     return ensemble_class(**parameters)
-
-
-# --- until dropout and decoupled weight decay are there ---
-
-
-def _known(network_class, parameters):
-    """Return those of the parameters that the network has."""
-    names = network_class().get_params()
-    known = {name: value for name, value in parameters.items() if name in names}
-    return known if known["solver"] in SOLVERS else known | {"solver": "adam"}
