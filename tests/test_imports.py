@@ -38,6 +38,10 @@ FLOORS = [
     {"validation"},
     {"estimator"},
     {"classifier", "inspection", "regressor"},
+    {"tabular.encoding", "tabular.networks"},
+    {"tabular.columns"},
+    {"tabular.ensembles"},
+    {"tabular.factories"},
     {"tabular"},
     {"plots", "system", "__main__"},
 ]  # fmt: skip
@@ -47,7 +51,7 @@ APART = {"", "datasets", "plain"}
 DOORS = {
     "classifier": set(),
     "regressor": set(),
-    "tabular": {"kernels.threads"},
+    "tabular.ensembles": {"kernels.threads"},
     "lbfgs": set(),
     "inputs": {"kernels.records"},
     "estimator": {"kernels.csr_matrix", "kernels.network", "kernels.plan", "kernels.records", "kernels.session"},

@@ -19,11 +19,10 @@ from fastbp.tabular import (
     PiecewiseLinearEncoder,
     TabularClassifier,
     TabularRegressor,
-    _deal_folds,
-    _label_of,
-    _log_proba,
     make_table_transformer,
 )
+from fastbp.tabular.columns import _label_of
+from fastbp.tabular.ensembles import _deal_folds, _log_proba
 
 SMALL = dict(hidden_layer_sizes=(8,), max_iter=4, random_state=0)
 

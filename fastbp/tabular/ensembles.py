@@ -1,14 +1,6 @@
-"""Tables: frames with gaps and categories in, strong defaults, several networks that answer together.
+"""Several networks that hold out different samples, and predict together."""
 
-`make_tabular_classifier` and `make_tabular_regressor` are what most users need. What they return has three parts, each
-of which can be inspected, replaced or used alone: a transformer from the columns of a table to the inputs of a network
-(`make_table_transformer`), the parameters of the network, and the ensemble that trains several of them.
-"""
-
-import datetime
-import re
 import time
-from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any, Self
 
@@ -17,8 +9,7 @@ from joblib import Parallel, delayed
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, TransformerMixin, clone
-from sklearn.exceptions import NotFittedError
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, clone
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_array, check_consistent_length, check_random_state
 from sklearn.utils.class_weight import compute_sample_weight
@@ -26,380 +17,12 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
 from fastbp.classifier import BackpropClassifier
-from fastbp.compat import Interval, Options, check_feature_names_in, check_sample_weight, fit_context
+from fastbp.compat import Interval, check_sample_weight, fit_context
 from fastbp.estimator import BaseBackprop
 from fastbp.kernels.threads import wanted_threads
 from fastbp.regressor import BackpropRegressor
-
-__all__ = [
-    "PiecewiseLinearEncoder", "TabularClassifier", "TabularRegressor", "make_table_transformer",
-    "make_tabular_classifier", "make_tabular_regressor",
-]  # fmt: skip
-
-
-# --- from columns to inputs of a network ---
-
-
-class PiecewiseLinearEncoder(TransformerMixin, BaseEstimator):
-    """Encode each feature by how far it reaches into each of its quantile bins.
-
-    A feature x with the edges b_0 < b_1 < ... < b_T becomes T features, one for each bin t:
-
-        e_t = (x - b_{t-1}) / (b_t - b_{t-1}), clipped to [0, 1]
-
-    All bins below x are 1, all above it 0, and that of x is between. So a linear function of the e_t is a continuous
-    function of x that is linear in each bin, and the first layer of a network begins with bends where the data are.
-
-    Parameters
-    ----------
-    n_bins : int, default=8
-        The number of bins of each feature, with about the same number of samples in each. Edges that coincide are
-        merged: a feature with few different values has fewer bins. A constant feature has none, and no output.
-    clip : bool, default=True
-        Whether values outside of the range seen in `fit` are encoded as its ends. If False, the first and the last bin
-        go on linearly, as in the paper.
-    dtype : {numpy.float32, numpy.float64}, default=None
-        The type of the output. None is that of the input: float32 for float32, float64 for all others.
-
-    Attributes
-    ----------
-    bin_edges_ : list of ndarray of shape (n_bins_[j] + 1,)
-        The edges of each feature, in increasing order. All are values of the training data.
-    n_bins_ : ndarray of shape (n_features,)
-        The number of bins of each feature.
-    n_features_in_ : int
-        Number of features seen during fit.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
-        Names of features seen during fit. Defined only when X has feature names that are all strings.
-
-    See Also
-    --------
-    sklearn.preprocessing.KBinsDiscretizer : Encodes only in which bin a value is.
-    sklearn.preprocessing.SplineTransformer : Encodes by smooth functions, each of which is local.
-
-    References
-    ----------
-    Y. Gorishniy, I. Rubachev and A. Babenko, "On embeddings for numerical features in tabular deep learning", NeurIPS
-    2022, Eqs. 1 and 2.
-
-    Examples
-    --------
-    >>> from fastbp.tabular import PiecewiseLinearEncoder
-    >>> PiecewiseLinearEncoder(n_bins=2).fit_transform([[0.0], [1.0], [4.0]])
-    array([[0., 0.],
-           [1., 0.],
-           [1., 1.]])
-    """
-
-    _parameter_constraints: dict = {
-        "n_bins": [Interval(Integral, 1, None, closed="left")],
-        "clip": ["boolean"],
-        "dtype": [Options(type, {np.float32, np.float64}), None],
-    }
-
-    def __init__(self, n_bins: int = 8, *, clip: bool = True, dtype: type | None = None) -> None:
-        self.n_bins = n_bins
-        self.clip = clip
-        self.dtype = dtype
-
-    @fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: ArrayLike, y: Any = None) -> Self:
-        """Find the edges of the bins.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            The data: finite numbers.
-        y : None
-            Ignored.
-
-        Returns
-        -------
-        self : PiecewiseLinearEncoder
-            The fitted transformer.
-        """
-        values = validate_data(self, X, dtype=[np.float64, np.float32])
-        levels = np.linspace(0, 1, self.n_bins + 1)
-        # By "nearest" the edges are values of the data: an integer feature has no edge between two integers.
-        self.bin_edges_ = [np.unique(np.quantile(column, levels, method="nearest")) for column in values.T]
-        self.n_bins_ = np.array([len(edges) - 1 for edges in self.bin_edges_])
-        return self
-
-    def transform(self, X: ArrayLike) -> np.ndarray:
-        """Encode the data.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            The data: finite numbers.
-
-        Returns
-        -------
-        ndarray of shape (n_samples, n_bins_.sum())
-            The bins of the first feature, those of the second, and so on.
-        """
-        check_is_fitted(self)
-        values = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
-        out = np.empty((len(values), self.n_bins_.sum()), self.dtype or values.dtype)
-        ends = np.cumsum(self.n_bins_)
-        for column, edges, end in zip(values.T, self.bin_edges_, ends, strict=True):
-            if len(edges) > 1:
-                self._encode(column, edges, out[:, end - len(edges) + 1 : end])
-        return out
-
-    def _encode(self, column, edges, out):
-        widths = np.diff(edges)  # of the type of `fit`: in float32 two edges may be the same number
-        np.subtract(column[:, None], edges[:-1].astype(column.dtype), out=out, casting="same_kind")
-        np.divide(out, widths, out=out, casting="same_kind")
-        inner = out if self.clip else out[:, 1:]
-        np.maximum(inner, 0, out=inner)
-        inner = out if self.clip else out[:, :-1]
-        np.minimum(inner, 1, out=inner)
-
-    def get_feature_names_out(self, input_features: ArrayLike | None = None) -> np.ndarray:
-        """Return the names of the output features, such as "age_bin0".
-
-        Parameters
-        ----------
-        input_features : array-like of str, default=None
-            Names of the input features. None for those seen in `fit`, or "x0", "x1", ... if there were none.
-
-        Returns
-        -------
-        ndarray of str objects
-            The names.
-        """
-        check_is_fitted(self)
-        names = check_feature_names_in(self, input_features)
-        return np.array(
-            [f"{name}_bin{t}" for name, n in zip(names, self.n_bins_, strict=True) for t in range(n)], object
-        )
-
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
-        return tags
-
-
-def make_table_transformer(*, n_bins: int = 8, min_frequency: int | float = 5):
-    """Make a transformer from the columns of a table to the inputs of a network.
-
-    Constant columns are left out. Numbers are filled with the median where they are missing, divided by the distance of
-    their quartiles, and clipped smoothly, z / sqrt(1 + (z / 3)^2). Beside that they are encoded by
-    `PiecewiseLinearEncoder`, and where a column has gaps, one input says where. Categories become one input each; rare
-    ones and those not seen in training share one. A missing category is a category of its own.
-
-    Parameters
-    ----------
-    n_bins : int, default=8
-        See `PiecewiseLinearEncoder`.
-    min_frequency : int or float, default=5
-        Categories with fewer rows are rare: see `sklearn.preprocessing.OneHotEncoder`.
-
-    Returns
-    -------
-    sklearn.compose.ColumnTransformer
-        Takes frames of pandas and polars, and arrays. Columns of numbers and booleans are numbers; columns of strings,
-        and those of the types "category", "Categorical" and "Enum", are categories. Its output is float32.
-    """
-    # These take long to import.
-    from sklearn.compose import ColumnTransformer
-    from sklearn.impute import MissingIndicator, SimpleImputer
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, RobustScaler
-
-    def apply(function):
-        return FunctionTransformer(function, feature_names_out=_same_names)
-
-    def fill():
-        return SimpleImputer(strategy="median")
-
-    scaled = make_pipeline(apply(_to_numbers), fill(), RobustScaler(), apply(_clip_smoothly))
-    pieces = make_pipeline(apply(_to_numbers), fill(), PiecewiseLinearEncoder(n_bins, dtype=np.float32))
-    missing = make_pipeline(apply(_to_numbers), MissingIndicator(error_on_new=False))
-    one_hot = OneHotEncoder(handle_unknown="infrequent_if_exist", min_frequency=min_frequency, dtype=np.float32)
-    return ColumnTransformer(
-        [
-            ("scaled", scaled, _numbers_of),
-            ("pieces", pieces, _numbers_of),
-            ("missing", missing, _gaps_of),
-            ("categories", make_pipeline(apply(_to_labels), one_hot), _categories_of),
-        ]
-    )
-
-
-def _same_names(transformer, names):
-    """Return the names of the features of a `FunctionTransformer` that keeps them.
-
-    Its own "one-to-one" returns no array before `fit`, with which the HTML representation of scikit-learn 1.9 fails.
-    """
-    if names is None:
-        raise NotFittedError("The names of the features are known after fit.")
-    return names
-
-
-def _clip_smoothly(z):
-    """Return z / sqrt(1 + (z / 3)^2), which is near z around 0 and never beyond -3 and 3, in float32."""
-    with np.errstate(over="ignore"):
-        return (z / np.sqrt(1 + np.square(z / 3))).astype(np.float32)
-
-
-def _as_table(X):
-    """Return a frame as it is, all else as a checked array of two dimensions."""
-    if hasattr(X, "columns"):
-        if not len(X):
-            raise ValueError(f"Found array with 0 sample(s) (shape={X.shape}) while a minimum of 1 is required.")
-        return X
-    if not (hasattr(X, "shape") or hasattr(X, "__array__")):
-        X = np.array(X, dtype=object)  # of numbers and strings NumPy would make strings
-    return check_array(X, dtype=None, ensure_all_finite=False)
-
-
-def _columns_of(X):
-    """Return the names, or numbers, of the columns, and the columns."""
-    if hasattr(X, "iloc"):
-        return list(X.columns), [X.iloc[:, j] for j in range(X.shape[1])]
-    if hasattr(X, "columns"):
-        return list(X.columns), [X[name] for name in X.columns]
-    return list(range(X.shape[1])), list(X.T)
-
-
-def _numbers_of(X):
-    """Return the places of the columns of numbers that are not constant. `ColumnTransformer` calls this in `fit`."""
-    return [j for j, found in _number_columns(X) if found.size and found.min() < found.max()]
-
-
-def _gaps_of(X):
-    """Return the places of the columns of numbers of which some are missing."""
-    return [j for j, found in _number_columns(X) if 0 < found.size < len(X)]
-
-
-def _number_columns(X):
-    """Yield the place of each column of numbers, and those of its values that are not missing."""
-    for j, (kind, column) in enumerate(zip(_kinds_of(X), _columns_of(X)[1], strict=True)):
-        if kind == "number":
-            values = _to_numbers(column)
-            yield j, values[~np.isnan(values)]
-
-
-def _categories_of(X):
-    """Return the places of the columns that hold categories."""
-    return [j for j, kind in enumerate(_kinds_of(X)) if kind == "category"]
-
-
-def _kinds_of(X):
-    """Return "number" or "category" for each column; refuse all else."""
-    if not hasattr(X, "columns") and X.dtype.kind in "biuf":
-        return ["number"] * X.shape[1]
-    return [_kind_of(name, column) for name, column in zip(*_columns_of(X), strict=True)]
-
-
-_DATES = (datetime.date, datetime.time, datetime.timedelta, np.datetime64, np.timedelta64)
-_MISSING = "missing"
-
-
-def _kind_of(name, column):
-    if str(column.dtype).startswith(("category", "Categorical", "Enum")):
-        return "category"
-    kind = getattr(column.dtype, "kind", "O")  # polars' types have none
-    values = np.asarray(column) if kind == "O" else column
-    kind = kind if kind != "O" else values.dtype.kind
-    if kind in "biuf":
-        return "number"
-    if kind in "mM":
-        raise _refusal_of_dates(name)
-    types = {str} if kind in "SUT" else {type(value) for value in values if not _is_missing(value)}
-    if any(issubclass(cls, _DATES) for cls in types):
-        raise _refusal_of_dates(name)
-    if all(issubclass(cls, Real | Decimal | np.bool_) for cls in types):
-        return "number"
-    if not all(issubclass(cls, str | Real) for cls in types):
-        names = ", ".join(sorted(cls.__name__ for cls in types))
-        raise TypeError(
-            f"Column {name!r} holds values of type {names}; each argument must be a string or a number, or be missing. "
-            "Convert the column or drop it."
-        )
-    _check_strings(name, [str(value) for value in values if not _is_missing(value)])
-    return "category"
-
-
-def _is_missing(value):
-    """Whether a value is None, NaN, or pandas' NA or NaT."""
-    if isinstance(value, str):
-        return False
-    if value is None or type(value).__name__ in ("NAType", "NaTType"):
-        return True
-    return isinstance(value, Real | Decimal) and bool(value != value)
-
-
-def _refusal_of_dates(name):
-    return ValueError(
-        f"Column {name!r} holds dates or times. Replace it by numbers that matter for the target, such as the year, "
-        "the month, the day of the week, or the days since an event."
-    )
-
-
-_DATE = re.compile(r"\s*(\d{4}[-/]\d\d?[-/]\d\d?|\d\d?[-/.]\d\d?[-/.]\d{4})\b")
-# A column of strings is not categories if it has more different values than this, and than half of its rows.
-_FEW = 20
-
-
-def _check_strings(name, strings):
-    """Refuse strings that are dates, numbers or text; each is better served by another treatment."""
-    different = set(strings)
-    if different and all(_DATE.match(value) for value in different):
-        raise _refusal_of_dates(name)
-    if len(different) <= max(_FEW, len(strings) / 2):
-        return
-    found = f"Column {name!r} has {len(different)} different strings in {len(strings)} rows"
-    escape = 'If they are categories all the same, convert the column to the type "category" (polars: Categorical).'
-    if sum(map(_is_number, different)) > len(different) / 2:
-        raise ValueError(f"{found}, most of which are numbers. Convert the column to numbers. {escape}")
-    if sum(len(value.split()) for value in different) >= 3 * len(different):
-        raise ValueError(
-            f"{found}, of three words or more on average: text. Drop the column, or turn it into numbers first, for "
-            f"example with sklearn.feature_extraction.text.TfidfVectorizer and TruncatedSVD. {escape}"
-        )
-
-
-def _is_number(string):
-    try:
-        float(string)
-    except ValueError:
-        return False
-    return True
-
-
-def _to_numbers(X):
-    """Return columns of numbers as an array of floats; what is missing is NaN."""
-    if hasattr(X, "iloc"):
-        return X.to_numpy(dtype=np.float64, na_value=np.nan)
-    X = np.asarray(X)
-    if X.dtype == object:
-        numbers = [np.nan if _is_missing(value) else value for value in X.ravel()]
-        return np.array(numbers, np.float64).reshape(X.shape)
-    return X if X.dtype == np.float32 else X.astype(np.float64, copy=False)
-
-
-def _to_labels(X):
-    """Return columns of categories as an array of strings, also what is missing."""
-    _, columns = _columns_of(X)
-    labels = np.empty((len(X), len(columns)), dtype=object)
-    for j, column in enumerate(columns):
-        labels[:, j] = [_label_of(value) for value in np.asarray(column, dtype=object)]
-    return labels
-
-
-def _label_of(value):
-    if isinstance(value, str):
-        return str(value)
-    if _is_missing(value):
-        return _MISSING
-    # pandas turns integers into floats where some are missing.
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-# --- several networks ---
+from fastbp.tabular.columns import as_table, make_table_transformer
+from fastbp.tabular.networks import network_for_classes, network_for_numbers
 
 
 class _TabularEnsemble(BaseEstimator):
@@ -466,12 +89,12 @@ class _TabularEnsemble(BaseEstimator):
 
     def _network(self, make):
         """Return the network to train, not fitted: that of `make` where the user has given none."""
-        return clone(make().estimator if self.estimator is None else self.estimator)
+        return clone(make() if self.estimator is None else self.estimator)
 
     def _transform(self, X):
         """Return what the networks see of a table."""
         check_is_fitted(self)
-        X = _as_table(X)
+        X = as_table(X)
         validate_data(self, X, skip_check_array=True, reset=False)
         return _as_inputs(self.transformer_.transform(X))
 
@@ -655,7 +278,7 @@ class TabularClassifier(ClassifierMixin, _TabularEnsemble):
         ValueError
             If a column holds dates or text, or the input is invalid otherwise.
         """
-        X = _as_table(X)
+        X = as_table(X)
         random_state = check_random_state(self.random_state)
         transformer, inputs, labels, weight = self._prepare(X, y, sample_weight)
         classes, codes = np.unique(labels, return_inverse=True)
@@ -663,7 +286,7 @@ class TabularClassifier(ClassifierMixin, _TabularEnsemble):
             raise ValueError(
                 f"TabularClassifier needs two classes or more, but y has only 1 class, {classes.tolist()}."
             )
-        network = self._network(make_tabular_classifier)
+        network = self._network(network_for_classes)
         class_weight = network.get_params().get("class_weight")
         if class_weight is not None:  # here, since its keys are labels, and the members know only their places
             weight = compute_sample_weight(class_weight, labels) * (1.0 if weight is None else weight)
@@ -845,10 +468,10 @@ class TabularRegressor(RegressorMixin, _TabularEnsemble):
         ValueError
             If a column holds dates or text, or the input is invalid otherwise.
         """
-        X = _as_table(X)
+        X = as_table(X)
         random_state = check_random_state(self.random_state)
         transformer, inputs, targets, weight = self._prepare(X, y, sample_weight)
-        network = self._network(make_tabular_regressor)
+        network = self._network(network_for_numbers)
         columns = targets.reshape(len(targets), -1)
         scaler = StandardScaler(with_mean=network.loss != "poisson").fit(columns, sample_weight=weight)
         scaled = scaler.transform(columns).astype(np.float32).reshape(targets.shape)
@@ -886,88 +509,3 @@ class TabularRegressor(RegressorMixin, _TabularEnsemble):
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
         return tags
-
-
-# --- strong defaults ---
-
-_NETWORK = dict(
-    hidden_layer_sizes=(128, 128), activation="relu", weight_init="he_normal", solver="adamw", alpha=0.0,
-    learning_rate="cosine", learning_rate_init=3e-3, max_iter=80, early_stopping=True, scoring="loss",
-    n_iter_no_change=np.inf, dtype="float32",
-)  # fmt: skip
-_CLASSIFIER = _NETWORK | dict(dropout=0.15, weight_decay=0.1, label_smoothing=0.05)
-_REGRESSOR = _NETWORK | dict(dropout=0.15, weight_decay=0.3)
-
-
-def make_tabular_classifier(**overrides: Any) -> TabularClassifier:
-    """Make a classifier for tables with gaps and categories.
-
-    Two hidden layers of 128 units learn from scaled and piecewise-linear encoded numbers and from one-hot encoded
-    categories, with label smoothing and a learning rate that decreases to 0. Four such networks, each of which has held
-    out other samples, predict together.
-
-    Parameters
-    ----------
-    **overrides
-        Any parameter of `TabularClassifier`, such as `random_state`, `max_time`, `n_jobs` and `n_members`, and any of
-        `BackpropClassifier`, for the network.
-
-    Returns
-    -------
-    TabularClassifier
-        Not fitted. In a grid, the parameters of the network are `estimator__dropout` and so on.
-
-    Examples
-    --------
-    >>> from fastbp import make_tabular_classifier
-    >>> from sklearn.datasets import load_breast_cancer
-    >>> X, y = load_breast_cancer(return_X_y=True, as_frame=True)
-    >>> clf = make_tabular_classifier(random_state=0).fit(X, y)
-    >>> clf.score(X, y) > 0.95
-    True
-    """
-    return _make(TabularClassifier, BackpropClassifier, _CLASSIFIER, overrides)
-
-
-def make_tabular_regressor(**overrides: Any) -> TabularRegressor:
-    """Make a regressor for tables with gaps and categories.
-
-    Two hidden layers of 128 units learn from scaled and piecewise-linear encoded numbers and from one-hot encoded
-    categories, with dropout, decoupled weight decay and a learning rate that decreases to 0. Four such networks, each
-    of which has held out other samples, predict together.
-
-    Parameters
-    ----------
-    **overrides
-        Any parameter of `TabularRegressor`, such as `random_state`, `max_time`, `n_jobs` and `n_members`, and any of
-        `BackpropRegressor`, for the network.
-
-    Returns
-    -------
-    TabularRegressor
-        Not fitted. In a grid, the parameters of the network are `estimator__dropout` and so on.
-
-    Examples
-    --------
-    >>> from fastbp import make_tabular_regressor
-    >>> from sklearn.datasets import load_diabetes
-    >>> X, y = load_diabetes(return_X_y=True, as_frame=True)
-    >>> reg = make_tabular_regressor(random_state=0).fit(X, y)
-    >>> reg.score(X, y) > 0.5
-    True
-    """
-    return _make(TabularRegressor, BackpropRegressor, _REGRESSOR, overrides)
-
-
-def _make(ensemble_class, network_class, defaults, overrides):
-    """Make an ensemble; each of the overrides goes to the one whose parameter it is."""
-    of_ensemble, of_network = ensemble_class().get_params(deep=False), network_class().get_params()
-    if unknown := sorted(overrides.keys() - of_ensemble.keys() - of_network.keys()):
-        raise TypeError(
-            f"{', '.join(unknown)}: no parameter of {ensemble_class.__name__} or {network_class.__name__}. The "
-            f"first has {', '.join(of_ensemble)}."
-        )
-    parameters = {name: value for name, value in overrides.items() if name in of_ensemble}
-    changes = {name: value for name, value in overrides.items() if name not in of_ensemble}
-    parameters.setdefault("estimator", network_class(**defaults | changes))
-    return ensemble_class(**parameters)

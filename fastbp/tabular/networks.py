@@ -1,0 +1,26 @@
+"""The networks for tables, with their defaults."""
+
+from typing import Any
+
+import numpy as np
+
+from fastbp.classifier import BackpropClassifier
+from fastbp.regressor import BackpropRegressor
+
+_NETWORK: dict[str, Any] = dict(
+    hidden_layer_sizes=(128, 128), activation="relu", weight_init="he_normal", solver="adamw", alpha=0.0,
+    learning_rate="cosine", learning_rate_init=3e-3, max_iter=80, early_stopping=True, scoring="loss",
+    n_iter_no_change=np.inf, dtype="float32",
+)  # fmt: skip
+_CLASSIFIER = _NETWORK | dict(dropout=0.15, weight_decay=0.1, label_smoothing=0.05)
+_REGRESSOR = _NETWORK | dict(dropout=0.15, weight_decay=0.3)
+
+
+def network_for_classes(**changes):
+    """Return a classifier with the defaults for tables, but for some changes."""
+    return BackpropClassifier(**_CLASSIFIER | changes)
+
+
+def network_for_numbers(**changes):
+    """Return a regressor with the defaults for tables, but for some changes."""
+    return BackpropRegressor(**_REGRESSOR | changes)
