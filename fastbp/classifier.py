@@ -209,8 +209,8 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         The ith element is the learning rate with which the ith epoch began. None for "lbfgs".
     validation_scores_ : list of float or None
         The ith element is the score of the validation samples after the ith epoch, those that `early_stopping` holds
-        out or `X_val`: the accuracy, or what `scoring` says; higher is better, "loss" has a minus. None without
-        validation samples.
+        out or `X_val`: the accuracy, or what `scoring` says; higher is better, "loss" has a minus. NaN if
+        Ctrl-C came before the score. None without validation samples.
     best_validation_score_ : float or None
         The best of them, whose weights are kept. None without `early_stopping`.
     validation_loss_curve_ : list of float or None

@@ -6,7 +6,7 @@ import math
 import time
 from contextlib import contextmanager
 from numbers import Integral, Real
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 import numpy as np
 from scipy.sparse import issparse
@@ -33,8 +33,14 @@ from fastbp.schedules import SCHEDULES, SGD_SCHEDULES
 from fastbp.user_warnings import warn_user
 from fastbp.validation import Validation, ValidationSamples
 
-# Kept outside of the estimators, whose attributes prediction must not change.
-_PREDICTORS: WeakKeyDictionary = WeakKeyDictionary()
+# The predictor of each estimator, and what removes it with the estimator. Kept outside of the estimators, whose
+# attributes prediction must not change; by id, as a subclass with `__eq__` may have no hash.
+_PREDICTORS: dict[int, tuple[Predictor, ref]] = {}
+
+# What training sets beside the attributes that end with an underscore.
+_PRIVATE_FITTED = {
+    "_activations", "_binarizer", "_is_untrained", "_loss", "_n_targets", "_optimizer", "_progress", "_shuffling",
+}  # fmt: skip
 
 
 class NotSupportedError(ValueError, NotImplementedError):
@@ -152,7 +158,7 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
     ):  # fmt: skip
         """Do the work of `_fit` on this very object, which a failure leaves half changed."""
         begin = time.perf_counter()
-        if incremental and getattr(self, "t_", None) == 0 and not hasattr(self, "loss_"):
+        if self.__dict__.pop("_is_untrained", False):
             check_feature_names(self, X, reset=True)  # `initialize` does not know them
         first = not (hasattr(self, "coefs_") and (incremental or self.warm_start))
         fitted_units = None
@@ -419,6 +425,7 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         self.n_features_in_ = n_features
         self._set_fitted(network, coefs, intercepts, dtype, optimizer, training.Progress())
         self._keep_shuffling(random_state, np.empty(0, np.int64))
+        self._is_untrained = True
 
     def _set_fitted(self, network, coefs, intercepts, dtype, optimizer, progress):
         stops_early = progress.best_epoch is not None
@@ -510,13 +517,15 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         return model
 
     def _predictor_for(self, model):
-        predictor = _PREDICTORS.get(self)
+        predictor, _ = _PREDICTORS.get(id(self), (None, None))
         if predictor is None or not predictor.uses(model.coefs_, model.intercepts_):
             check_is_fitted(model)
             predictor = Predictor(
                 model.coefs_, model.intercepts_, model._activations, model.n_features_in_, is_pair=model._has_pair()
             )
-            _PREDICTORS[self] = predictor
+            _keep_predictor(self, predictor)
+            if self.__dict__ is not model.__dict__:  # a fit has ended meanwhile: this would keep the old weights
+                _forget_predictor(self)
         return predictor
 
     def _has_pair(self):
@@ -539,7 +548,7 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         try:
             return model._outputs_by(self._predictor_for(model), X), model
         except ArraysMovedError:
-            _PREDICTORS.pop(self, None)
+            _forget_predictor(self)
             return model._outputs_by(self._predictor_for(model), X), model
 
     def _outputs_by(self, predictor, X):
@@ -571,13 +580,40 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
     def _all_at_once(self):
         """Yield a copy to change; this estimator has its attributes when the block ends, and none if it fails.
 
-        Until then other threads predict with the old ones.
+        Until then other threads predict with the old ones. What they set meanwhile remains, save fitted attributes:
+        those belong together.
         """
+        before = self.__dict__.copy()
         model = object.__new__(type(self))
-        model.__dict__ = self.__dict__.copy()
+        model.__dict__ = before.copy()
         yield model
-        self.__dict__ = model.__dict__
-        _PREDICTORS.pop(self, None)  # it would keep the old weights
+        after, now = model.__dict__, self.__dict__.copy()
+        others = {
+            name: value
+            for name, value in now.items()
+            if not _is_fitted(name) and (name in after or name not in before)
+        }  # fmt: skip
+        changed = {
+            name: value
+            for name, value in after.items()
+            if _is_fitted(name) or name not in before or value is not before[name]
+        }
+        self.__dict__ = others | changed
+        _forget_predictor(self)  # it would keep the old weights
+
+
+def _is_fitted(name):
+    """Whether training sets the attribute, so that it belongs together with the weights."""
+    return name.endswith("_") or name in _PRIVATE_FITTED
+
+
+def _keep_predictor(estimator, predictor):
+    key, remove = id(estimator), _PREDICTORS.pop
+    _PREDICTORS[key] = predictor, ref(estimator, lambda _: remove(key, None))
+
+
+def _forget_predictor(estimator):
+    _PREDICTORS.pop(id(estimator), None)
 
 
 def _state_of_0_1_0(state):
@@ -589,6 +625,7 @@ def _state_of_0_1_0(state):
     others = {name: value for name, value in state.items() if name != "_memory"}
     return others | {
         "_optimizer": state["_memory"], "_progress": progress,
+        "_is_untrained": not losses and state["_memory"]["steps"] == 0,
         "_loss": Loss(state["_loss"], (0.0,) * state["n_outputs_"]), "lr_curve_": list(rates),
         "validation_scores_": None, "best_validation_score_": None, "validation_loss_curve_": None, "best_iter_": None,
     }  # fmt: skip

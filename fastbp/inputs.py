@@ -76,12 +76,18 @@ def keep_float64(X, dtype):
 
 
 def _holds_float64(frame):
-    """Whether the numbers of a pandas object need float64, also those of its nullable types and Python's."""
-    kinds = frame.dtypes if frame.ndim == 2 else [frame.dtype]
-    try:
-        return np.result_type(*(getattr(kind, "numpy_dtype", kind) for kind in kinds)) in (np.float64, object)
-    except (TypeError, ValueError):  # types that are no numbers, which the checks refuse, or a frame without columns
-        return False
+    """Whether the numbers of a pandas object need float64, also those of its own types and Python's."""
+    kinds = map(_numpy_type, frame.dtypes if frame.ndim == 2 else [frame.dtype])
+    numbers = [kind for kind in kinds if isinstance(kind, np.dtype) and kind.kind in "biufO"]  # the checks see the rest
+    common = np.result_type(*numbers) if numbers else np.dtype(bool)
+    return common.kind == "O" or (common.kind == "f" and common.itemsize >= 8)
+
+
+def _numpy_type(kind):
+    """Return NumPy's type of the numbers in a pandas column: categorical, sparse, nullable or NumPy's own."""
+    if getattr(kind, "categories", None) is not None:
+        kind = kind.categories.dtype
+    return getattr(kind, "subtype", getattr(kind, "numpy_dtype", kind))
 
 
 def targets_and_weights(X, Y, sample_weight, dtype):

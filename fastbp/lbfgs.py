@@ -73,9 +73,7 @@ def fit(session, data, settings, progress, max_fun, validation=None, callbacks=N
 
     def after_iteration(params):
         last["params"] = params.copy()
-        progress.epochs += 1
-        progress.loss = last["loss"]  # a line search ends with the point that it accepts
-        progress.loss_curve.append(progress.loss)
+        progress.add_loss(last["loss"])  # a line search ends with the point that it accepts
         progress.best_loss = min(progress.best_loss, progress.loss)
         if settings.verbose:
             print(f"Iteration {progress.epochs}, loss = {last['loss']:.8f}")

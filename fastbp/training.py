@@ -64,7 +64,8 @@ class Progress:
     loss, best_loss : float
         The last and the lowest of the losses; before the first there is no last.
     validation_scores, validation_losses : list of float or None
-        Score and mean loss of the validation samples after each epoch; None if there are none.
+        Score and mean loss of the validation samples after each epoch, NaN where Ctrl-C came before; None if there
+        are no samples.
     best_score : float
         With early stopping, the highest of the scores.
     best_epoch : int or None
@@ -114,11 +115,18 @@ class Progress:
 
     def add_epoch(self, loss, rate, n_samples):
         """Take note of an epoch."""
-        self.epochs += 1
+        self.add_loss(loss)
         self.samples_seen += n_samples
+        self.lr_curve.append(rate)
+
+    def add_loss(self, loss):
+        """Take note of the loss of an epoch, of which there is no score yet."""
+        self.epochs += 1
         self.loss = loss
         self.loss_curve.append(loss)
-        self.lr_curve.append(rate)
+        if self.validation_scores is not None and self.validation_losses is not None:
+            self.validation_losses.append(math.nan)
+            self.validation_scores.append(math.nan)
 
     def watch_loss(self, tol):
         """Compare the last loss with the best."""
@@ -127,10 +135,9 @@ class Progress:
         self.no_improvement = int(count)
 
     def add_validation(self, loss, score):
-        """Take note of the validation samples."""
+        """Take note of the validation samples after the last epoch."""
         assert self.validation_scores is not None and self.validation_losses is not None
-        self.validation_losses.append(loss)
-        self.validation_scores.append(score)
+        self.validation_losses[-1], self.validation_scores[-1] = loss, score
 
     def watch_score(self, score, tol):
         """Compare a score with the best; return whether it is a new best."""
@@ -230,12 +237,13 @@ class _Loop:
         self._n_samples = data.order.size
         self._n_batches = -(-self._n_samples // session.settings.batch_size)
         self.best = session.parameters() if settings.early_stopping else None
+        self._is_scored = progress.best_score > -math.inf  # by the warm start
         self.is_late = False
 
     def kept(self):
         """Return the parameters to keep: the best, or those of the last batch."""
         # Training may end before there is a score, on Ctrl-C for example.
-        return self.best if self.best is not None and self._progress.validation_scores else self._session.parameters()
+        return self.best if self.best is not None and self._is_scored else self._session.parameters()
 
     def run(self, n_epochs):
         """Train for so many epochs, or until a stopping rule applies; return whether one does."""
@@ -322,6 +330,7 @@ class _Loop:
         parameters = self._session.parameters() if early_stopping else self._session.peek()
         loss, value = self._validation(*parameters)
         self._progress.add_validation(loss, value)
+        self._is_scored = True
         if self._settings.verbose:
             print(f"Validation score: {value:f}")
         if early_stopping and self._progress.watch_score(value, self._settings.tol):

@@ -1,5 +1,6 @@
 """Faults of edited, refitted and oddly weighted estimators."""
 
+import gc
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,8 +10,10 @@ from scipy.sparse import csr_matrix, issparse
 
 from fastbp import training
 from fastbp.classifier import BackpropClassifier
+from fastbp.kernels.session import Session
 from fastbp.prediction import Predictor
 from fastbp.regressor import BackpropRegressor
+from fastbp.validation import Validation
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -136,6 +139,154 @@ def test_feature_names_are_checked_after_lbfgs():
     clf = BackpropClassifier(solver="lbfgs", max_iter=2).fit(frame, Y).set_params(solver="adam")
     with pytest.raises(ValueError, match="feature names"):
         clf.partial_fit(frame[list("jihgfedcba")], Y)
+
+
+def interrupt(monkeypatch, owner, name, n_calls):
+    """Let Ctrl-C come at the end of one of the calls of a method."""
+    function, calls = getattr(owner, name), []
+
+    def interrupted(*args, **kwargs):
+        result = function(*args, **kwargs)
+        calls.append(1)
+        if len(calls) == n_calls:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(owner, name, interrupted)
+
+
+def test_feature_names_are_checked_after_ctrl_c_in_the_first_epoch(monkeypatch):
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame(X, columns=list("abcdefghij"))
+    clf, call = BackpropClassifier(batch_size=10), Session._call
+
+    def interrupted(self, data, rates, first, last, epochs, losses, n_threads):
+        call(self, data, rates, 0, 1, epochs, losses, n_threads)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "_call", interrupted)
+    with pytest.warns(UserWarning, match="interrupted"):
+        clf.fit(frame, Y)
+    monkeypatch.undo()
+    assert clf.t_ == 0 and not hasattr(clf, "loss_")
+    with pytest.raises(ValueError, match="feature names"):
+        clf.partial_fit(frame[list("jihgfedcba")], Y)
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_feature_names_are_learned_after_initialize(warm):
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame(X, columns=list("abcdefghij"))
+    clf = BackpropClassifier(max_iter=2, warm_start=warm).initialize(10, [0, 1])
+    (clf.fit if warm else clf.partial_fit)(frame, Y)
+    assert list(clf.feature_names_in_) == list(frame)
+    with pytest.raises(ValueError, match="feature names"):
+        clf.partial_fit(frame[list("jihgfedcba")], Y)
+
+
+@pytest.mark.parametrize(
+    ("kind", "moment"),
+    [
+        ("early_stopping", "epoch"), ("X_val", "epoch"),
+        ("early_stopping", "score"), ("X_val", "score"), ("lbfgs", "score"),
+    ],
+)  # fmt: skip
+def test_ctrl_c_does_not_shift_the_scores(kind, moment, monkeypatch):
+    validation = {} if kind == "early_stopping" else {"X_val": X, "y_val": Y}
+    clf = BackpropClassifier((3,), max_iter=3, warm_start=True, random_state=0, early_stopping=not validation)
+    clf.set_params(solver="lbfgs" if kind == "lbfgs" else "adam")
+    owner, name = (Session, "run") if moment == "epoch" else (Validation, "__call__")
+    interrupt(monkeypatch, owner, name, 2)
+    with pytest.warns(UserWarning, match="interrupted"):
+        clf.fit(X, Y, **validation)
+    monkeypatch.undo()
+    assert len(clf.loss_curve_) == 2
+    clf.fit(X, Y, **validation)
+    for curve in (clf.validation_scores_, clf.validation_loss_curve_):
+        assert np.isnan(curve).tolist() == [False, True, False, False, False]
+    assert len(clf.loss_curve_) == 5
+
+
+@pytest.mark.parametrize("moment", ["epoch", "score"])
+def test_ctrl_c_before_the_first_score_keeps_what_was_learned(moment, monkeypatch):
+    clf = BackpropClassifier((3,), max_iter=3, random_state=0, early_stopping=True)
+    begun = BackpropClassifier((3,), random_state=0, dtype="float64").initialize(10, [0, 1])
+    owner, name = (Session, "run") if moment == "epoch" else (Validation, "__call__")
+    interrupt(monkeypatch, owner, name, 1)
+    with pytest.warns(UserWarning, match="interrupted"):
+        clf.fit(X, Y)
+    assert np.isnan(clf.validation_scores_).all() and len(clf.validation_scores_) == clf.n_iter_ == 1
+    assert not np.array_equal(clf.coefs_[0], begun.coefs_[0])
+
+
+def test_what_other_threads_set_during_a_fit_remains(monkeypatch):
+    clf = BackpropClassifier((3,), max_iter=2).fit(X, Y)
+    clf.note, clf.gone = "old", 1
+
+    def change():
+        clf.set_params(alpha=0.5)
+        clf.note, clf.another = "new", 2
+        del clf.gone
+
+    def and_change(*args, **kwargs):
+        in_another_thread(change)
+        return fit(*args, **kwargs)
+
+    fit = training.fit
+    monkeypatch.setattr(training, "fit", and_change)
+    clf.fit(X, Y)
+    assert (clf.alpha, clf.note, clf.another) == (0.5, "new", 2) and not hasattr(clf, "gone")
+
+
+def test_fitted_attributes_of_fits_at_the_same_time_do_not_mix(monkeypatch):
+    pd = pytest.importorskip("pandas")
+    clf = BackpropClassifier((3,), max_iter=2).fit(X, Y)
+
+    def and_fit(*args, **kwargs):
+        monkeypatch.undo()
+        in_another_thread(clf.fit, pd.DataFrame(OTHER_X).add_prefix("x"), OTHER_Y)
+        return fit(*args, **kwargs)
+
+    fit = training.fit
+    monkeypatch.setattr(training, "fit", and_fit)
+    clf.fit(X, Y)
+    assert clf.n_features_in_ == 10 and not hasattr(clf, "feature_names_in_")
+    assert clf.predict_proba(X).shape == (60, 2)
+
+
+def test_a_prediction_that_began_before_a_fit_ended_keeps_no_old_weights(monkeypatch):
+    clf = BackpropClassifier((3,), max_iter=1).fit(X, Y)
+    old = weakref.ref(clf.coefs_[0])
+
+    def and_fit(self, *args, **kwargs):
+        monkeypatch.undo()
+        init(self, *args, **kwargs)
+        in_another_thread(clf.fit, X, Y)
+
+    init = Predictor.__init__
+    monkeypatch.setattr(Predictor, "__init__", and_fit)
+    clf.predict(X)
+    assert old() is None
+
+
+class Comparable(BackpropClassifier):
+    def __eq__(self, other):
+        return type(self) is type(other) and self.get_params() == other.get_params()
+
+
+def test_estimators_without_a_hash_predict(monkeypatch):
+    one, other = (Comparable((3,), max_iter=1, random_state=0).fit(inputs, Y) for inputs in (X, 1 - X))
+    assert one == other
+    expected = BackpropClassifier((3,), max_iter=1, random_state=0).fit(X, Y).predict_proba(X)
+    assert not np.array_equal(other.predict_proba(X), expected)
+    np.testing.assert_array_equal(one.predict_proba(X), expected)
+    with monkeypatch.context() as patch:  # which are kept: no call makes another
+        patch.setattr(Predictor, "__init__", None)
+        np.testing.assert_array_equal(one.predict_proba(X), expected)
+    weights = weakref.ref(one.coefs_[0])
+    del one
+    gc.collect()
+    assert weights() is None
 
 
 def test_old_weights_are_freed():

@@ -225,6 +225,36 @@ def test_nullable_types(kinds, iris):
         fitted(nullable, y)
 
 
+NUMBERS = {
+    "float64": lambda x: x,
+    "float32": lambda x: x.astype("float32"),
+    "int64": lambda x: x.astype("int64"),
+    "int8": lambda x: x.astype("int8"),
+    "Float64": lambda x: x.astype("Float64"),
+    "category of integers": lambda x: x.astype("int64").astype("category"),
+    "category of int8": lambda x: x.astype("int8").astype("category"),
+    "category of float64": lambda x: x.astype("category"),
+    "category of float32": lambda x: x.astype("float32").astype("category"),
+    "sparse float64": lambda x: x.astype(pd.SparseDtype("float64", 0)),
+    "sparse float32": lambda x: x.astype(pd.SparseDtype("float32", 0)),
+    "sparse int8": lambda x: x.astype(pd.SparseDtype("int8", 0)),
+}
+WIDE = {"float64", "Float64", "category of float64", "sparse float64"}
+LONG = {"int64", "category of integers"}
+
+
+@pytest.mark.parametrize("one", NUMBERS)
+@pytest.mark.parametrize("other", ["float64", "float32", "int8"])
+@pytest.mark.filterwarnings("ignore:pandas.DataFrame with sparse columns")
+def test_a_column_that_needs_float64_decides(one, other, iris):
+    X, y = iris
+    frame = pd.DataFrame({"a": NUMBERS[one](pd.Series(np.round(X[:, 0]))), "b": NUMBERS[other](pd.Series(X[:, 1]))})
+    clf = fitted(frame, y)
+    needs_float64 = {one, other} & WIDE or (one in LONG and other == "float32")
+    assert clf.coefs_[0].dtype == (np.float64 if needs_float64 else np.float32)
+    assert same(clf, fitted(np.asarray(frame).astype(clf.coefs_[0].dtype), y))
+
+
 def test_polars(iris):
     polars = pytest.importorskip("polars")
     X, y = iris
