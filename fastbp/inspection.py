@@ -218,6 +218,9 @@ def loss_and_gradient(estimator, X, y, sample_weight=None):
     The "squared_error" of a regressor with several outputs is their mean, but the gradient is that of their sum: so
     scikit-learn defines both, and so they are here.
 
+    What changes the targets, the samples or the step of training only is left out: `class_weight` (pass the weights in
+    `sample_weight`), `label_smoothing`, `dropout`, `max_grad_norm` and `weight_decay`.
+
     Examples
     --------
     >>> from fastbp import BackpropClassifier
