@@ -1,7 +1,7 @@
 """Class imbalance: class_weight="balanced" finds more of a rare class, and pays for it with false alarms.
 
-The rare class is the tenth of the diabetes patients whose disease progressed most within a year. Each figure is the mean
-of five-fold cross-validation, repeated with ten shuffles of the patients, and its standard deviation over the ten.
+The rare class is the tenth of the diabetes patients whose disease progressed most within a year. The figures are means
+of ten five-fold cross-validations, each with another shuffle of the patients, and their standard deviations.
 """
 
 import numpy as np
