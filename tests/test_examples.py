@@ -119,6 +119,50 @@ def test_table():
     assert ours[0] > 93 and ours[1] < boosting[1]  # accuracy, log loss
 
 
+def test_class_weights():
+    _, _, none, balanced = numbers("class_weights")  # mean and standard deviation of each metric
+    for metric, sign in ((0, 1), (2, 1), (4, -1), (6, -1)):  # balanced accuracy, recall, precision, accuracy
+        assert sign * (balanced[metric] - none[metric]) > balanced[metric + 1] + none[metric + 1]
+
+
+def test_validation_curve(tmp_path):
+    plot = tmp_path / "curves.png"
+    rows = numbers("validation_curve", "--plot", str(plot))[1:]
+    assert len(rows) == 10
+    losses = []
+    for (_, *to_the_end), (_, *stopped) in zip(rows[::2], rows[1::2], strict=True):
+        n_epochs, lowest, best, kept, loss, _ = stopped
+        assert best < n_epochs < to_the_end[0] == 400
+        assert kept == lowest
+        losses.append((to_the_end[4], loss))
+    assert sum(stopped < to_the_end for to_the_end, stopped in losses) >= 4
+    assert plot.stat().st_size > 5000
+
+
+def test_dropout():
+    rows = numbers("dropout")[1:]
+    assert [row[:2] for row in rows] == [[n, rate] for n in (100, 200) for rate in (0, 0.2, 0.5)]
+    for without, *others in (rows[:3], rows[3:]):
+        for _, _, _, loss, _, _, _, lower, _ in others:
+            assert loss < without[3] and lower >= 3
+
+
+def test_resume():
+    rows = [row[-2:] for row in numbers("resume")[1:]]
+    assert len(rows) == 12
+    for seed in range(3):
+        whole, *resumed, warm_started = rows[4 * seed : 4 * seed + 4]
+        assert resumed == [whole, whole] and whole[1] == 0 < warm_started[1]
+
+
+def test_quantile_bands():
+    same, few, many, stopped, widened = (row[-6:] for row in numbers("quantile_bands")[1:])
+    assert many[0] < few[0] < 0.9 and stopped[0] < 0.9 < widened[0]  # coverage
+    assert many[2] < few[2] < same[2]  # width
+    for row in (few, many, stopped):
+        assert row[3] > 0 and row[5] < row[4] < same[4]  # crossings, and the pinball loss
+
+
 @pytest.mark.parametrize("name", sorted(APPLICATIONS))
 def test_data_that_is_not_there(name, tmp_path, monkeypatch):
     monkeypatch.setenv("FASTBP_DATA", str(tmp_path))
