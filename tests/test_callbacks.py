@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.sparse import csr_array, random_array
+from scipy.sparse import csr_array, random
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
@@ -92,7 +92,7 @@ def test_every_epoch_is_seen_and_no_bit_is_changed(estimator, kind):
 
 @pytest.mark.parametrize("solver", ["adam", "sgd"])
 def test_no_bit_is_changed_where_sparse_rows_wait(solver):
-    rows = csr_array(random_array((300, 400), density=0.02, rng=np.random.default_rng(0)))
+    rows = csr_array(random(300, 400, density=0.02, random_state=0))
     model = BackpropClassifier(**OPTIONS, alpha=0.0, solver=solver)
     plain, recorder = clone(model).fit(rows, Y), Recorder()
     assert_same(clone(model).set_callbacks(recorder).fit(rows, Y), plain)

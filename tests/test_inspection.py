@@ -512,7 +512,7 @@ def test_initialize_again_forgets():
 
 @pytest.mark.parametrize(("kwargs", "message"), [
     ({"n_features": 0, "classes": [0, 1]}, "n_features == 0, must be >= 1"),
-    ({"n_features": 2, "classes": []}, "0 samples"),
+    ({"n_features": 2, "classes": []}, "classes must be an array"),
 ])  # fmt: skip
 def test_initialize_refuses(kwargs, message):
     clf, _ = make()

@@ -4,7 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
-from scipy.sparse import csr_array, random_array
+from scipy.sparse import csr_array, random
 from sklearn.base import clone
 
 from fastbp import BackpropClassifier, BackpropRegressor
@@ -74,7 +74,7 @@ def test_single_epochs_are_one_fit(kind, seed, estimator):
 @pytest.mark.parametrize("estimator", [BackpropClassifier, BackpropRegressor])
 def test_with_sparse_rows_and_weights(estimator, alpha):
     y, weight = Y[estimator], RNG.rand(130)
-    rows = csr_array(random_array((130, 300), density=0.05, rng=np.random.default_rng(0)))
+    rows = csr_array(random(130, 300, density=0.05, random_state=0))
     whole = estimator(**OPTIONS, alpha=alpha, random_state=0).fit(rows, y, sample_weight=weight)
     parts = estimator(**OPTIONS, alpha=alpha, random_state=0)
     for _ in range(6):
