@@ -21,10 +21,9 @@ import numpy as np
 
 from fastbp.codegen.jit import call_at, called_by_address, inlined, jit
 from fastbp.codegen.memory import lane_count, load_scalar, offset
-from fastbp.codegen.target import VECTOR_BITS
 from fastbp.codegen.tiles import MR, NV, micro_kernel, micro_kernel_prefetch, micro_kernel_prefetch_write
 from fastbp.codegen.transpose import transpose_tile
-from fastbp.kernels.plan import reduction_block
+from fastbp.kernels.plan import PANEL_BYTES, reduction_block
 
 # Arguments that are int64 variables: Numba would compile a function once more for a literal.
 NONE, ONE = np.int64(0), np.int64(1)
@@ -119,7 +118,7 @@ def matmul(kernels, m, n, k, a, a_row, panels, panel_rows, d, c, c_row):
         Row-major C and its row stride; columns up to the next whole vector are written too.
     """
     width = lane_count(c)
-    longest = _reduction_block(NV * VECTOR_BITS // 8)
+    longest = _reduction_block(PANEL_BYTES)
     for p in range(0, k, longest):
         for j in range(0, n, NV * width):
             nv = min(NV, (n - j + width - 1) // width)

@@ -56,12 +56,14 @@ def prediction_capacity(block):
 
 # --- blocks of a weight matrix ---
 
+# Bytes in each row of the widest panel.
+PANEL_BYTES = NV * VECTOR_BITS // 8
 # Rows of a weight matrix whose gradient is summed and used at once. With the widest panel the gradient,
 # the parameters and two moments fill 16 KiB, so that all are in the L1 cache when they are updated. A
 # multiple of every number of lanes, and fixed, as the sums of squares are taken over these blocks.
 BLOCK_ROWS = 16
 # The most cache lines of a block, and the register tiles that its gradient is made of.
-BLOCK_LINES = BLOCK_ROWS * NV * VECTOR_BITS // (8 * CACHE_LINE)
+BLOCK_LINES = BLOCK_ROWS * PANEL_BYTES // CACHE_LINE
 BLOCK_TILES = -(-BLOCK_ROWS // MR)
 
 
@@ -108,7 +110,6 @@ def pass_rows(network):
 STREAM_BYTES = 2048
 # The most tiles of rows that all read the weights where they are. More read those that the first has packed.
 FEW_TILES = 2
-_PANEL_BYTES = NV * VECTOR_BITS // 8
 
 
 class Cut(NamedTuple):
@@ -126,9 +127,9 @@ def is_streamed(fan_in, fan_out, itemsize):
 
 def cut_weights(fan_in, fan_out, itemsize):
     """Cut the weights of a layer so that a piece, packed in panels, fills at most half of the L2 cache."""
-    n_panels = -(-fan_out * itemsize // _PANEL_BYTES)
-    n_parts = -(-n_panels * _PANEL_BYTES // STREAM_BYTES)
-    row = -(-n_panels // n_parts) * _PANEL_BYTES
+    n_panels = -(-fan_out * itemsize // PANEL_BYTES)
+    n_parts = -(-n_panels * PANEL_BYTES // STREAM_BYTES)
+    row = -(-n_panels // n_parts) * PANEL_BYTES
     n_pieces = -(-fan_in // reduction_block(row))
     return Cut(n_parts, n_pieces, -(-fan_in // n_pieces) * row // itemsize)
 

@@ -19,6 +19,7 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 from fastbp.classifier import BackpropClassifier
 from fastbp.compat import Interval, check_sample_weight, fit_context
 from fastbp.estimator import BaseBackprop
+from fastbp.inputs import ravel_column
 from fastbp.kernels.threads import wanted_threads
 from fastbp.regressor import BackpropRegressor
 from fastbp.tabular.columns import as_table, make_table_transformer
@@ -301,7 +302,7 @@ class TabularClassifier(ClassifierMixin, _TabularEnsemble):
         return self
 
     def _check_y(self, y):
-        y = column_or_1d(y, warn=True)
+        y = column_or_1d(ravel_column(y))
         check_classification_targets(y)
         return y
 
@@ -483,8 +484,7 @@ class TabularRegressor(RegressorMixin, _TabularEnsemble):
         return self
 
     def _check_y(self, y):
-        y = y.astype(np.float64, copy=False)
-        return column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 else y
+        return ravel_column(y.astype(np.float64, copy=False))
 
     def predict(self, X: Any) -> np.ndarray:
         """Predict targets.
