@@ -25,6 +25,7 @@ from fastbp.codegen.memory import (
     offset,
     pointer,
     pointer_at,
+    prefetch,
     prefetch_for_write,
     record_loader,
     store_scalar,
@@ -284,10 +285,14 @@ def _collect(csr, order, position, m, low, high):
 
 
 @inlined
-def _prefetch_row(csr, k, row, weights, first, second):
-    """Prefetch the row of the k-th feature of the batch, and its optimizer state."""
-    begin = np.int64(load_scalar(csr.touched, 1 + k)) * row
-    for i in range(begin, begin + row, CACHE_LINE // itemsize(weights)):
+def _prefetch_row(csr, k, n_touched, row, weights, first, second):
+    """Prefetch what the row of a feature of the batch needs, PREFETCH_ROWS after the k-th."""
+    feature = np.int64(load_scalar(csr.touched, 1 + min(k + PREFETCH_ROWS, n_touched - 1)))
+    prefetch_for_write(csr.counts, feature)
+    prefetch(csr.begins, feature)
+    if csr.is_lazy:
+        prefetch_for_write(csr.last, feature)
+    for i in range(feature * row, (feature + 1) * row, CACHE_LINE // itemsize(weights)):
         prefetch_for_write(weights, i)
         prefetch_for_write(first, i)
         prefetch_for_write(second, i)
@@ -321,7 +326,7 @@ def collect_csr(
         return
     now = load_scalar(csr.clock, 0)
     for k in range(n_touched):
-        _prefetch_row(csr, min(k + PREFETCH_ROWS, n_touched - 1), row, weights, first, second)
+        _prefetch_row(csr, k, n_touched, row, weights, first, second)
         feature = np.int64(load_scalar(csr.touched, 1 + k))
         catch_up(csr, solver, constants, feature, now, row, weights, first, second)
         store_scalar(csr.last, feature, now + 1)  # it takes part in the next step
@@ -417,7 +422,7 @@ def _update_present(csr, rule, deltas, delta_row, zeros, scratch):
     """Update the rows of this thread's features that the batch has."""
     n_touched = np.int64(load_scalar(csr.touched, 0))
     for k in range(n_touched):
-        _prefetch_row(csr, min(k + PREFETCH_ROWS, n_touched - 1), rule.row, rule.weights, rule.first, rule.second)
+        _prefetch_row(csr, k, n_touched, rule.row, rule.weights, rule.first, rule.second)
         feature = np.int64(load_scalar(csr.touched, 1 + k))
         _sum_gradient(csr, feature, rule.row, deltas, delta_row, zeros, scratch)
         _update_row(rule, feature, scratch)
@@ -442,7 +447,7 @@ def _update_present_with(csr, rule, grads):
     """Update the rows of this thread's features that the batch has with the sums of their gradients."""
     n_touched = np.int64(load_scalar(csr.touched, 0))
     for k in range(n_touched):
-        _prefetch_row(csr, min(k + PREFETCH_ROWS, n_touched - 1), rule.row, rule.weights, rule.first, rule.second)
+        _prefetch_row(csr, k, n_touched, rule.row, rule.weights, rule.first, rule.second)
         feature = np.int64(load_scalar(csr.touched, 1 + k))
         _update_row(rule, feature, offset(grads, feature * rule.row))
 
