@@ -228,6 +228,3 @@ def _label_of(value):
         return _MISSING
     # pandas turns integers into floats where some are missing.
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-# --- several networks ---
