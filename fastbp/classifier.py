@@ -167,11 +167,13 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         "lecun_uniform" and "lecun_normal" 1 / fan_in (LeCun et al. 1998), all with biases of 0.
 
     scoring : str, callable or None, default=None
-        What `early_stopping` watches, and what `validation_scores_` records: None is the accuracy; "loss" the mean loss
-        without the L2 term, as a score with a minus; or the name of a scorer of scikit-learn, as "roc_auc", or a
-        callable `scorer(estimator, X, y)` that returns a number, of which higher is better. The estimator predicts with
-        the weights of the moment; X and y are arrays, or X a CSR matrix. With `sample_weight` or class weights, None,
-        "loss" and named scorers weight the samples that `early_stopping` holds out.
+        What `early_stopping` watches, and what `validation_scores_` records: None is the accuracy; "loss" the
+        mean loss without the L2 term, as a score with a minus; "accuracy_then_loss" the accuracy, less a part
+        of the weight of one sample that grows with the loss, so that the lower loss decides between epochs of
+        the same accuracy, as many have where samples are few; or the name of a scorer of scikit-learn, as
+        "roc_auc", or a callable `scorer(estimator, X, y)` that returns a number, of which higher is better. The
+        estimator predicts with the weights of the moment; X and y are arrays, or X a CSR matrix. With
+        `sample_weight` or class weights, all but callables weight the samples that `early_stopping` holds out.
 
     max_time : float or None, default=None
         Seconds after which `fit` ends, above 0: training stops after the batch, or the evaluation of "lbfgs", that is
@@ -562,6 +564,17 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         else:
             correct = ((outputs > 0.5) == (Y > 0.5)).all(axis=1)
         return float(np.average(correct, weights=weight))
+
+    def _score_function(self, samples, model_of):
+        if self.scoring != "accuracy_then_loss":
+            return super()._score_function(samples, model_of)
+        n = len(samples.Y)
+
+        def score(outputs, loss, coefs, intercepts):
+            # loss / (1 + loss), also of an infinite one
+            return self._score_outputs(outputs, samples.Y, samples.weight) - (1 - 1 / (1 + loss)) / n
+
+        return score
 
     def predict(self, X: ArrayLike) -> np.ndarray:
         """Predict using the multilayer perceptron classifier.

@@ -141,6 +141,19 @@ def test_early_stopping_by_the_loss_stops_sooner_than_by_the_accuracy():
     assert best[None][0] < best[None][1]
 
 
+@pytest.mark.parametrize("name", ["binary", "multiclass", "multilabel"])
+def test_of_epochs_of_the_same_accuracy_the_one_with_the_lower_loss_is_best(name):
+    model, X, y, X_val, y_val = problem(name, early_stopping=True, max_iter=60, n_iter_no_change=np.inf)
+    by_accuracy = clone(model).fit(X, y, X_val=X_val, y_val=y_val)
+    by_both = clone(model).set_params(scoring="accuracy_then_loss").fit(X, y, X_val=X_val, y_val=y_val)
+    accuracies, losses = np.array(by_accuracy.validation_scores_), np.array(by_both.validation_loss_curve_)
+    np.testing.assert_array_equal(by_both.validation_loss_curve_, by_accuracy.validation_loss_curve_)
+    best = np.flatnonzero(accuracies == accuracies.max())
+    assert len(best) > 1
+    assert by_both.best_iter_ == 1 + best[losses[best].argmin()] != by_accuracy.best_iter_
+    np.testing.assert_allclose(by_both.validation_scores_, accuracies - losses / (1 + losses) / len(X_val), rtol=1e-12)
+
+
 SCORERS = [
     ("binary", "roc_auc", None),
     ("binary", "balanced_accuracy", lambda model, X, y: balanced_accuracy_score(y, model.predict(X))),
