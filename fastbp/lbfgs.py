@@ -11,7 +11,7 @@ import numpy as np
 import scipy.optimize
 from sklearn.exceptions import ConvergenceWarning
 
-from fastbp.user_warnings import warn_user
+from fastbp.user_warnings import MaxTimeWarning, warn_user
 
 
 class _TimeIsOverError(Exception):
@@ -103,7 +103,8 @@ def fit(session, data, settings, progress, max_fun, validation=None, callbacks=N
         session.set_parameters(last["params"])
         warn_user(
             f"Training stopped after max_time={settings.max_time} seconds and {progress.epochs} iterations. Increase "
-            "max_time to train longer."
+            "max_time to train longer.",
+            MaxTimeWarning,
         )
     finally:
         if callbacks is not None:

@@ -137,8 +137,8 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         Where the loss "huber" becomes linear, in the units of y, above 0.
 
     quantile : float or list of float, default=0.5
-        The level of the loss "quantile", between 0 and 1. A list of levels, for a single target, gives one output for
-        each: the prediction has the shape (n_samples, n_levels). The curves of two levels may cross.
+        The level of the loss "quantile", between 0 and 1. A list of two or more levels, for a single target, gives one
+        output for each: the prediction has the shape (n_samples, n_levels). The curves of two levels may cross.
 
     output_activation : "auto", str or activation object, default="auto"
         Activation function of the output layer. "auto" is the identity, or the exponential for the loss "poisson",
@@ -492,10 +492,16 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         score : float
             At most 1; 0 for a constant that is the best for `y`.
         """
+        return self._score_of(y, self.predict(X), sample_weight)
+
+    def _score_of(self, y, predictions, sample_weight=None):
+        """Return the score of predictions, which is that of `score`."""
         levels = self._levels()
         if len(levels) == 1:
-            return super().score(X, y, sample_weight=sample_weight)
-        return _mean_d2(y, self.predict(X), levels, sample_weight)
+            from sklearn.metrics import r2_score
+
+            return r2_score(y, predictions, sample_weight=sample_weight)
+        return _mean_d2(y, predictions, levels, sample_weight)
 
     def _levels(self, n_targets=1):
         """Return the levels of the loss "quantile", one number for another loss."""

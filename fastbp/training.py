@@ -12,7 +12,7 @@ from fastbp.kernels.session import Watch
 from fastbp.kernels.shuffle import twister_of
 from fastbp.schedules import FINITE_SCHEDULES, after_epoch, after_plateau, step_rates
 from fastbp.stopping import watch_loss
-from fastbp.user_warnings import warn_user
+from fastbp.user_warnings import MaxTimeWarning, warn_user
 
 
 @dataclass
@@ -180,7 +180,7 @@ def fit(session, data, settings, progress, random_state, *, one_epoch=False, val
     ConvergenceWarning
         If `max_iter` epochs were not enough, for schedules that do not end by themselves.
     UserWarning
-        On Ctrl-C, and after `max_time`; both keep what the network has learned.
+        On Ctrl-C, and after `max_time`; both keep what the network has learned. If no score was a number.
 
     Raises
     ------
@@ -195,7 +195,7 @@ def fit(session, data, settings, progress, random_state, *, one_epoch=False, val
     try:
         stopped = loop.run(1 if one_epoch else settings.max_iter)
         if loop.is_late:
-            warn_user(_late_message(settings, progress))
+            warn_user(_late_message(settings, progress), MaxTimeWarning)
         elif not (stopped or one_epoch or settings.schedule in FINITE_SCHEDULES):
             warn_user(
                 f"Stochastic Optimizer: Maximum iterations ({settings.max_iter}) reached and the "
@@ -206,6 +206,11 @@ def fit(session, data, settings, progress, random_state, *, one_epoch=False, val
         if session.optimizer.steps == steps_before:
             raise
         warn_user("Training interrupted by user.")
+    if loop.best is not None and loop.is_scored and progress.best_score == -math.inf:
+        warn_user(
+            f"No validation score was a number with scoring={settings.scoring!r}: the weights are those from before "
+            "the training. The validation samples may lack a class, or the network may have diverged."
+        )
     return loop.kept()
 
 
@@ -226,6 +231,8 @@ class _Loop:
     ----------
     best : tuple of coefs and intercepts, or None
         With early stopping, the parameters of the best score; those of a warm start are the best so far.
+    is_scored : bool
+        Whether there has been a score, be it NaN.
     is_late : bool
         Whether the time is over, and epochs are left.
     """
@@ -237,13 +244,13 @@ class _Loop:
         self._n_samples = data.order.size
         self._n_batches = -(-self._n_samples // session.settings.batch_size)
         self.best = session.parameters() if settings.early_stopping else None
-        self._is_scored = progress.best_score > -math.inf  # by the warm start
+        self.is_scored = progress.best_score > -math.inf  # by the warm start
         self.is_late = False
 
     def kept(self):
         """Return the parameters to keep: the best, or those of the last batch."""
         # Training may end before there is a score, on Ctrl-C for example.
-        return self.best if self.best is not None and self._is_scored else self._session.parameters()
+        return self.best if self.best is not None and self.is_scored else self._session.parameters()
 
     def run(self, n_epochs):
         """Train for so many epochs, or until a stopping rule applies; return whether one does."""
@@ -330,7 +337,7 @@ class _Loop:
         parameters = self._session.parameters() if early_stopping else self._session.peek()
         loss, value = self._validation(*parameters)
         self._progress.add_validation(loss, value)
-        self._is_scored = True
+        self.is_scored = True
         if self._settings.verbose:
             print(f"Validation score: {value:f}")
         if early_stopping and self._progress.watch_score(value, self._settings.tol):
@@ -371,8 +378,8 @@ class _Loop:
 def _late_message(settings, progress):
     """Return the text of the warning that the time is over."""
     return (
-        f"Training stopped after max_time={settings.max_time} seconds and {progress.epochs} epochs. Increase max_time "
-        "to train longer, or continue with partial_fit or warm_start=True."
+        f"Training stopped after max_time={settings.max_time} seconds, in epoch {progress.epochs} of "
+        f"{settings.max_iter}. Increase max_time to train longer, or continue with partial_fit or warm_start=True."
     )
 
 

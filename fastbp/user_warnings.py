@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import sys
 import warnings
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -29,6 +31,24 @@ _OURS = _place("fastbp")
 _PLACES = (*map(_place, _BETWEEN), "<frozen ")  # runpy and importlib are built into Python
 
 
+class MaxTimeWarning(UserWarning):
+    """Training has ended as `max_time` is over."""
+
+
+_HELD: ContextVar[list | None] = ContextVar("held warnings", default=None)
+
+
+@contextmanager
+def held_warnings():
+    """Yield a list of the messages and categories that `warn_user` gets in this thread, and does not issue."""
+    held: list[tuple[str, type]] = []
+    token = _HELD.set(held)
+    try:
+        yield held
+    finally:
+        _HELD.reset(token)
+
+
 def _is_between(frame):
     file = frame.f_code.co_filename
     # A process is not always forked: `python -c "from multiprocessing..."` is how Python starts one.
@@ -48,6 +68,10 @@ def warn_user(message, category=UserWarning):
     category : type, default=UserWarning
         A subclass of Warning.
     """
+    held = _HELD.get()
+    if held is not None:
+        held.append((message, category))
+        return
     frame: FrameType | None = sys._getframe()
     stacklevel = outermost_of_ours = 1
     while frame is not None and _is_between(frame):

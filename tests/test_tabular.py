@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.special import log_softmax, softmax
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
-from sklearn.metrics import log_loss
+from sklearn.metrics import d2_pinball_score, log_loss
 from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -216,6 +217,53 @@ def test_text_that_is_said_to_be_categories_is_taken():
     assert small_classifier().fit(frame, np.arange(40) % 2).n_features_in_ == 2
 
 
+def test_columns_that_hold_something_else_in_prediction_are_refused():
+    frame = pd.DataFrame({"v": np.arange(100.0), "w": np.arange(100.0) % 7})
+    model = small_classifier().fit(frame, frame.v > 50)
+    for column, message in [
+        (pd.date_range("2020-01-01", periods=100), "Column 'w' holds dates"),
+        (np.full(100, 1 + 2j), "Column 'w' holds values of type complex"),
+        (["abc"] * 100, "Column 'w' held numbers in fit"),
+        (np.where(frame.v < 3, np.inf, 1.0), "Column 'w' contains infinity"),
+    ]:
+        with pytest.raises((TypeError, ValueError), match=message):
+            model.predict(frame.assign(w=column))
+
+
+@pytest.mark.parametrize("share", [3, 100])
+def test_infinity_is_refused(share):
+    frame = pd.DataFrame({"v": np.arange(100.0), "w": np.where(np.arange(100) < share, np.inf, 1.0)})
+    with pytest.raises(ValueError, match="Column 'w' contains infinity"):
+        small_classifier().fit(frame, frame.v > 50)
+
+
+def test_columns_of_rare_categories_are_named():
+    frame = pd.DataFrame({"v": np.arange(100.0), "id": [f"id{i}" for i in range(100)]})
+    with pytest.warns(UserWarning, match="Column 'id' has 100 different categories in 100 rows"):
+        small_classifier().fit(frame, frame.v > 50)
+
+
+@pytest.mark.parametrize("output", ["pandas", "polars"])
+def test_the_output_that_users_want_to_see_elsewhere_makes_no_difference(output):
+    pytest.importorskip(output)
+    frame = pd.DataFrame({"v": np.arange(100.0), "c": ["a", "b"] * 50})
+    expected = small_classifier().fit(frame, frame.v > 50).predict_proba(frame)
+    with config_context(transform_output=output):
+        found = small_classifier().fit(frame, frame.v > 50).predict_proba(frame)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_frame_without_rows_yet():
+    class LazyFrame:
+        columns = ["v"]
+
+        def collect(self):
+            raise AssertionError
+
+    with pytest.raises(TypeError, match=r"LazyFrame holds no rows yet. Pass X.collect\(\)"):
+        small_classifier().fit(LazyFrame(), [0, 1])
+
+
 def test_labels_of_categories():
     values = ["a", 3, 3.0, 2.5, True, None, np.nan, np.float32("nan"), pd.NA, pd.NaT]
     assert [_label_of(value) for value in values] == ["a", "3", "3", "2.5", "True", *["missing"] * 5]
@@ -326,6 +374,43 @@ def test_overrides_go_where_they_belong():
     assert clf.estimator.learning_rate_init == 0.1 and clf.estimator.random_state is None
     with pytest.raises(TypeError, match="learning_rates: no parameter of TabularClassifier or BackpropClassifier"):
         make_tabular_classifier(learning_rates=0.1)
+
+
+def test_defaults_give_way_to_what_excludes_them():
+    assert small_classifier(solver="adam").estimator.weight_decay == 0
+    lbfgs = small_classifier(solver="lbfgs").estimator
+    assert (lbfgs.weight_decay, lbfgs.dropout) == (0, 0)
+    assert small_classifier(loss="squared_error").estimator.label_smoothing == 0
+    X, y = load_iris(return_X_y=True)
+    with pytest.raises(ValueError, match=r"weight_decay=0\.2 is for solver='adamw'"):
+        small_classifier(solver="adam", weight_decay=0.2).fit(X, y)
+
+
+def test_time_limit_is_said_once():
+    X, y = load_iris(return_X_y=True)
+    with pytest.warns(UserWarning) as found:
+        small_classifier(max_time=0.3, max_iter=10**6, max_updates=None).fit(X, y)
+    assert len(found) == 1
+    assert str(found[0].message).startswith("Training stopped after max_time=0.3 seconds: the networks have trained")
+    assert found[0].filename == __file__
+
+
+def test_several_levels_have_a_score():
+    X, y = load_diabetes(return_X_y=True)
+    levels = [0.1, 0.5, 0.9]
+    model = small_regressor(loss="quantile", quantile=levels, max_iter=20).fit(X, y)
+    columns = model.predict(X).T
+    expected = np.mean([d2_pinball_score(y, column, alpha=a) for column, a in zip(columns, levels, strict=True)])
+    assert model.score(X, y) == pytest.approx(expected) and expected > 0.1
+
+
+def test_counts_far_from_zero():
+    X, _ = load_diabetes(return_X_y=True)
+    means = 100 + 30 * np.tanh(30 * X[:, 2])
+    model = make_tabular_regressor(loss="poisson", random_state=0).fit(X, means)
+    assert model.score(X, means) > 0.9
+    with pytest.raises(ValueError, match=r"loss='poisson' needs targets that are not negative"):
+        model.fit(X, means - 200)
 
 
 def test_large_tables_have_fewer_epochs():

@@ -245,7 +245,8 @@ def test_warm_start_goes_on_with_the_same_scores_only():
 
 def test_nan_is_no_score():
     model, X, y, X_val, y_val = problem("regression", early_stopping=True, scoring=lambda *args: np.nan)
-    model.fit(X, y, X_val=X_val, y_val=y_val)
+    with pytest.warns(UserWarning, match="No validation score was a number with scoring=<function"):
+        model.fit(X, y, X_val=X_val, y_val=y_val)
     assert model.best_iter_ == 0 and np.isnan(model.validation_scores_).all()
     begun = clone(model).set_params(dtype="float64").initialize(10)
     assert same(model, begun)

@@ -10,6 +10,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_array
 
 from fastbp.tabular.encoding import PiecewiseLinearEncoder
+from fastbp.user_warnings import warn_user
 
 
 def make_table_transformer(*, n_bins: int = 8, min_frequency: int | float = 5):
@@ -77,6 +78,8 @@ def _clip_smoothly(z):
 
 def as_table(X):
     """Return a frame as it is, all else as a checked array of two dimensions."""
+    if hasattr(X, "collect"):
+        raise TypeError(f"{type(X).__name__} holds no rows yet. Pass X.collect().")
     if hasattr(X, "columns"):
         if not len(X):
             raise ValueError(f"Found array with 0 sample(s) (shape={X.shape}) while a minimum of 1 is required.")
@@ -107,15 +110,28 @@ def _gaps_of(X):
 
 def _number_columns(X):
     """Yield the place of each column of numbers, and those of its values that are not missing."""
-    for j, (kind, column) in enumerate(zip(_kinds_of(X), _columns_of(X)[1], strict=True)):
+    for j, (kind, name, column) in enumerate(zip(_kinds_of(X), *_columns_of(X), strict=True)):
         if kind == "number":
-            values = _to_numbers(column)
+            values = _as_floats(column)
+            _refuse_infinity(name, values)
             yield j, values[~np.isnan(values)]
 
 
 def _categories_of(X):
-    """Return the places of the columns that hold categories."""
-    return [j for j, kind in enumerate(_kinds_of(X)) if kind == "category"]
+    """Return the places of the columns that hold categories. `ColumnTransformer` calls this in `fit`."""
+    places = [j for j, kind in enumerate(_kinds_of(X)) if kind == "category"]
+    names, columns = _columns_of(X)
+    for j in places:
+        if _is_categorical(columns[j]):
+            continue  # it was said that it holds categories
+        values = np.asarray(columns[j], dtype=object)
+        different = len({value for value in values if isinstance(value, str)})
+        if different > max(_FEW, len(values) / 2):
+            warn_user(
+                f"Column {names[j]!r} has {different} different categories in {len(values)} rows. Most are rare, and "
+                "share one input, which says little. Drop the column, or replace it by what its values have in common."
+            )
+    return places
 
 
 def _kinds_of(X):
@@ -129,8 +145,13 @@ _DATES = (datetime.date, datetime.time, datetime.timedelta, np.datetime64, np.ti
 _MISSING = "missing"
 
 
+def _is_categorical(column):
+    """Whether pandas or polars call a column so."""
+    return str(column.dtype).startswith(("category", "Categorical", "Enum"))
+
+
 def _kind_of(name, column):
-    if str(column.dtype).startswith(("category", "Categorical", "Enum")):
+    if _is_categorical(column):
         return "category"
     kind = getattr(column.dtype, "kind", "O")  # polars' types have none
     values = np.asarray(column) if kind == "O" else column
@@ -193,23 +214,45 @@ def _check_strings(name, strings):
         )
 
 
+# Also as people write them: "1,234.50", "12 %", "0.98 €".
+_NUMBER = re.compile(r"\s*[^\w\s]{0,2}\s*[-+]?(\d[\d,' ]*)?([.,]\d*)?([eE][-+]?\d+)?\s*[^\w\s]{0,2}\s*")
+
+
 def _is_number(string):
-    try:
-        float(string)
-    except ValueError:
-        return False
-    return True
+    return any(map(str.isdigit, string)) and _NUMBER.fullmatch(string) is not None
 
 
 def _to_numbers(X):
-    """Return columns of numbers as an array of floats; what is missing is NaN."""
-    if hasattr(X, "iloc"):
-        return X.to_numpy(dtype=np.float64, na_value=np.nan)
-    X = np.asarray(X)
-    if X.dtype == object:
-        numbers = [np.nan if _is_missing(value) else value for value in X.ravel()]
-        return np.array(numbers, np.float64).reshape(X.shape)
-    return X if X.dtype == np.float32 else X.astype(np.float64, copy=False)
+    """Return columns of numbers as an array of floats; what is missing is NaN.
+
+    In prediction a column can hold what it did not hold in `fit`.
+    """
+    names, _ = _columns_of(X)
+    for name, kind in zip(names, _kinds_of(X), strict=True):
+        if kind != "number":
+            raise ValueError(f"Column {name!r} held numbers in fit, and holds strings or categories now.")
+    numbers = _as_floats(X)
+    for name, values in zip(names, numbers.T, strict=True):
+        _refuse_infinity(name, values)
+    return numbers
+
+
+def _as_floats(values):
+    """Return a frame, a column or an array of numbers as an array of floats; what is missing is NaN."""
+    if hasattr(values, "iloc"):
+        return values.to_numpy(dtype=np.float64, na_value=np.nan)
+    values = np.asarray(values)
+    if values.dtype == object:
+        numbers = [np.nan if _is_missing(value) else value for value in values.ravel()]
+        return np.array(numbers, np.float64).reshape(values.shape)
+    return values if values.dtype == np.float32 else values.astype(np.float64, copy=False)
+
+
+def _refuse_infinity(name, values):
+    if np.isinf(values).any():
+        raise ValueError(
+            f"Column {name!r} contains infinity. Replace it by a number, or by NaN where the value is missing."
+        )
 
 
 def _to_labels(X):

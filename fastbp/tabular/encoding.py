@@ -120,8 +120,9 @@ class PiecewiseLinearEncoder(TransformerMixin, BaseEstimator):
 
     def _encode(self, column, edges, out):
         widths = np.diff(edges)  # of the type of `fit`: in float32 two edges may be the same number
-        np.subtract(column[:, None], edges[:-1].astype(column.dtype), out=out, casting="same_kind")
-        np.divide(out, widths, out=out, casting="same_kind")
+        with np.errstate(over="ignore"):  # far outside of the bins
+            np.subtract(column[:, None], edges[:-1].astype(column.dtype), out=out, casting="same_kind")
+            np.divide(out, widths, out=out, casting="same_kind")
         inner = out if self.clip else out[:, 1:]
         np.maximum(inner, 0, out=inner)
         inner = out if self.clip else out[:, :-1]

@@ -9,6 +9,7 @@ from joblib import Parallel, delayed
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
+from sklearn import config_context
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, clone
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_array, check_consistent_length, check_random_state
@@ -24,6 +25,7 @@ from fastbp.kernels.threads import wanted_threads
 from fastbp.regressor import BackpropRegressor
 from fastbp.tabular.columns import as_table, make_table_transformer
 from fastbp.tabular.networks import network_for_classes, network_for_numbers
+from fastbp.user_warnings import MaxTimeWarning, held_warnings, warn_user
 
 
 class _TabularEnsemble(BaseEstimator):
@@ -83,7 +85,8 @@ class _TabularEnsemble(BaseEstimator):
         check_consistent_length(X, y)
         weight = None if sample_weight is None else check_sample_weight(sample_weight, X, dtype=np.float64)
         transformer = make_table_transformer() if self.transformer is None else clone(self.transformer)
-        inputs = transformer.fit_transform(X, y)
+        with config_context(transform_output="default"):  # whatever the user wants to see elsewhere
+            inputs = transformer.fit_transform(X, y)
         if not inputs.shape[1]:
             raise ValueError("All columns are constant: there is nothing to learn from.")
         return transformer, _as_inputs(inputs), y, weight
@@ -97,7 +100,8 @@ class _TabularEnsemble(BaseEstimator):
         check_is_fitted(self)
         X = as_table(X)
         validate_data(self, X, skip_check_array=True, reset=False)
-        return _as_inputs(self.transformer_.transform(X))
+        with config_context(transform_output="default"):
+            return _as_inputs(self.transformer_.transform(X))
 
     def _train(self, network, X, targets, weight, folds, random_state):
         """Train the members side by side.
@@ -135,13 +139,30 @@ class _TabularEnsemble(BaseEstimator):
                 per_epoch = -(-np.count_nonzero(kept) // member.batch_size)
                 member.max_iter = min(member.max_iter, -(-self.max_updates // per_epoch))
             w = None if weight is None else weight[kept]
-            if held_out.any():
-                member.fit(X[kept], targets[kept], w, X_val=X[held_out], y_val=targets[held_out])
-            else:  # fewer samples than folds, or each is the only one of its class
-                member.set_params(early_stopping=False).fit(X[kept], targets[kept], w)
-            return member.set_params(n_jobs=self.n_jobs)
+            with held_warnings() as held:
+                if held_out.any():
+                    member.fit(X[kept], targets[kept], w, X_val=X[held_out], y_val=targets[held_out])
+                else:  # fewer samples than folds, or each is the only one of its class
+                    member.set_params(early_stopping=False).fit(X[kept], targets[kept], w)
+            return member.set_params(n_jobs=self.n_jobs), held
 
-        return Parallel(n_threads, backend="threading")(delayed(train)(k) for k in range(self.n_members))
+        results = Parallel(n_threads, backend="threading")(delayed(train)(k) for k in range(self.n_members))
+        members = [member for member, _ in results]
+        self._warn_once([warning for _, held in results for warning in held], members)
+        return members
+
+    def _warn_once(self, held, members):
+        """Issue the warnings of all members, each text once."""
+        for message, category in dict.fromkeys(held):
+            if category is not MaxTimeWarning:
+                warn_user(message, category)
+        if any(category is MaxTimeWarning for _, category in held):
+            epochs = [member.n_iter_ for member in members]
+            warn_user(
+                f"Training stopped after max_time={self.max_time} seconds: the networks have trained for {epochs} "
+                "epochs. Increase max_time to train longer.",
+                MaxTimeWarning,
+            )
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -203,7 +224,8 @@ class TabularClassifier(ClassifierMixin, _TabularEnsemble):
     Parameters
     ----------
     estimator : BackpropClassifier, default=None
-        The network. None for that of `make_tabular_classifier`. The ensemble sets its `random_state`, `n_jobs` and, if
+        The network. None for that of `make_tabular_classifier`. It learns the places of the labels in `classes_`, which
+        is what a scorer in its parameter `scoring` sees. The ensemble sets its `random_state`, `n_jobs` and, if
         given, `max_time`; with ``batch_size="auto"`` a batch is 1/32 of the training samples, but not below 16 nor
         above 256.
     transformer : transformer, default=None
@@ -394,8 +416,9 @@ class TabularRegressor(RegressorMixin, _TabularEnsemble):
     Parameters
     ----------
     estimator : BackpropRegressor, default=None
-        The network. None for that of `make_tabular_regressor`. It learns targets of mean 0 and variance 1; with
-        ``loss="poisson"`` they are only divided by their standard deviation. The ensemble sets its `random_state`,
+        The network. None for that of `make_tabular_regressor`. It learns targets of mean 0 and variance 1, so that
+        `delta` of the loss "huber" counts standard deviations; with ``loss="poisson"`` they are divided by their mean.
+        The ensemble sets its `random_state`,
         `n_jobs` and, if given, `max_time`; with ``batch_size="auto"`` a batch is 1/32 of the training samples, but not
         below 16 nor above 256.
     transformer : transformer, default=None
@@ -420,7 +443,7 @@ class TabularRegressor(RegressorMixin, _TabularEnsemble):
     transformer_ : transformer
         The fitted transformer; ``transformer_.get_feature_names_out()`` are the names of the networks' inputs.
     target_scaler_ : sklearn.preprocessing.StandardScaler
-        From targets to what the networks learn.
+        From targets to what the networks learn; with ``loss="poisson"``, `scale_` is their mean.
     target_range_ : ndarray of shape (2, n_targets)
         The lowest and the highest targets of training.
     members_ : list of BackpropRegressor
@@ -474,7 +497,7 @@ class TabularRegressor(RegressorMixin, _TabularEnsemble):
         transformer, inputs, targets, weight = self._prepare(X, y, sample_weight)
         network = self._network(network_for_numbers)
         columns = targets.reshape(len(targets), -1)
-        scaler = StandardScaler(with_mean=network.loss != "poisson").fit(columns, sample_weight=weight)
+        scaler = _target_scaler(network.loss, columns, weight)
         scaled = scaler.transform(columns).astype(np.float32).reshape(targets.shape)
         folds = _deal_folds(columns[:, 0], max(self.n_members, _MIN_FOLDS), random_state)
         members = self._train(network, inputs, scaled, weight, folds, random_state)
@@ -505,7 +528,42 @@ class TabularRegressor(RegressorMixin, _TabularEnsemble):
         targets = outputs * scaler.scale_ + (scaler.mean_ if scaler.with_mean else 0)
         return np.clip(targets, *self.target_range_)
 
+    def score(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """Return R², or with several levels of quantiles the mean of D²; see `BackpropRegressor.score`.
+
+        Parameters
+        ----------
+        X : DataFrame of pandas or polars, or array-like, of shape (n_samples, n_features)
+            The table.
+        y : array-like of shape (n_samples,) or (n_samples, n_targets)
+            True targets.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Sample weights.
+
+        Returns
+        -------
+        float
+            At most 1; 0 for a constant that is the best for `y`.
+        """
+        check_is_fitted(self)
+        return self.members_[0]._score_of(y, self.predict(X), sample_weight)
+
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
         return tags
+
+
+def _target_scaler(loss, columns, weight):
+    """Return the fitted scaler from targets to what the networks learn with a loss."""
+    if loss != "poisson":
+        return StandardScaler().fit(columns, sample_weight=weight)
+    means = np.average(columns, axis=0, weights=weight)
+    if not (columns.min() >= 0 and means.min() > 0):
+        raise ValueError(
+            f"loss='poisson' needs targets that are not negative and not all 0, got targets from {columns.min()} to "
+            f"{columns.max()}. Use loss='squared_error', or shift the targets."
+        )
+    scaler = StandardScaler(with_mean=False).fit(columns, sample_weight=weight)
+    scaler.scale_ = means  # the outputs begin near exp(0) = 1
+    return scaler

@@ -19,10 +19,22 @@ _REGRESSOR = _NETWORK | dict(dropout=0.15, weight_decay=0.3)
 
 
 def network_for_classes(**changes):
-    """Return a classifier with the defaults for tables, but for some changes."""
-    return BackpropClassifier(**_CLASSIFIER | changes)
+    """Return a classifier with the defaults for tables, but for some changes, and for what these exclude."""
+    return BackpropClassifier(**_without_conflicts(_CLASSIFIER, changes))
 
 
 def network_for_numbers(**changes):
-    """Return a regressor with the defaults for tables, but for some changes."""
-    return BackpropRegressor(**_REGRESSOR | changes)
+    """Return a regressor with the defaults for tables, but for some changes, and for what these exclude."""
+    return BackpropRegressor(**_without_conflicts(_REGRESSOR, changes))
+
+
+def _without_conflicts(defaults, changes):
+    parameters = defaults | changes
+    excluded = set()
+    if parameters["solver"] != "adamw":
+        excluded.add("weight_decay")
+    if parameters["solver"] == "lbfgs":
+        excluded.add("dropout")
+    if parameters.get("loss", "log_loss") != "log_loss":
+        excluded.add("label_smoothing")
+    return {name: value for name, value in parameters.items() if name in changes or name not in excluded}
