@@ -102,8 +102,8 @@ def fit(session, data, settings, progress, max_fun, validation=None, callbacks=N
     except _TimeIsOverError:
         session.set_parameters(last["params"])
         warn_user(
-            f"Training stopped after max_time={settings.max_time} seconds and {progress.epochs} iterations. Increase "
-            "max_time to train longer.",
+            f"Training stopped after max_time={settings.max_time} seconds, in iteration {progress.epochs} of "
+            f"{settings.max_iter}. Increase max_time to train longer.",
             MaxTimeWarning,
         )
     finally:
