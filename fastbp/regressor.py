@@ -492,10 +492,15 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         score : float
             At most 1; 0 for a constant that is the best for `y`.
         """
+        return self._score_predictions(y, self.predict(X), sample_weight)
+
+    def _score_predictions(self, y, predictions, sample_weight):
+        from sklearn.metrics import r2_score  # which takes long to import
+
         levels = self._levels()
         if len(levels) == 1:
-            return super().score(X, y, sample_weight=sample_weight)
-        return _mean_d2(y, self.predict(X), levels, sample_weight)
+            return r2_score(y, predictions, sample_weight=sample_weight)
+        return _mean_d2(y, predictions, levels, sample_weight)
 
     def _levels(self, n_targets=1):
         """Return the levels of the loss "quantile", one number for another loss."""
