@@ -375,7 +375,11 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
                 return np.nan
             model = model_of(coefs, intercepts)
             model.__dict__.pop("feature_names_in_", None)  # which the checked inputs have no more
-            return float(scorer(model, samples.X, samples.y, **kwargs))
+            value = scorer(model, samples.X, samples.y, **kwargs)
+            try:
+                return float(value)
+            except (TypeError, ValueError):
+                raise ValueError(f"scoring={self.scoring!r} must return a number, got {value!r}.") from None
 
         return score
 
