@@ -140,21 +140,28 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
             )
         return True
 
-    def _fit(self, X, y, sample_weight, X_val=None, y_val=None, *, incremental=False):
+    def _fit(
+        self, X, y, sample_weight, X_val=None, y_val=None, weight_val=None, *, incremental=False, stop=None
+    ):  # fmt: skip
         """Check the input and train; `incremental` for one epoch as `partial_fit`.
+
+        `weight_val` are weights of the validation samples; `stop` is a `threading.Event` that ends training.
 
         If anything fails, the estimator is as it was before.
         """
         # On this object, not on the copy: after an error scikit-learn takes down the callbacks that it finds here.
         callbacks = None if incremental else FitCallbacks.of(self, X, y, sample_weight)
         with self._all_at_once() as model:
-            model._learn(X, y, sample_weight, X_val, y_val, incremental=incremental, callbacks=callbacks)
+            model._learn(
+                X, y, sample_weight, X_val, y_val, weight_val, incremental=incremental, callbacks=callbacks, stop=stop
+            )  # fmt: skip
         if callbacks is not None:
             callbacks.end()
         return self
 
     def _learn(
-        self, X, y, sample_weight, X_val=None, y_val=None, *, incremental, knows_classes=False, callbacks=None
+        self, X, y, sample_weight, X_val=None, y_val=None, weight_val=None, *, incremental, knows_classes=False,
+        callbacks=None, stop=None,
     ):  # fmt: skip
         """Do the work of `_fit` on this very object, which a failure leaves half changed."""
         begin = time.perf_counter()
@@ -172,14 +179,14 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
             )
         sample_weight = self._combine_weights(X, y, sample_weight, incremental=incremental)
         Y, weight = targets_and_weights(X, Y, sample_weight, self._work_dtype(dtype))
-        samples = None if X_val is None and y_val is None else self._check_validation(X_val, y_val, dtype)
+        samples = None if X_val is None and y_val is None else self._check_validation(X_val, y_val, weight_val, dtype)
         self._fit_network(
             X, y, Y, weight, dtype, fitted_units=fitted_units, one_epoch=incremental, begin=begin, samples=samples,
-            callbacks=callbacks,
+            callbacks=callbacks, stop=stop,
         )  # fmt: skip
 
-    def _check_validation(self, X, y, dtype):
-        """Check the validation samples that the user passes."""
+    def _check_validation(self, X, y, weight, dtype):
+        """Check the validation samples that the user, or an ensemble, passes."""
         if X is None or y is None:
             raise ValueError("X_val and y_val must be passed together.")
         try:
@@ -187,8 +194,8 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
             Y = self._encode_targets(y)
         except ValueError as error:
             raise ValueError(f"X_val and y_val do not fit the training data: {error}") from error
-        Y, _ = targets_and_weights(X, Y, None, self._work_dtype(dtype))
-        return ValidationSamples(X, y, Y, None)
+        Y, weight = targets_and_weights(X, Y, weight, self._work_dtype(dtype))
+        return ValidationSamples(X, y, Y, weight if weight.size else None)
 
     def _combine_weights(self, X, y, sample_weight, *, incremental):
         """Return the weights of the samples, those by class included."""
@@ -210,7 +217,7 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         return X, *targets_and_weights(X, self._encode_targets(y), sample_weight, dtype)
 
     def _fit_network(
-        self, X, y, Y, weight, dtype, *, fitted_units, one_epoch, begin, samples=None, callbacks=None
+        self, X, y, Y, weight, dtype, *, fitted_units, one_epoch, begin, samples=None, callbacks=None, stop=None
     ):  # fmt: skip
         """Train, and set the fitted attributes.
 
@@ -236,6 +243,8 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
             Those of the user.
         callbacks : FitCallbacks, default=None
             Those of this call.
+        stop : threading.Event, default=None
+            Ends training after the epoch in which another thread sets it.
         """
         units, activations = self._layout(X.shape[1], Y.shape[1])
         check_can_learn(activations)
@@ -269,7 +278,7 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         session = Session(
             network, params, optimizer, step_settings, order.size, sparse=csr is None and is_mostly_zero(X), csr=csr
         )
-        settings = self._loop_settings(begin, one_epoch)
+        settings = self._loop_settings(begin, one_epoch, stop)
 
         def model_of(coefs, intercepts):
             model = object.__new__(type(self))
@@ -366,7 +375,11 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
                 return np.nan
             model = model_of(coefs, intercepts)
             model.__dict__.pop("feature_names_in_", None)  # which the checked inputs have no more
-            return float(scorer(model, samples.X, samples.y, **kwargs))
+            value = scorer(model, samples.X, samples.y, **kwargs)
+            try:
+                return float(value)
+            except (TypeError, ValueError):
+                raise ValueError(f"scoring={self.scoring!r} must return a number, got {value!r}.") from None
 
         return score
 
@@ -462,7 +475,7 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
             n_jobs=self.n_jobs,
         )  # fmt: skip
 
-    def _loop_settings(self, begin, one_epoch):
+    def _loop_settings(self, begin, one_epoch, stop):
         # scikit-learn's own schedules apply to "sgd" only.
         constant = self.solver != "sgd" and self.learning_rate in SGD_SCHEDULES
         deadline = math.inf if one_epoch or self.max_time is None else begin + self.max_time
@@ -470,7 +483,7 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
             schedule="constant" if constant else self.learning_rate, learning_rate_init=self.learning_rate_init,
             power_t=self.power_t, max_iter=self.max_iter, shuffle=self.shuffle, tol=self.tol,
             n_iter_no_change=self.n_iter_no_change, verbose=self.verbose, early_stopping=self.early_stopping,
-            scoring=self.scoring, max_time=self.max_time, deadline=deadline,
+            scoring=self.scoring, max_time=self.max_time, deadline=deadline, stop=stop,
         )  # fmt: skip
 
     def _clip_batch_size(self, n_samples):

@@ -66,6 +66,8 @@ def fit(session, data, settings, progress, max_fun, validation=None, callbacks=N
     def loss_and_gradient(params):
         if time.perf_counter() >= settings.deadline:
             raise _TimeIsOverError
+        if settings.is_stopped:
+            raise _StoppedError
         if callbacks is not None:
             callbacks.begin_epoch()
         last["loss"], gradient = session.loss_and_gradient(data, params, total_weight)

@@ -492,14 +492,13 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         score : float
             At most 1; 0 for a constant that is the best for `y`.
         """
-        return self._score_of(y, self.predict(X), sample_weight)
+        return self._score_predictions(y, self.predict(X), sample_weight)
 
-    def _score_of(self, y, predictions, sample_weight=None):
-        """Return the score of predictions, which is that of `score`."""
+    def _score_predictions(self, y, predictions, sample_weight):
+        from sklearn.metrics import r2_score  # which takes long to import
+
         levels = self._levels()
         if len(levels) == 1:
-            from sklearn.metrics import r2_score
-
             return r2_score(y, predictions, sample_weight=sample_weight)
         return _mean_d2(y, predictions, levels, sample_weight)
 

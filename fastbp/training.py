@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import dataclass, field
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,12 @@ class Settings:
     scoring: Any = None
     max_time: float | None = None
     deadline: float = math.inf  # the time of `time.perf_counter` when `max_time` is over
+    stop: Event | None = None  # set by another thread to end training after the epoch
+
+    @property
+    def is_stopped(self):
+        """Whether another thread has ended training."""
+        return self.stop is not None and self.stop.is_set()
 
 
 @dataclass
@@ -267,7 +274,7 @@ class _Loop:
         at_once = 1
         while self._progress.epochs < n_epochs:
             begin = time.perf_counter()
-            if self._train(min(n_epochs - self._progress.epochs, at_once)):
+            if self._train(min(n_epochs - self._progress.epochs, at_once)) or self._settings.is_stopped:
                 return True
             if self._progress.epochs < n_epochs and time.perf_counter() >= self._settings.deadline:
                 self.is_late = True

@@ -1,6 +1,9 @@
 """Estimators for tables, and what they are made of."""
 
+import os
 import pickle
+import signal
+import threading
 import warnings
 
 import numpy as np
@@ -449,3 +452,53 @@ def test_better_than_a_constant_and_calibrated():
     X, y = load_diabetes(return_X_y=True)
     X, X_test, y, y_test = train_test_split(X, y, random_state=0)
     assert make_tabular_regressor(random_state=0).fit(X, y).score(X_test, y_test) > 0.25
+
+
+@pytest.mark.parametrize("solver", ["adamw", "lbfgs"])
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_ctrl_c_ends_the_training_of_all_members(n_jobs, solver):
+    """No member trains on, neither the next one on the same thread nor those on other threads."""
+    X, y = load_diabetes(return_X_y=True)
+    options = {"solver": "lbfgs", "dropout": 0.0, "weight_decay": 0.0, "tol": 0.0} if solver == "lbfgs" else {}
+    epochs = []
+
+    def score(estimator, X, y):
+        epochs.append(threading.current_thread())
+        if len(epochs) == 5:
+            os.kill(os.getpid(), signal.SIGINT)  # as a terminal does; Python answers in the main thread
+        return 0.0
+
+    reg = small_regressor(n_jobs=n_jobs, max_iter=100_000, max_updates=None, scoring=score, **options)
+    before = dict(vars(reg))
+    with pytest.raises(KeyboardInterrupt):
+        reg.fit(X, y)
+    assert vars(reg) == before
+    for thread in set(epochs):
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def test_weights_count_in_the_hold_outs_too():
+    """Samples of weight 0 have no say in which epoch is the best."""
+    X, y = load_diabetes(return_X_y=True)
+    weight = np.ones(len(y))
+    weight[::3] = 0
+    wrong = np.where(weight == 0, y.max() - y, y)
+    reg = small_regressor(n_members=1, max_iter=30, learning_rate_init=0.05)
+    member = reg.fit(X, wrong, sample_weight=weight).members_[0]
+    folds = _deal_folds(wrong, 5, np.random.RandomState(0))
+    targets = reg.target_scaler_.transform(wrong[:, None])[folds == 0].ravel()
+    rows = folds == 0
+    errors = (member.predict(reg.transformer_.transform(X)[rows]) - targets) ** 2 / 2
+    best = np.average(errors, weights=weight[rows])
+    assert best == pytest.approx(-member.best_validation_score_, rel=1e-4)
+    assert np.mean(errors) != pytest.approx(-member.best_validation_score_, rel=1e-2)
+
+
+def test_score_of_several_quantiles():
+    X, y = load_diabetes(return_X_y=True)
+    levels = [0.1, 0.9]
+    reg = small_regressor(loss="quantile", quantile=levels).fit(X, y)
+    predicted = reg.predict(X)
+    expected = np.mean([d2_pinball_score(y, predicted[:, j], alpha=level) for j, level in enumerate(levels)])
+    assert reg.score(X, y) == pytest.approx(expected)

@@ -287,3 +287,12 @@ def test_losses_do_not_mix_the_rows(n, dtype):
     y, outputs = rng.rand(5, n).astype(dtype), rng.rand(5, n).astype(dtype)
     losses = row_losses(Loss("absolute_error", (0.0,) * n, 0.5), False, outputs, y)
     np.testing.assert_allclose(losses, np.abs(y - outputs).sum(axis=1) / 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [None, "good", {"a": 1.0}, np.zeros(2)])
+def test_scores_that_are_no_numbers_are_refused(value):
+    X, y = np.random.RandomState(0).randn(40, 3), np.arange(40) % 2
+    clf = BackpropClassifier(early_stopping=True, scoring=lambda estimator, X, y: value)
+    with pytest.raises(ValueError, match=r"^scoring=.* must return a number, got "):
+        clf.fit(X, y)
+    assert not hasattr(clf, "coefs_")

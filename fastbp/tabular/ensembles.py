@@ -1,11 +1,12 @@
 """Several networks that hold out different samples, and predict together."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral, Real
+from threading import Event
 from typing import Any, Self
 
 import numpy as np
-from joblib import Parallel, delayed
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
@@ -26,6 +27,9 @@ from fastbp.regressor import BackpropRegressor
 from fastbp.tabular.columns import as_table, make_table_transformer
 from fastbp.tabular.networks import network_for_classes, network_for_numbers
 from fastbp.user_warnings import MaxTimeWarning, held_warnings, warn_user
+
+# `fit` of a network, for weights of the held-out samples and with a way to stop it.
+_fit = fit_context(prefer_skip_nested_validation=True)(BaseBackprop._fit)
 
 
 class _TabularEnsemble(BaseEstimator):
@@ -138,15 +142,24 @@ class _TabularEnsemble(BaseEstimator):
             if self.max_updates is not None:
                 per_epoch = -(-np.count_nonzero(kept) // member.batch_size)
                 member.max_iter = min(member.max_iter, -(-self.max_updates // per_epoch))
-            w = None if weight is None else weight[kept]
+            w, w_val = (None, None) if weight is None else (weight[kept], weight[held_out])
             with held_warnings() as held:
-                if held_out.any():
-                    member.fit(X[kept], targets[kept], w, X_val=X[held_out], y_val=targets[held_out])
+                if held_out.any() and (w_val is None or w_val.any()):
+                    _fit(member, X[kept], targets[kept], w, X[held_out], targets[held_out], w_val, stop=stop)
                 else:  # fewer samples than folds, or each is the only one of its class
-                    member.set_params(early_stopping=False).fit(X[kept], targets[kept], w)
+                    _fit(member.set_params(early_stopping=False), X[kept], targets[kept], w, stop=stop)
             return member.set_params(n_jobs=self.n_jobs), held
 
-        results = Parallel(n_threads, backend="threading")(delayed(train)(k) for k in range(self.n_members))
+        # A single thread is one of its own, too: Ctrl-C comes here, not to the member, which would end only its own
+        # training.
+        stop, pool = Event(), ThreadPoolExecutor(n_threads)
+        try:
+            results = list(pool.map(train, range(self.n_members)))
+        except BaseException:
+            stop.set()
+            raise
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
         members = [member for member, _ in results]
         self._warn_once([warning for _, held in results for warning in held], members)
         return members
@@ -300,6 +313,8 @@ class TabularClassifier(ClassifierMixin, _TabularEnsemble):
         ------
         ValueError
             If a column holds dates or text, or the input is invalid otherwise.
+        KeyboardInterrupt
+            On Ctrl-C: the estimator is as it was before.
         """
         X = as_table(X)
         random_state = check_random_state(self.random_state)
@@ -491,6 +506,8 @@ class TabularRegressor(RegressorMixin, _TabularEnsemble):
         ------
         ValueError
             If a column holds dates or text, or the input is invalid otherwise.
+        KeyboardInterrupt
+            On Ctrl-C: the estimator is as it was before.
         """
         X = as_table(X)
         random_state = check_random_state(self.random_state)
@@ -529,24 +546,26 @@ class TabularRegressor(RegressorMixin, _TabularEnsemble):
         return np.clip(targets, *self.target_range_)
 
     def score(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
-        """Return R², or with several levels of quantiles the mean of D²; see `BackpropRegressor.score`.
+        """Return the coefficient of determination R² of the prediction.
+
+        With a list of levels in the `quantile` of the network it is the mean of D², as `BackpropRegressor.score`.
 
         Parameters
         ----------
         X : DataFrame of pandas or polars, or array-like, of shape (n_samples, n_features)
             The table.
         y : array-like of shape (n_samples,) or (n_samples, n_targets)
-            True targets.
+            True values for `X`.
         sample_weight : array-like of shape (n_samples,), default=None
             Sample weights.
 
         Returns
         -------
-        float
+        score : float
             At most 1; 0 for a constant that is the best for `y`.
         """
         check_is_fitted(self)
-        return self.members_[0]._score_of(y, self.predict(X), sample_weight)
+        return self.members_[0]._score_predictions(y, self.predict(X), sample_weight)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
