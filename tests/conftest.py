@@ -29,6 +29,7 @@ _terminal = pytest.StashKey[int]()
 def pytest_configure(config):
     config.addinivalue_line("markers", "numerical: what is computed depends on the processor's vector instructions")
     config.addinivalue_line("markers", "versions: what else depends on those of Numba, NumPy and scikit-learn")
+    config.addinivalue_line("markers", "slow: takes minutes; only with -m slow")
     config.stash[_terminal] = os.dup(2)  # pytest captures the stream itself during a test
     if numba.config.DISABLE_JIT:
         raise pytest.UsageError("NUMBA_DISABLE_JIT is set, and the kernels run only as compiled code")
