@@ -450,9 +450,9 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         self.loss_curve_ = list(progress.loss_curve)
         self.lr_curve_ = None if self._optimizer["solver"] == "lbfgs" else list(progress.lr_curve)
         self.best_loss_ = None if stops_early else progress.best_loss
-        validates = progress.validation_scores is not None
-        self.validation_scores_ = list(progress.validation_scores) if validates else None
-        self.validation_loss_curve_ = list(progress.validation_losses) if validates else None
+        scores, losses = progress.validation_scores, progress.validation_losses
+        self.validation_scores_ = None if scores is None else list(scores)
+        self.validation_loss_curve_ = None if losses is None else list(losses)
         self.best_validation_score_ = progress.best_score if stops_early else None
         self.best_iter_ = progress.best_epoch
         self.__dict__.pop("loss_", None)

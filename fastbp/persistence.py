@@ -29,6 +29,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from fastbp.activations import Activation
 from fastbp.classifier import BackpropClassifier
+from fastbp.compat import check_parameters
 from fastbp.files import write_atomically
 from fastbp.regressor import BackpropRegressor
 from fastbp.state import FormatError, activation_of, check_generator, describe_activation
@@ -108,7 +109,7 @@ def save(estimator: BackpropClassifier | BackpropRegressor, path: str | os.PathL
         )
     check_is_fitted(estimator)
     model: Any = copy.copy(estimator)  # which checks its state
-    model._validate_params()
+    check_parameters(model)
     _unify_dtypes(model)
     _check_weights(model)
     encoder = _Encoder()
@@ -275,7 +276,7 @@ def _estimator_of(description, decoder):
     # Those that a later version has added have their defaults.
     _require_entries(parameters, set(), "parameters", inspect.signature(cls).parameters.keys())
     model = cls(**parameters)
-    model._validate_params()
+    check_parameters(model)
     model.__setstate__(vars(model) | _fitted_of(description["fitted"], cls, decoder))
     _check_weights(model)
     model._set_results()

@@ -8,6 +8,7 @@ import math
 import reprlib
 from dataclasses import asdict, fields
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from fastbp.optimizers import SOLVERS
 from fastbp.prediction import check_shapes
 
 # The last two are of output layers only, and no parameter can name them.
-_ACTIVATION_TYPES = {kind.name: kind for kind in (*map(type, ACTIVATIONS.values()), Softmax, Exp)}
+_ACTIVATION_TYPES: dict[str, Any] = {known.name: type(known) for known in (*ACTIVATIONS.values(), Softmax(), Exp())}
 
 
 class FormatError(ValueError):
@@ -142,7 +143,7 @@ def _is_number(value):
 
 def _is_count(value):
     """Whether compiled code can take the value as a count."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= value < 2**63
+    return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) < 2**63
 
 
 def _is_curve(value):
@@ -214,7 +215,8 @@ def _check_optimizer(optimizer, units, activations):
         return
     for part in optimizer["parts"]:
         _require(_is_list(part) and len(part) == 2, "_optimizer: a part", part)
-        _units_of(*part, units[0], activations)
+        coefs, intercepts = part
+        _units_of(coefs, intercepts, units[0], activations)
     if not memory_fits(optimizer, units):
         raise FormatError(f"The memory of the optimizer {optimizer['solver']!r} does not fit the weights.")
 
@@ -252,7 +254,8 @@ def check_generator(key, pos):
 
 
 def _check_classes(classes, binarizer, n_outputs):
-    known, kind = getattr(binarizer, "classes_", None), getattr(binarizer, "y_type_", None)
+    known: Any = getattr(binarizer, "classes_", None)
+    kind = getattr(binarizer, "y_type_", None)
     for labels in (classes, known):
         _require(isinstance(labels, np.ndarray) and labels.ndim == 1 and labels.size > 0, "classes_", labels)
     _require(kind in ("binary", "multiclass", "multilabel-indicator"), "y_type_", kind)

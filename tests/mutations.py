@@ -8,9 +8,9 @@ import contextlib
 import json
 import random
 import re
-import resource
 import sys
 import warnings
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -50,11 +50,10 @@ def places(value, found):
 
 
 def flip_bits(rng, data):
-    data = bytearray(data)
-    # Half of them in the header, which has most of the meaning.
-    end = 8 + int.from_bytes(data[:8], "little") if rng.random() < 0.5 else len(data)
+    data, end = bytearray(data), 8 + int.from_bytes(data[:8], "little")
+    begin, end = rng.choice([(0, end), (end, len(data))])  # in the header, or in the arrays
     for _ in range(rng.choice([1, 1, 2, 8, 64])):
-        data[rng.randrange(min(end, len(data)))] ^= 1 << rng.randrange(8)
+        data[rng.randrange(begin, end)] ^= 1 << rng.randrange(8)
     return bytes(data)
 
 
@@ -78,8 +77,10 @@ def edit(rng, data):
     for _ in range(rng.choice([1, 1, 2, 3])):
         container, key = rng.choice(places(model if rng.random() < 0.7 else header, []))
         kind = rng.random()
-        if kind < 0.6 or isinstance(container, list):
-            container[key] = rng.choice(VALUES)
+        if kind < 0.3:
+            container[key] = deepcopy(rng.choice([v for v in VALUES if type(v) is type(container[key])]))
+        elif kind < 0.6 or isinstance(container, list):
+            container[key] = deepcopy(rng.choice(VALUES))
         elif kind < 0.8:
             del container[key]
         else:
@@ -160,6 +161,8 @@ def watch(folder, count, seed):
         "loaded" and "refused": how many; "others": the errors that are no FormatError; "events": what else than reading
         the one file the process has done; "growth": by how many bytes its memory has grown.
     """
+    import resource  # not on Windows
+
     originals = [path.read_bytes() for path in sorted(Path(folder).glob("*.safetensors"))]
     target = Path(folder) / "mutation"
     for data in originals:  # so that all is imported
@@ -173,7 +176,9 @@ def watch(folder, count, seed):
     rng, events, others, is_loading = random.Random(seed), set(), [], False
 
     def hook(event, arguments):
-        harmless = event in ("object.__getattr__", "sys._getframe") or (event == "open" and arguments[0] == str(target))
+        harmless = event in ("builtins.id", "object.__getattr__", "sys._getframe") or (
+            event == "open" and arguments[0] == str(target)
+        )
         if is_loading and not harmless:
             events.add(f"{event} {arguments}"[:200])
 
