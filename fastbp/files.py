@@ -14,8 +14,15 @@ def write_atomically(path, data):
         The file; a link is followed.
     data : bytes-like
         Its content.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written. The old file, if there is one, is as it was.
     """
     path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():  # a device, say, which the file would take the place of
+        raise OSError(f"{str(path)!r} is not a file.")
     # In the same folder: a file system can rename a file only within itself.
     part = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
     try:

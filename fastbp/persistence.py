@@ -83,6 +83,8 @@ def save(estimator: BackpropClassifier | BackpropRegressor, path: str | os.PathL
     ValueError
         If a parameter is code, such as a callable `scoring`, or invalid; if edited weights do not fit together or are
         not finite.
+    OSError
+        If the file cannot be written.
     ImportError
         If safetensors is not installed.
 

@@ -259,6 +259,8 @@ def _check_classes(classes, binarizer, n_outputs):
     for labels in (classes, known):
         _require(isinstance(labels, np.ndarray) and labels.ndim == 1 and labels.size > 0, "classes_", labels)
     _require(kind in ("binary", "multiclass", "multilabel-indicator"), "y_type_", kind)
+    sparse = getattr(binarizer, "sparse_input_", None)
+    _require(isinstance(sparse, bool), "sparse_input_", sparse)
     expected = len(classes) if kind == "multilabel-indicator" or len(classes) > 2 else 1
     if len(known) != len(classes) or expected != n_outputs:
         raise FormatError(f"{len(classes)} classes do not fit a network of {n_outputs} outputs.")

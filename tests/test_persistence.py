@@ -332,6 +332,8 @@ DAMAGES = {
     "curve": (lambda h, m: fitted(m, "progress", "loss_curve", value=["x"]), "loss_curve cannot be"),
     "epochs": (lambda h, m: fitted(m, "progress", "epochs", value=-1), "epochs cannot be -1"),
     "position": (lambda h, m: fitted(m, "shuffling", "generator", "generator", "pos", value=625), "position 625"),
+    "sparse input": (lambda h, m: fitted(m, "binarizer", "sparse_input", value=[1]), "sparse_input_ cannot be"),
+    "kind of labels": (lambda h, m: fitted(m, "binarizer", "y_type", value="continuous"), "y_type_ cannot be"),
     "seed": (lambda h, m: fitted(m, "shuffling", "seed", value=None), "a seed and a generator, or neither"),
     "features": (lambda h, m: fitted(m, "n_features_in", value=2**40), r"the shape \(1099511627776, n_units\)"),
 }  # fmt: skip
@@ -536,6 +538,14 @@ def test_the_file_is_complete_before_it_has_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", look)
     fastbp.save(classifier(), path)
     assert path.exists()
+
+
+def test_what_is_no_file_remains(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(OSError, match="is not a file"):
+        fastbp.save(classifier(), path)
+    assert path.is_fifo() and list(tmp_path.iterdir()) == [path]
 
 
 def test_links_are_followed(tmp_path):
