@@ -49,7 +49,7 @@ _OF_CLASSIFIERS, _OF_REGRESSORS = {"classes", "binarizer"}, {"n_targets"}
 # Those that are objects with entries of their own.
 _SECTIONS = {"binarizer", "loss", "progress", "optimizer", "shuffling"}
 _BINARIZER = {"classes": "classes_", "y_type": "y_type_", "sparse_input": "sparse_input_"}
-# The longest header in bytes: Python needs up to twenty times its size to read it.
+# The longest header in bytes: Python needs up to forty times its size to read it.
 _MAX_HEADER = 2**20
 # The types of tensors that `save` writes, as safetensors calls them.
 _DTYPES = {"BOOL", "U8", "I8", "U16", "I16", "F16", "U32", "I32", "F32", "U64", "I64", "F64"}
@@ -217,6 +217,7 @@ def _open(data, library):
     dtypes = {_entries(tensor, name).get("dtype") for name, tensor in header.items() if name != "__metadata__"}
     if not dtypes <= _DTYPES:
         raise FormatError(f"it has tensors of {sorted(map(str, dtypes - _DTYPES))}.")
+    del header  # a hostile one takes much memory
     return _parse(metadata["model"]), library.load(data)
 
 

@@ -141,6 +141,20 @@ MUTATIONS = [
 ]
 
 
+def kilobytes(name):
+    """What Linux says about the memory of this process."""
+    return int(re.search(rf"^{name}:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)[1])
+
+
+def growth_during(call):
+    """Return by how many bytes more than before it the memory of this process had at some moment of a call."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = kilobytes("VmRSS")
+    call()
+    return 1024 * (kilobytes("VmHWM") - before)
+
+
 def use(model):
     """Predict and train; parameters may be as absurd as those that `set_params` takes."""
     X, y = np.zeros((20, model.n_features_in_)), np.zeros((20, getattr(model, "_n_targets", 1)))
@@ -161,8 +175,6 @@ def watch(folder, count, seed):
         "loaded" and "refused": how many; "others": the errors that are no FormatError; "events": what else than reading
         the one file the process has done; "growth": by how many bytes its memory has grown.
     """
-    import resource  # not on Windows
-
     originals = [path.read_bytes() for path in sorted(Path(folder).glob("*.safetensors"))]
     target = Path(folder) / "mutation"
     for data in originals:  # so that all is imported
@@ -183,27 +195,28 @@ def watch(folder, count, seed):
             events.add(f"{event} {arguments}"[:200])
 
     sys.addaudithook(hook)
-    loaded, refused, kept = 0, 0, []
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(count):
-        mutation = rng.choice(MUTATIONS)(rng, rng.choice(originals))
-        target.write_bytes(mutation)
-        is_loading = True
-        try:
-            model = fastbp.load(target)
+    counts, kept = {"loaded": 0, "refused": 0}, []
+
+    def load_all():
+        nonlocal is_loading
+        for _ in range(count):
+            target.write_bytes(rng.choice(MUTATIONS)(rng, rng.choice(originals)))
+            is_loading = True
+            try:
+                model = fastbp.load(target)
+                counts["loaded"] += 1
+                if len(kept) < 100:
+                    kept.append(model)
+            except fastbp.FormatError:
+                counts["refused"] += 1
+            except BaseException as error:
+                others.append(repr(error)[:200])
             is_loading = False
-            loaded += 1
-            if len(kept) < 100:
-                kept.append(model)
-        except fastbp.FormatError:
-            refused += 1
-        except BaseException as error:
-            others.append(repr(error)[:200])
-        is_loading = False
-    growth = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+    growth = growth_during(load_all)
     for model in kept:  # kernels trust what was loaded
         use(model)
-    return {"loaded": loaded, "refused": refused, "others": others, "events": sorted(events), "growth": growth}
+    return {**counts, "others": others, "events": sorted(events), "growth": growth}
 
 
 if __name__ == "__main__":
