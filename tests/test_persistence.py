@@ -623,6 +623,22 @@ def test_a_broken_pickle_is_refused(kind):
         object.__new__(BackpropClassifier).__setstate__(state)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("feature_names_in_", np.array(["a"], object), "feature_names_in_ must be 6 strings"),
+        ("feature_names_in_", np.arange(6), "feature_names_in_ must be 6 strings"),
+        ("_n_targets", 3, "_n_targets cannot be 3"),
+        ("_is_untrained", "no", "_is_untrained cannot be 'no'"),
+        ("n_layers_", 4, "n_layers_ is 4, but the weights are those of 3"),
+    ],
+)
+def test_a_broken_attribute_is_refused(name, value, message):
+    state = MODELS["targets"]().__getstate__() | {name: value}
+    with pytest.raises(FormatError, match=message):
+        object.__new__(BackpropRegressor).__setstate__(state)
+
+
 def test_the_position_of_a_pickled_generator_is_checked():
     """NumPy takes any, and reads beyond its memory."""
     model = MODELS["partial_fit"]()
