@@ -24,6 +24,7 @@ Dispatcher._cache                               0.62 to 0.68
 get_pointer_to_function of a compiled library   0.62 to 0.68
 sklearn.base: _fit_context                      1.7 to 1.9
 BaseEstimator._parameter_constraints            1.7 to 1.9
+BaseEstimator._validate_params                  1.7 to 1.9
 sklearn.utils._param_validation                 1.7 to 1.9
 sklearn.utils.multiclass:
 _check_partial_fit_first_call                   1.7 to 1.9
@@ -95,10 +96,10 @@ except ImportError:  # scikit-learn before 1.9
 
 __all__ = [
     "CallbackSupportMixin", "DiskCache", "Interval", "Options", "PartCompiler", "StrOptions", "WholeCompiler",
-    "array_fields", "begin_callbacks", "check_feature_names", "check_feature_names_in", "check_partial_fit_first_call",
-    "check_sample_weight", "cpu_features", "cpu_name",
-    "emit_call_of_compiled", "fit_context", "machine_code_address", "mersenne_twister_of", "mersenne_twister_state",
-    "numba_threads_are_started", "open_disk_cache", "set_disk_cache", "start_numba_threads",
+    "array_fields", "begin_callbacks", "check_feature_names", "check_feature_names_in", "check_parameters",
+    "check_partial_fit_first_call", "check_sample_weight", "cpu_features", "cpu_name", "emit_call_of_compiled",
+    "fit_context", "machine_code_address", "mersenne_twister_of", "mersenne_twister_state", "numba_threads_are_started",
+    "open_disk_cache", "set_disk_cache", "start_numba_threads",
 ]  # fmt: skip
 
 _Function = TypeVar("_Function", bound=Callable)
@@ -107,6 +108,17 @@ _Function = TypeVar("_Function", bound=Callable)
 def fit_context(*, prefer_skip_nested_validation: bool) -> Callable[[_Function], _Function]:
     """Return scikit-learn's decorator of methods that fit: it validates the parameters of the estimator."""
     return _fit_context(prefer_skip_nested_validation=prefer_skip_nested_validation)
+
+
+def check_parameters(estimator):
+    """Validate the parameters of an estimator, as `fit_context` does.
+
+    Raises
+    ------
+    ValueError
+        If one is invalid.
+    """
+    estimator._validate_params()
 
 
 def begin_callbacks(estimator, n_tasks):

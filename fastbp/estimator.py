@@ -30,6 +30,7 @@ from fastbp.losses import CANONICAL_ACTIVATIONS, Loss
 from fastbp.optimizers import SOLVERS
 from fastbp.prediction import ArraysMovedError, Predictor, check_shapes
 from fastbp.schedules import SCHEDULES, SGD_SCHEDULES
+from fastbp.state import check_state, plain_state
 from fastbp.user_warnings import warn_user
 from fastbp.validation import Validation, ValidationSamples
 
@@ -441,7 +442,6 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         self._is_untrained = True
 
     def _set_fitted(self, network, coefs, intercepts, dtype, optimizer, progress):
-        stops_early = progress.best_epoch is not None
         self.coefs_, self.intercepts_ = (
             [part.astype(dtype, copy=False) for part in parts] for parts in (coefs, intercepts)
         )  # fmt: skip
@@ -449,17 +449,23 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         self._progress = progress
         self._activations = network.activations
         self._loss = self._loss_of(network.units[-1])
+        self._set_results()
+
+    def _set_results(self):
+        """Set the public attributes that follow from the others."""
+        progress = self._progress
+        stops_early = progress.best_epoch is not None
         self.n_iter_ = progress.epochs
         self.t_ = progress.samples_seen
-        self.n_layers_ = len(network.units)
-        self.n_outputs_ = network.units[-1]
-        self.out_activation_ = network.activations[-1].name
+        self.n_layers_ = len(self.coefs_) + 1
+        self.n_outputs_ = self.coefs_[-1].shape[1]
+        self.out_activation_ = self._activations[-1].name
         self.loss_curve_ = list(progress.loss_curve)
-        self.lr_curve_ = None if self.solver == "lbfgs" else list(progress.lr_curve)
+        self.lr_curve_ = None if self._optimizer["solver"] == "lbfgs" else list(progress.lr_curve)
         self.best_loss_ = None if stops_early else progress.best_loss
-        validates = progress.validation_scores is not None
-        self.validation_scores_ = list(progress.validation_scores) if validates else None
-        self.validation_loss_curve_ = list(progress.validation_losses) if validates else None
+        scores, losses = progress.validation_scores, progress.validation_losses
+        self.validation_scores_ = None if scores is None else list(scores)
+        self.validation_loss_curve_ = None if losses is None else list(losses)
         self.best_validation_score_ = progress.best_score if stops_early else None
         self.best_iter_ = progress.best_epoch
         self.__dict__.pop("loss_", None)
@@ -583,11 +589,30 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         tags.input_tags.sparse = True
         return tags
 
+    def __getstate__(self):
+        """Return the attributes; of a fitted estimator in plain types, which tools that load files know."""
+        state = super().__getstate__()
+        return plain_state(state) if "_progress" in state else state
+
     def __setstate__(self, state):
-        """Restore what was pickled, by this version or by 0.1.0, which had fewer parameters."""
+        """Restore what was pickled, by this version or by 0.1.0, which had fewer parameters.
+
+        Raises
+        ------
+        FormatError
+            If the weights, the memory of the optimizer, or other parts of a fitted estimator do not fit together.
+        """
         defaults = inspect.signature(type(self).__init__).parameters
         state = {name: defaults[name].default for name in self._get_param_names() if name not in state} | state
-        super().__setstate__(_state_of_0_1_0(state) if "_memory" in state else state)
+        if "_memory" in state:
+            state = plain_state(_state_of_0_1_0(state))
+        if "coefs_" in state:
+            activations, loss = check_state(state)
+            progress = training.Progress(**state["_progress"])
+            state |= {"_activations": activations, "_loss": loss, "_progress": progress}
+            if "_shuffling" in state:
+                state["_shuffling"] = training.Shuffling(**state["_shuffling"])
+        super().__setstate__(state)
 
     @contextmanager
     def _all_at_once(self):
@@ -637,7 +662,7 @@ def _state_of_0_1_0(state):
     progress = training.Progress(**old, lr_curve=rates, loss=losses[-1] if losses else None)
     others = {name: value for name, value in state.items() if name != "_memory"}
     return others | {
-        "_optimizer": state["_memory"], "_progress": progress,
+        "_optimizer": {"seed": None} | state["_memory"], "_progress": progress,
         "_is_untrained": not losses and state["_memory"]["steps"] == 0,
         "_loss": Loss(state["_loss"], (0.0,) * state["n_outputs_"]), "lr_curve_": list(rates),
         "validation_scores_": None, "best_validation_score_": None, "validation_loss_curve_": None, "best_iter_": None,

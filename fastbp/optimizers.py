@@ -14,6 +14,8 @@ SGD, ADAM, NO_UPDATE = 0, 1, -1
 # "adamw" is Adam with a decay of the weights. The compiled code of "lbfgs" computes the gradient only: scipy has the
 # update.
 SOLVERS = {"sgd": SGD, "adam": ADAM, "adamw": ADAM, "lbfgs": NO_UPDATE}
+# How many numbers an optimizer remembers of each parameter: a velocity, or Adam's two moments.
+N_MOMENTS = {SGD: 1, ADAM: 2, NO_UPDATE: 0}
 
 
 def step_sizes(solver, rates, first_step, beta_1, beta_2):

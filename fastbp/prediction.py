@@ -58,6 +58,8 @@ class Predictor:
 
     def __init__(self, coefs, intercepts, activations, n_features, *, is_pair=False):
         units = check_shapes(coefs, intercepts, n_features, activations)
+        if is_pair and units[-1] != 1:
+            raise ValueError(f"n_outputs_ is 1, but coefs_ and intercepts_ are those of {units[-1]} outputs.")
         self._n_layers, self._arrays = len(coefs), [*coefs, *intercepts]
         self.network = make_network(units, activations, coefs[0].dtype)
         self.dtype, self.is_pair = self.network.dtype, is_pair

@@ -14,7 +14,7 @@ NUMERICAL = {
 }  # fmt: skip
 # The others that `.ci/run` repeats with the oldest versions. Of the estimators what holds for all versions of
 # scikit-learn: other tests of theirs compare with the texts and rules of 1.9.
-VERSIONS = {"test_classifier", "test_plots", "test_regressor", "test_sparse_input", "test_target"}
+VERSIONS = {"test_classifier", "test_persistence", "test_plots", "test_regressor", "test_sparse_input", "test_target"}
 # In files of the first kind but of the second: they choose the vector instructions, or count beyond 2^31.
 NOT_NUMERICAL = ("test_nothing_after_an_array_is_read_on_the_least_", "test_more_than_two_to_the_31_")
 # Of the estimators' tests those that compare with scikit-learn's results.
@@ -29,6 +29,7 @@ _terminal = pytest.StashKey[int]()
 def pytest_configure(config):
     config.addinivalue_line("markers", "numerical: what is computed depends on the processor's vector instructions")
     config.addinivalue_line("markers", "versions: what else depends on those of Numba, NumPy and scikit-learn")
+    config.addinivalue_line("markers", "slow: takes minutes; only with -m slow")
     config.stash[_terminal] = os.dup(2)  # pytest captures the stream itself during a test
     if numba.config.DISABLE_JIT:
         raise pytest.UsageError("NUMBA_DISABLE_JIT is set, and the kernels run only as compiled code")

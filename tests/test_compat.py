@@ -171,6 +171,8 @@ class Estimator(BaseEstimator):
 def test_parameter_validation(values, name):
     with pytest.raises(ValueError, match=f"The '{name}' parameter of Estimator must be"):
         Estimator(**values).fit(None, [0, 1])
+    with pytest.raises(ValueError, match=f"The '{name}' parameter of Estimator must be"):
+        compat.check_parameters(Estimator(**values))
     Estimator(size=np.inf).fit(np.zeros((2, 2)), [0, 1])
 
 

@@ -33,6 +33,13 @@ def test_features_that_the_network_lacks_are_refused(n_rows, kind):
         clf.predict(kind(np.zeros((n_rows, 5000))))
 
 
+def test_a_number_of_outputs_that_the_network_lacks_is_refused():
+    clf = BackpropClassifier(hidden_layer_sizes=(3,), max_iter=1).fit(X, np.arange(60) % 3)
+    clf.n_outputs_ = 1
+    with pytest.raises(ValueError, match="n_outputs_ is 1, but coefs_ and intercepts_ are those of 3 outputs"):
+        clf.predict_proba(X)
+
+
 def test_best_score_is_one_of_the_scores():
     clf = BackpropClassifier(max_iter=20, early_stopping=True, warm_start=True, random_state=0).fit(X, Y)
     clf.set_params(early_stopping=False).fit(X, Y)

@@ -15,7 +15,7 @@ FORMULAS = {"activations", "dropout", "initializers", "losses", "optimizers", "s
 # From the bottom to the top; a module imports only from the floors below. In CONTRIBUTING.md codegen is one floor, and
 # so are the kernels.
 FLOORS = [
-    {"compat", "user_warnings"},
+    {"compat", "files", "user_warnings"},
     {"codegen.caches", "codegen.target"},
     {"codegen.emit"},
     {"codegen.jit"},
@@ -35,10 +35,10 @@ FLOORS = [
     {"kernels.online", "kernels.prediction"},
     {"kernels.session"},
     {"callbacks", "inputs", "lbfgs", "prediction", "training"},
-    {"validation"},
+    {"state", "validation"},
     {"estimator"},
     {"classifier", "inspection", "regressor"},
-    {"tabular.encoding", "tabular.networks"},
+    {"persistence", "tabular.encoding", "tabular.networks"},
     {"tabular.columns"},
     {"tabular.ensembles"},
     {"tabular.factories"},
@@ -56,6 +56,8 @@ DOORS = {
     "inputs": {"kernels.records"},
     "estimator": {"kernels.csr_matrix", "kernels.network", "kernels.plan", "kernels.records", "kernels.session"},
     "inspection": {"kernels.csr_matrix", "kernels.network", "kernels.records", "kernels.session"},
+    "state": {"kernels.session"},
+    "persistence": set(),
     "training": {"kernels.session", "kernels.shuffle"},
     "validation": {"kernels.csr_matrix", "kernels.evaluation"},
     "prediction": {

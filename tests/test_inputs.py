@@ -373,7 +373,7 @@ def test_a_model_of_version_0_1_0(iris):
     """Its state had no parameters that came later, and another name for the optimizer's."""
     X, y = iris
     clf = fitted(X, y)
-    state = dict(clf.__getstate__())
+    state = dict(vars(clf))
     for name in (*LATER, "lr_curve_", "validation_scores_", "best_validation_score_", "validation_loss_curve_",
                  "best_iter_"):  # fmt: skip
         state.pop(name)

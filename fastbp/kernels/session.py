@@ -5,6 +5,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ from fastbp.kernels.shuffle import N_WORDS
 from fastbp.kernels.tuner import tuner_for
 from fastbp.kernels.workspace import allocate_net, read_layers
 from fastbp.losses import LOSSES, Loss
-from fastbp.optimizers import ADAM, SOLVERS, decay_rates, step_sizes
+from fastbp.optimizers import N_MOMENTS, SOLVERS, decay_rates, step_sizes
 
 
 @dataclass
@@ -86,9 +87,9 @@ class OptimizerState:
     @classmethod
     def empty(cls, network, solver, rate):
         """Return the state before the first step."""
-        n_first = 0 if solver == "lbfgs" else network.n_params
-        n_second = network.n_params if SOLVERS[solver] == ADAM else 0
-        return cls(aligned_zeros(n_first, network.dtype), aligned_zeros(n_second, network.dtype), rate)
+        n_moments = N_MOMENTS[SOLVERS[solver]]
+        first, second = (aligned_zeros(network.n_params if k < n_moments else 0, network.dtype) for k in range(2))
+        return cls(first, second, rate)
 
     def store(self, network, solver):
         """Return the state as a dict, in the layout of `coefs_`, which does not depend on the machine."""
@@ -97,12 +98,26 @@ class OptimizerState:
 
     @classmethod
     def restore(cls, stored, network, solver):
-        """Return the state from what `store` returned; None where it belongs to another solver."""
-        if stored["solver"] != solver:
+        """Return the state from what `store` returned; None where it belongs to another solver or network."""
+        if stored["solver"] != solver or not memory_fits(stored, network.units):
             return None
         parts = [network.pack(*part) for part in stored["parts"]]
         parts += [aligned_zeros(0, network.dtype)] * (2 - len(parts))
-        return cls(parts[0], parts[1], stored["rate"], stored["steps"], stored.get("seed"))
+        return cls(parts[0], parts[1], stored["rate"], stored["steps"], stored["seed"])
+
+
+def memory_fits(stored, units):
+    """Whether what `OptimizerState.store` returned is the memory of a network of these units.
+
+    The user may have set weights of another shape; files can be without memory.
+    """
+    shapes = [*pairwise(units), *((n,) for n in units[1:])]
+    parts = stored["parts"]
+    return (
+        parts is not None
+        and len(parts) == N_MOMENTS[SOLVERS[stored["solver"]]]
+        and all([np.shape(array) for array in (*coefs, *intercepts)] == shapes for coefs, intercepts in parts)
+    )
 
 
 @dataclass
