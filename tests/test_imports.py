@@ -43,13 +43,14 @@ FLOORS = [
     {"tabular.ensembles"},
     {"tabular.factories"},
     {"tabular"},
-    {"plots", "system", "__main__"},
+    {"onnx", "plots", "system", "__main__"},
 ]  # fmt: skip
 # These stand beside the house: readers of data, and the same network in plain NumPy.
 APART = {"", "datasets", "plain"}
 # All that these modules may import of codegen and the kernels: each passes the work on only to the next.
 DOORS = {
     "classifier": set(),
+    "onnx": set(),
     "regressor": set(),
     "tabular.ensembles": {"kernels.threads"},
     "lbfgs": set(),
