@@ -116,7 +116,8 @@ def register():
     """Make the estimators known to skl2onnx, so that `skl2onnx.to_onnx` converts pipelines that contain them.
 
     The outputs of a pipeline are those of `to_onnx`. As for all classifiers of skl2onnx, probabilities are dictionaries
-    unless you pass ``options={"zipmap": False}``.
+    unless you pass ``options={"zipmap": False}``. Do so for a network in float64: ONNX has such dictionaries for
+    float32 only.
 
     Raises
     ------
