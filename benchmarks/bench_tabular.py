@@ -45,8 +45,8 @@ def as_numbers(name):
     return X, y.astype(float)
 
 
-# Left out: Proben1's diabetes, which is pima; its heart sets, which share rows; optdigits, which contains digits; and the
-# second and third target of building1.
+# Left out: Proben1's diabetes, which is pima; its heart sets, which share rows; optdigits, which contains digits; the
+# other targets of building1.
 CLASSIFICATION = {
     "iris": partial(datasets.load_iris, return_X_y=True),
     "wine": partial(datasets.load_wine, return_X_y=True),

@@ -1,6 +1,7 @@
 """Multilayer perceptrons for scikit-learn users, trained by backpropagation in compiled code."""
 
 from fastbp.classifier import BackpropClassifier
+from fastbp.onnx import to_onnx
 from fastbp.persistence import load, save
 from fastbp.regressor import BackpropRegressor
 from fastbp.state import FormatError
@@ -11,5 +12,5 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackpropClassifier", "BackpropRegressor", "FormatError", "load", "make_tabular_classifier",
-    "make_tabular_regressor", "save", "show_versions", "warmup",
+    "make_tabular_regressor", "save", "show_versions", "to_onnx", "warmup",
 ]  # fmt: skip

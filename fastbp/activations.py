@@ -1,6 +1,7 @@
 """Activation functions: the name, the value and the derivative of each.
 
-To add one, write its forward and its backward kernel, its dataclass and its entry in `ACTIVATIONS`, all in this file.
+To add one, write its forward and its backward kernel, its dataclass with its `formula`, and its entry in `ACTIVATIONS`,
+all in this file.
 
 Conventions for the kernels:
 
@@ -118,6 +119,23 @@ class Activation:
         """The largest absolute value of the derivative; saturation is measured against it."""
         return 1.0
 
+    def formula(self, z, xp):
+        """Return f(z), written with the functions of a namespace: for arrays, or for the nodes of a graph.
+
+        Parameters
+        ----------
+        z : array
+            Pre-activations, of the namespace.
+        xp : namespace
+            Has `exp`, `expm1`, `tanh`, `where`, `minimum` and `maximum`, as NumPy; `erf` and `expit`, as
+            `scipy.special`; and `softmax`, of the last axis. Its arrays have the operators of numbers.
+
+        Returns
+        -------
+        array
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no formula: it cannot be exported.")
+
     def forward_address(self, dtype):
         """Compile or load the forward kernel and return its address; 0 if there is none, as f(z) = z."""
         return _address(type(self)._forward, 2, 3 if self.by_rows else 1, np.dtype(dtype))
@@ -220,6 +238,10 @@ class Identity(Activation):
 
     name = "identity"
 
+    def formula(self, z, xp):
+        """Return f(z), see `Activation.formula`."""
+        return z
+
 
 @called_by_address
 def _logistic_forward(c0, c1, z, a, n):
@@ -252,6 +274,10 @@ class Logistic(Activation):
 
     def __post_init__(self):
         _check_above_zero(self, slope=self.slope)
+
+    def formula(self, z, xp):
+        """Return f(z), see `Activation.formula`."""
+        return xp.expit(z * float(self.slope))
 
     @property
     def coefficients(self):
@@ -296,6 +322,10 @@ class Exp(Activation):
     name = "exp"
     _forward, _backward = _exp_forward, _exp_backward
 
+    def formula(self, z, xp):
+        """Return f(z), see `Activation.formula`."""
+        return xp.exp(z)
+
     @property
     def max_derivative(self):
         """Infinity: there is no largest one."""
@@ -308,6 +338,10 @@ class Tanh(Activation):
 
     name = "tanh"
     _forward, _backward = _tanh_forward, _tanh_backward
+
+    def formula(self, z, xp):
+        """Return f(z), see `Activation.formula`."""
+        return xp.tanh(z)
 
 
 @called_by_address
@@ -331,6 +365,10 @@ class Relu(Activation):
     name = "relu"
     is_rectifier = True
     _forward, _backward = _relu_forward, _relu_backward
+
+    def formula(self, z, xp):
+        """Return f(z), see `Activation.formula`."""
+        return xp.maximum(z, 0.0)
 
 
 @called_by_address
@@ -374,6 +412,11 @@ class PiecewiseLinear(Activation):
                 f"PiecewiseLinear needs x_min below x_max, got x_min={self.x_min!r} and x_max={self.x_max!r}."
             )
         _check_coefficients(self)
+
+    def formula(self, z, xp):
+        """Return f(z), see `Activation.formula`."""
+        x_min, factor = self.coefficients
+        return xp.minimum(xp.maximum((z - x_min) * factor, 0.0), 1.0)
 
     @property
     def coefficients(self):
@@ -428,6 +471,12 @@ class Gaussian(Activation):
         _check_finite(self, mu=self.mu)
         _check_above_zero(self, sigma=self.sigma)
         _check_coefficients(self)
+
+    def formula(self, z, xp):
+        """Return f(z), see `Activation.formula`."""
+        mu, factor = self.coefficients
+        t = (z - mu) * factor
+        return xp.exp(t * t * -0.5) * (factor * 0.3989422804014327)
 
     @property
     def coefficients(self):
@@ -503,6 +552,10 @@ class Threshold(Activation):
             known = [name for name in self._surrogates if name]
             raise ValueError(f"The surrogate of Threshold must be None or one of {known}, got {self.surrogate!r}.")
 
+    def formula(self, z, xp):
+        """Return f(z), see `Activation.formula`."""
+        return xp.where(z >= 0.0, 1.0, 0.0)
+
     @property
     def max_derivative(self):
         """The largest derivative of the surrogate; 0 without one."""
@@ -546,6 +599,10 @@ class LeakyRelu(Activation):
     def __post_init__(self):
         _check_finite(self, negative_slope=self.negative_slope)
 
+    def formula(self, z, xp):
+        """Return f(z), see `Activation.formula`."""
+        return xp.where(z < 0.0, z * float(self.negative_slope), z)
+
     @property
     def coefficients(self):
         """c0 is the derivative below 0."""
@@ -573,6 +630,10 @@ def _elu_backward(c0, c1, z, a, delta, n):
         store(delta, i, select(y > 0.0, d * c1, d * (y + c0)))
 
 
+def _elu_formula(z, xp, below, above):
+    return xp.where(z > 0.0, z * above, xp.expm1(xp.minimum(z, 0.0)) * below)
+
+
 @dataclass(frozen=True)
 class Elu(Activation):
     """f(z) = z above 0, alpha (exp(z) - 1) below, with f' = a + alpha there (Clevert et al. 2016).
@@ -591,6 +652,10 @@ class Elu(Activation):
     def __post_init__(self):
         _check_above_zero(self, alpha=self.alpha)
 
+    def formula(self, z, xp):
+        """Return f(z), see `Activation.formula`."""
+        return _elu_formula(z, xp, *self.coefficients)
+
     @property
     def coefficients(self):
         """c0 is the factor below 0, c1 the factor above."""
@@ -608,6 +673,10 @@ class Selu(Activation):
 
     name = "selu"
     _forward, _backward = _elu_forward, _elu_backward
+
+    def formula(self, z, xp):
+        """Return f(z), see `Activation.formula`."""
+        return _elu_formula(z, xp, *self.coefficients)
 
     @property
     def coefficients(self):
@@ -649,6 +718,10 @@ class Gelu(Activation):
     keeps_z = True
     _forward, _backward = _gelu_forward, _gelu_backward
 
+    def formula(self, z, xp):
+        """Return f(z), see `Activation.formula`."""
+        return z * (xp.erf(z * 0.7071067811865476) * 0.5 + 0.5)
+
     @property
     def max_derivative(self):
         """The derivative at z = sqrt 2."""
@@ -679,6 +752,10 @@ class Silu(Activation):
     is_rectifier = True
     keeps_z = True
     _forward, _backward = _silu_forward, _silu_backward
+
+    def formula(self, z, xp):
+        """Return f(z), see `Activation.formula`."""
+        return z * xp.expit(z)
 
     @property
     def max_derivative(self):
@@ -748,6 +825,10 @@ class Softmax(Activation):
     name = "softmax"
     by_rows = True
     _forward = _softmax_forward
+
+    def formula(self, z, xp):
+        """Return f(z), see `Activation.formula`."""
+        return xp.softmax(z)
 
 
 ACTIVATIONS = {

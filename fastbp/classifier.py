@@ -616,14 +616,15 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
             the weights.
         """
         outputs, model = self._outputs(X)
-        if model._loss.name == "squared_error":
+        rule = model._probability_rule()
+        if rule is not None:
             np.clip(outputs, 0, 1, out=outputs)
-            if model.n_outputs_ > 1 and model._binarizer.y_type_ != "multilabel-indicator":
-                total = outputs.sum(axis=1, keepdims=True)
-                # Where all outputs are 0, all classes are equally likely.
-                outputs[total[:, 0] == 0] = 1
-                total[total == 0] = model.n_outputs_
-                outputs /= total
+        if rule == "shares":
+            total = outputs.cumsum(axis=1)[:, -1:]  # one after the other, as compiled predictors do
+            # Where all outputs are 0, all classes are equally likely.
+            outputs[total[:, 0] == 0] = 1
+            total[total == 0] = model.n_outputs_
+            outputs /= total
         return outputs
 
     def predict_log_proba(self, X: ArrayLike) -> np.ndarray:
@@ -644,6 +645,12 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
 
     def _has_pair(self):
         return self.n_outputs_ == 1 and self._binarizer.y_type_ != "multilabel-indicator"
+
+    def _probability_rule(self):
+        if self._loss.name != "squared_error":
+            return None
+        is_multiclass = self.n_outputs_ > 1 and self._binarizer.y_type_ != "multilabel-indicator"
+        return "shares" if is_multiclass else "clip"
 
     def _default_output_activation(self, n_outputs):
         is_softmax = self.loss == "log_loss" and n_outputs > 1 and self._binarizer.y_type_ == "multiclass"

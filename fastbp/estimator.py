@@ -18,6 +18,7 @@ from fastbp import lbfgs, training
 from fastbp.activations import ACTIVATIONS, Activation, check_can_learn, get_activation
 from fastbp.callbacks import FitCallbacks
 from fastbp.compat import CallbackSupportMixin, Interval, Options, StrOptions, check_feature_names
+from fastbp.compiled import CompiledPredictor
 from fastbp.dropout import Dropout
 from fastbp.initializers import WEIGHT_INITS, initial_parameters, scaled_parameters
 from fastbp.inputs import keep_float64, plain_numbers, ravel_column, targets_and_weights
@@ -93,6 +94,40 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
     _activations: list[Activation]
     # Whether targets must be numbers.
     _numeric_targets = False
+
+    def compiled_predictor(self) -> CompiledPredictor:
+        """Return the fitted network as a function that compiled code calls.
+
+        A function compiled by Numba, or C, calls it for a sample or for some, without the interpreter. It returns what
+        `predict_proba` of a classifier, or `predict` of a regressor, returns, with the same bits.
+
+        Returns
+        -------
+        predictor : CompiledPredictor
+            Called as ``predictor(x)`` or ``predictor(x, out)``. It has a copy of the weights: training or editing this
+            estimator does not change it.
+
+        Examples
+        --------
+        >>> from fastbp import BackpropRegressor
+        >>> from numba import njit
+        >>> from sklearn.datasets import load_diabetes
+        >>> X, y = load_diabetes(return_X_y=True)
+        >>> predictor = BackpropRegressor(max_iter=500, random_state=0).fit(X, y).compiled_predictor()
+        >>> @njit
+        ... def effect(predictor, x, j, step):
+        ...     changed = x.copy()
+        ...     changed[j] += step
+        ...     return predictor(changed) - predictor(x)
+        >>> bool(effect(predictor, X[0], 2, 0.01) > 0)
+        True
+        """
+        model = self._as_it_is()
+        check_is_fitted(model)
+        return CompiledPredictor(
+            model.coefs_, model.intercepts_, model._activations, model.n_features_in_, is_pair=model._has_pair(),
+            rule=model._probability_rule(), is_vector=model._is_vector(),
+        )  # fmt: skip
 
     def _check_X(self, X, y="no_validation", *, reset, dtype=None):
         """Check the input.
@@ -549,6 +584,14 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
 
     def _has_pair(self):
         """Whether the one output is the probability of the second of two classes, and those of both are wanted."""
+        return False
+
+    def _probability_rule(self):
+        """How outputs become probabilities: None as they are, "clip" to [0, 1], "shares" divided by their sum, too."""
+        return None
+
+    def _is_vector(self):
+        """Whether predictions for some samples have one dimension."""
         return False
 
     def _outputs(self, X):

@@ -541,6 +541,9 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
     def _strata(self, Y):
         return None
 
+    def _is_vector(self):
+        return self.n_outputs_ == 1
+
     def _score_outputs(self, outputs, Y, weight):
         """Return what `score` does; NaN where an output is not finite."""
         if not np.isfinite(outputs).all():

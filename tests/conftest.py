@@ -14,7 +14,10 @@ NUMERICAL = {
 }  # fmt: skip
 # The others that `.ci/run` repeats with the oldest versions. Of the estimators what holds for all versions of
 # scikit-learn: other tests of theirs compare with the texts and rules of 1.9.
-VERSIONS = {"test_classifier", "test_persistence", "test_plots", "test_regressor", "test_sparse_input", "test_target"}
+VERSIONS = {
+    "test_classifier", "test_compiled_predictor", "test_persistence", "test_plots", "test_regressor",
+    "test_sparse_input", "test_target",
+}  # fmt: skip
 # In files of the first kind but of the second: they choose the vector instructions, or count beyond 2^31.
 NOT_NUMERICAL = ("test_nothing_after_an_array_is_read_on_the_least_", "test_more_than_two_to_the_31_")
 # Of the estimators' tests those that compare with scikit-learn's results.

@@ -2,11 +2,13 @@ import pickle
 from dataclasses import FrozenInstanceError, asdict
 from fractions import Fraction
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import reference
 from numba import njit
+from scipy import special
 
 from fastbp import activations
 from fastbp.activations import (
@@ -35,6 +37,11 @@ OBJECTS = [
     Threshold("logistic"), Threshold("tanh"), Threshold("identity"), LeakyRelu(0.25), LeakyRelu(-0.5), Elu(0.5),
     Exp(),
 ]  # fmt: skip
+# What `Activation.formula` is written with.
+FUNCTIONS = SimpleNamespace(
+    exp=np.exp, expm1=np.expm1, tanh=np.tanh, where=np.where, minimum=np.minimum, maximum=np.maximum,
+    erf=special.erf, expit=special.expit, softmax=lambda z: special.softmax(z, axis=-1),
+)  # fmt: skip
 # Where the value or the derivative jumps.
 KINKS = {
     PiecewiseLinear(): (-1, 1), PiecewiseLinear(-0.5, 2.0): (-0.5, 2),
@@ -307,3 +314,18 @@ def test_get_activation():
     for unknown in ("swish", "softmax", None):
         with pytest.raises(ValueError, match=r"is unknown; the known ones are \['elu', 'gaussian'"):
             get_activation(unknown)
+
+
+@pytest.mark.parametrize("activation", [*OBJECTS, Softmax()], ids=repr)
+def test_the_formula_is_the_function(activation):
+    z = np.concatenate([np.linspace(-30, 30, 4001), [0.0, 1e-9, -1e-9]]).reshape(2, -1)
+    found = activation.formula(z, FUNCTIONS)
+    np.testing.assert_allclose(found, value_naive(activation, z), rtol=1e-13, atol=1e-14)
+
+
+def test_an_activation_without_a_formula_says_so():
+    class Other(Activation):
+        name = "other"
+
+    with pytest.raises(NotImplementedError, match="Other has no formula"):
+        Other().formula(np.zeros(3), FUNCTIONS)

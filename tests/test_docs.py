@@ -24,6 +24,9 @@ def test_code_runs(page, tmp_path, monkeypatch):
     assert blocks
     if any("plots" in block for block in blocks):
         pytest.importorskip("matplotlib", reason="the extra 'plots' is not installed").use("Agg")
+    if any("onnxruntime" in block for block in blocks):
+        for package in ("onnx", "onnxruntime"):
+            pytest.importorskip(package, reason=f"{package} is not installed")
     monkeypatch.chdir(tmp_path)
     names = {}
     for block in blocks:  # each goes on where the last ended

@@ -163,6 +163,14 @@ def test_quantile_bands():
         assert row[3] > 0 and row[5] < row[4] < same[4]  # crossings, and the pinball loss
 
 
+def test_monte_carlo():
+    _, *rows, differences, _ = numbers("monte_carlo")
+    assert [row[0] for row in rows] == [-1, 0, 2]
+    for _, mean, deviation, found_mean, found_deviation in rows:
+        assert abs(found_mean - mean) < 0.05 and found_deviation == pytest.approx(deviation, rel=0.1)
+    assert differences == [0]
+
+
 @pytest.mark.parametrize("name", sorted(APPLICATIONS))
 def test_data_that_is_not_there(name, tmp_path, monkeypatch):
     monkeypatch.setenv("FASTBP_DATA", str(tmp_path))

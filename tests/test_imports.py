@@ -35,7 +35,7 @@ FLOORS = [
     {"kernels.online", "kernels.prediction"},
     {"kernels.session"},
     {"callbacks", "inputs", "lbfgs", "prediction", "training"},
-    {"state", "validation"},
+    {"compiled", "state", "validation"},
     {"estimator"},
     {"classifier", "inspection", "regressor"},
     {"persistence", "tabular.encoding", "tabular.networks"},
@@ -43,16 +43,21 @@ FLOORS = [
     {"tabular.ensembles"},
     {"tabular.factories"},
     {"tabular"},
-    {"plots", "system", "__main__"},
+    {"onnx", "plots", "system", "__main__"},
 ]  # fmt: skip
 # These stand beside the house: readers of data, and the same network in plain NumPy.
 APART = {"", "datasets", "plain"}
 # All that these modules may import of codegen and the kernels: each passes the work on only to the next.
 DOORS = {
     "classifier": set(),
+    "onnx": set(),
     "regressor": set(),
     "tabular.ensembles": {"kernels.threads"},
     "lbfgs": set(),
+    "compiled": {
+        "codegen.jit", "codegen.memory", "kernels.addresses", "kernels.network", "kernels.prediction",
+        "kernels.records",
+    },
     "inputs": {"kernels.records"},
     "estimator": {"kernels.csr_matrix", "kernels.network", "kernels.plan", "kernels.records", "kernels.session"},
     "inspection": {"kernels.csr_matrix", "kernels.network", "kernels.records", "kernels.session"},

@@ -164,7 +164,7 @@ def test_full_disk(cache, small, monkeypatch):
 
 def test_code_of_other_sources_is_stale(cache, small, monkeypatch):
     cached_jit(small.twice)(4.0)
-    monkeypatch.setattr(jit, "_source_stamp", lambda: "the stamp of another version")
+    monkeypatch.setattr(jit, "source_stamp", lambda: "the stamp of another version")
     other = cached_jit(small.twice)
     assert other(4.0) == 8
     assert hits_and_misses(other) == (0, 1)
@@ -174,7 +174,7 @@ def test_source_stamp_covers_all_files(tmp_path, monkeypatch):
     package = tmp_path / "copy"
     copy_package(package)
     monkeypatch.setattr(jit, "files", {"fastbp": package}.get)
-    new_stamp = jit._source_stamp.__wrapped__
+    new_stamp = jit.source_stamp.__wrapped__
     stamps = {new_stamp()}
     assert stamps == {new_stamp()}
     sources = sorted(package.rglob("*.py"))
@@ -188,16 +188,16 @@ def test_source_stamp_covers_all_files(tmp_path, monkeypatch):
 def test_source_stamp_of_a_package_in_an_archive(tmp_path):
     copy_package(tmp_path / "source" / "fastbp")
     archive = shutil.make_archive(str(tmp_path / "package"), "zip", tmp_path / "source")
-    script = "import json; from fastbp.codegen import jit; print(json.dumps([jit.__file__, jit._source_stamp()]))"
+    script = "import json; from fastbp.codegen import jit; print(json.dumps([jit.__file__, jit.source_stamp()]))"
     ((file, stamp),) = finish(start(script, tmp_path, PYTHONPATH=archive))
     assert file.startswith(archive)
-    assert stamp == jit._source_stamp()
+    assert stamp == jit.source_stamp()
 
 
 def test_without_sources_nothing_is_kept(cache, small, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     monkeypatch.setattr(jit, "files", {"fastbp": tmp_path / "empty"}.get)
-    monkeypatch.setattr(jit, "_source_stamp", jit._source_stamp.__wrapped__)
+    monkeypatch.setattr(jit, "source_stamp", jit.source_stamp.__wrapped__)
     with pytest.warns(RuntimeWarning, match=r"without its sources.* compiles in memory"):
         assert cached_jit(small.twice)(4.0) == 8
     assert not jit.all_code_is_kept() and not snapshot(tmp_path)

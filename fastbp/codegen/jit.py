@@ -211,7 +211,7 @@ def _sources(folder):
 
 
 @cache
-def _source_stamp():
+def source_stamp():
     """Hash all sources of the package, in a folder or an archive: machine code of another version is stale.
 
     Numba's own stamp covers only the file of the cached function, not the files
@@ -246,7 +246,7 @@ class _ForgivingCache(DiskCache):
     def _backend(self):
         if self._on_disk is None:
             was_there = os.path.lexists("~")
-            backend = open_disk_cache(self._function, _source_stamp())
+            backend = open_disk_cache(self._function, source_stamp())
             # Where the system knows no home folder, Numba makes a folder named "~" in the current one. One that
             # NUMBA_CACHE_DIR names is the user's own doing.
             chosen = config.CACHE_DIR and backend.cache_path.startswith(config.CACHE_DIR)

@@ -10,7 +10,7 @@ from numba import types
 from numba.extending import intrinsic
 from numba.np.numpy_support import as_dtype
 
-from fastbp.codegen.emit import BYTES, INT64, emit_offset, emit_prefetch
+from fastbp.codegen.emit import BYTES, INT64, emit_call, emit_offset, emit_prefetch
 from fastbp.codegen.target import lanes
 
 
@@ -33,6 +33,39 @@ def pointer_at(typingctx, like, address):
         return builder.inttoptr(args[1], args[0].type)
 
     return like(like, types.int64), codegen
+
+
+@intrinsic
+def integers_at(typingctx, address):
+    """Make a pointer to int64 from an address."""
+    kind = types.CPointer(types.int64)
+
+    def codegen(context, builder, signature, args):
+        return builder.inttoptr(args[0], context.get_value_type(kind))
+
+    return kind(types.int64), codegen
+
+
+@intrinsic
+def allocate(typingctx, like, n):
+    """Allocate memory for n numbers of a pointer's type; it begins at no special multiple. The address 0 on failure."""
+
+    def codegen(context, builder, signature, args):
+        n_bytes = builder.mul(args[1], INT64(like.dtype.bitwidth // 8))
+        return builder.bitcast(emit_call(builder, "malloc", BYTES, [n_bytes]), args[0].type)
+
+    return like(like, types.int64), codegen
+
+
+@intrinsic
+def release(typingctx, base):
+    """Give back memory from `allocate`."""
+
+    def codegen(context, builder, signature, args):
+        emit_call(builder, "free", ir.VoidType(), [builder.bitcast(args[0], BYTES)])
+        return context.get_dummy_value()
+
+    return types.void(base), codegen
 
 
 @intrinsic
