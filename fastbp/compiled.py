@@ -194,10 +194,13 @@ class PredictorType(types.Type):
         super().__init__(name=f"CompiledPredictor({dtype}, is_vector={is_vector}, version={source_stamp()})")
 
 
+_DESCRIPTION = types.CPointer(types.int64)
+
+
 @register_model(PredictorType)
 class _PredictorModel(models.StructModel):
     def __init__(self, manager, kind):
-        super().__init__(manager, kind, [("description", types.CPointer(types.int64))])
+        super().__init__(manager, kind, [("description", _DESCRIPTION)])
 
 
 make_attribute_wrapper(PredictorType, "description", "description")
@@ -210,11 +213,9 @@ def _typeof(value, context):
     return PredictorType(from_dtype(value.dtype), value._is_vector)
 
 
-def _struct_of(context, builder, kind, place):
+def _struct_of(context, builder, place):
     """Build the value of the type from the address of the description, a pointer."""
-    struct = cgutils.create_struct_proxy(kind)(context, builder)
-    struct.description = builder.bitcast(place, struct.description.type)
-    return struct._getvalue()
+    return cgutils.pack_struct(builder, [builder.bitcast(place, context.get_value_type(_DESCRIPTION))])
 
 
 @unbox(PredictorType)
@@ -223,14 +224,14 @@ def _unbox(kind, value, c):
     place = c.pyapi.long_as_voidptr(number)
     c.pyapi.decref(number)
     failed = cgutils.is_not_null(c.builder, c.pyapi.err_occurred())
-    return NativeValue(_struct_of(c.context, c.builder, kind, place), is_error=failed)
+    return NativeValue(_struct_of(c.context, c.builder, place), is_error=failed)
 
 
 @lower_constant(PredictorType)
 def _lower_constant(context, builder, kind, value):
     _CONSTANTS.append(value)
     # Numba keeps no machine code with such an address on disk.
-    return _struct_of(context, builder, kind, context.add_dynamic_addr(builder, value._place, info=repr(value)))
+    return _struct_of(context, builder, context.add_dynamic_addr(builder, value._place, info=repr(value)))
 
 
 @lower_builtin(PredictorType, PredictorType, types.VarArg(types.Any))
