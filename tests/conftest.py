@@ -2,6 +2,7 @@
 
 import faulthandler
 import os
+import signal
 
 import numba
 import pytest
@@ -46,6 +47,14 @@ def pytest_collection_modifyitems(items):
             item.add_marker("numerical")
         if file in VERSIONS or is_excluded:
             item.add_marker("versions")
+
+
+@pytest.fixture
+def ctrl_c_interrupts():
+    """A process that a shell script starts in the background ignores Ctrl-C, and so does pytest in it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 # pytest-timeout interrupts a test from Python. Compiled code does not notice that: a kernel that waits for ever, as a

@@ -531,14 +531,6 @@ def test_divergence_is_reported_and_changes_nothing(digits):
     assert clf.__dict__ == before
 
 
-@pytest.fixture
-def ctrl_c_interrupts():
-    """A process that a shell script starts in the background ignores Ctrl-C, and so does pytest in it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def test_ctrl_c_keeps_the_model(digits, ctrl_c_interrupts):
     X, y = digits
     clf = BackpropClassifier((50,), max_iter=10**6, n_iter_no_change=np.inf, random_state=0)

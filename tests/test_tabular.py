@@ -456,7 +456,7 @@ def test_better_than_a_constant_and_calibrated():
 
 @pytest.mark.parametrize("solver", ["adamw", "lbfgs"])
 @pytest.mark.parametrize("n_jobs", [1, 2])
-def test_ctrl_c_ends_the_training_of_all_members(n_jobs, solver):
+def test_ctrl_c_ends_the_training_of_all_members(n_jobs, solver, ctrl_c_interrupts):
     """No member trains on, neither the next one on the same thread nor those on other threads."""
     X, y = load_diabetes(return_X_y=True)
     options = {"solver": "lbfgs", "dropout": 0.0, "weight_decay": 0.0, "tol": 0.0} if solver == "lbfgs" else {}
