@@ -1,82 +1,102 @@
-"""scikit-learn's callbacks, which it has from version 1.9 on, during a call of `fit`."""
+"""Callbacks: what happens between the epochs of a training.
 
-from typing import Any
+They need scikit-learn 1.9 or newer, whose own callbacks fit the estimators too.
+"""
 
-from fastbp.compat import begin_callbacks
+import copy
+import os
+from pathlib import Path
+
+import numpy as np
+from sklearn.utils.validation import check_scalar
+
+from fastbp.classifier import BackpropClassifier
+from fastbp.persistence import check_can_save, save
+from fastbp.regressor import BackpropRegressor
 
 
-class FitCallbacks:
-    """Tells the callbacks of an estimator when its training and each epoch begin and end.
+class Checkpoint:
+    """Save the training to a file, from which it goes on if the process ends.
+
+    The file is what `fastbp.save` writes, with what training needs beside the model: the optimizer, the random
+    generator, the order of the samples, the best weights of early stopping. It is replaced as a whole, so that at any
+    moment there is the old one or the new one. `fit` with ``resume_from=fastbp.load(path)`` goes on, and ends with the
+    same bits as a training that was not interrupted.
+
+    It needs scikit-learn 1.9 or newer, and the extra "save": ``pip install "fastbp[save]"``.
 
     Parameters
     ----------
-    estimator : BackpropClassifier or BackpropRegressor
-        The estimator on which they are set.
-    context : sklearn.callback.CallbackContext
-        That of the call of `fit`.
-    arguments : dict
-        What the callbacks get to know of this call.
-    task_name : str
-        What they call an epoch.
+    path : path-like
+        The file; by custom its name ends with ".safetensors". Each training needs a file of its own: do not set a
+        checkpoint on an estimator that a search or an ensemble clones.
+    every : int, default=1
+        Save after each so many epochs. A file has three times the size of the weights after training with Adam, and
+        the disk has to have it before training goes on.
+
+    See Also
+    --------
+    fastbp.load : Load the file: a model like any other, with the weights of that epoch.
+
+    Notes
+    -----
+    After Ctrl-C, after `max_time` and at the end, `fit` returns the model, which `fastbp.save` saves; the file has that
+    of an epoch before. `partial_fit` has no callbacks: its models go on when they are loaded. Where X is sparse and
+    `alpha` is 0, weights of absent features are brought up to date after each epoch, so that the results with and
+    without checkpoints differ by rounding.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> import fastbp
+    >>> from fastbp.callbacks import Checkpoint
+    >>> from sklearn.datasets import load_digits
+    >>> X, y = load_digits(return_X_y=True)
+    >>> path = Path("digits.safetensors")
+    >>> clf = fastbp.BackpropClassifier(max_iter=50, random_state=0)
+    >>> clf = clf.set_callbacks(Checkpoint(path, every=10))  # doctest: +SKIP
+    >>> clf.fit(X, y, resume_from=fastbp.load(path) if path.exists() else None)  # doctest: +SKIP
+    BackpropClassifier(max_iter=50, random_state=0)
     """
 
-    def __init__(self, estimator, context, arguments, task_name):
-        self._arguments = {"estimator": estimator, **arguments}
-        self._fit, self._task_name = context, task_name
-        self._epoch: Any = None
-        self._model_of: Any = None
-        context.call_on_fit_task_begin(**self._arguments)
+    keeps_state = True  # so that the models that it is shown are those from which training goes on
 
-    @classmethod
-    def of(cls, estimator, X, y, sample_weight):
-        """Set up the callbacks of an estimator; None if it has none.
+    def __init__(self, path: str | os.PathLike, every: int = 1):
+        self.path = Path(path)
+        self.every = check_scalar(every, "every", int, min_val=1)
 
-        scikit-learn takes them down at the end of `fit`, whatever happens: by what it finds on this very object.
-        """
-        context = begin_callbacks(estimator, estimator.max_iter)
-        if context is None:
-            return None
-        metadata = None if sample_weight is None else {"sample_weight": sample_weight}
-        arguments = {"X": X, "y": y, "metadata": metadata}
-        return cls(estimator, context, arguments, "iteration" if estimator.solver == "lbfgs" else "epoch")
+    def setup(self, estimator, context):
+        """Check that the estimator can be saved; scikit-learn calls this when `fit` begins."""
+        if type(estimator) not in (BackpropClassifier, BackpropRegressor):
+            raise TypeError(
+                f"Checkpoint is for BackpropClassifier and BackpropRegressor, got {type(estimator).__name__}. Set it "
+                "on the network inside: of a pipeline, on its last step."
+            )
+        if estimator.solver == "lbfgs":
+            raise ValueError(
+                "Checkpoint is not for solver='lbfgs', whose state is inside of SciPy. Use another solver, or save the "
+                "model after fit and train it further with warm_start=True."
+            )
+        check_can_save(_without_code(estimator))
+        if not self.path.resolve().parent.is_dir():
+            raise FileNotFoundError(f"Checkpoint has path={str(self.path)!r}, whose folder does not exist.")
 
-    def set_model(self, model_of):
-        """Set the function that makes a fitted estimator from `coefs` and `intercepts`."""
-        self._model_of = model_of
+    def on_fit_task_begin(self, estimator, context):
+        """Do nothing."""
 
-    def begin_epoch(self):
-        """Begin an epoch, unless one has begun."""
-        if self._epoch is None:
-            self._epoch = self._fit.subcontext(task_name=self._task_name)
-            self._epoch.call_on_fit_task_begin(**self._arguments)
+    def on_fit_task_end(self, estimator, context, *, fitted_estimator=None):
+        """Save the model after an epoch."""
+        # The first is the call of `fit` itself, the second an epoch that is not complete.
+        if not hasattr(fitted_estimator, "_training_state") or fitted_estimator.n_iter_ % self.every:
+            return
+        # A network that has diverged cannot go on.
+        if all(np.isfinite(array).all() for array in (*fitted_estimator.coefs_, *fitted_estimator.intercepts_)):
+            save(_without_code(fitted_estimator), self.path)
 
-    def end_epoch(self, parameters):
-        """End the epoch.
+    def teardown(self, estimator, context):
+        """Do nothing."""
 
-        Parameters
-        ----------
-        parameters : callable
-            Returns `coefs` and `intercepts`; called if a callback wants to see the model.
 
-        Returns
-        -------
-        bool
-            Whether a callback wants to end training.
-        """
-        epoch, self._epoch = self._epoch, None  # an error, or Ctrl-C, in a callback ends it too
-
-        def attributes():
-            # scikit-learn copies the estimator and sets these: the copy becomes the model, with no attribute of before.
-            return {"__dict__": vars(self._model_of(*parameters()))}
-
-        return epoch.call_on_fit_task_end(**self._arguments, reconstruction_attributes=attributes)
-
-    def close(self):
-        """End an epoch that is not complete, of which the callbacks get no model."""
-        if self._epoch is not None:
-            epoch, self._epoch = self._epoch, None
-            epoch.call_on_fit_task_end(**self._arguments)
-
-    def end(self):
-        """End the call of `fit`: the estimator itself is the model."""
-        self._fit.call_on_fit_task_end(**self._arguments, reconstruction_attributes={})
+def _without_code(estimator):
+    """Return an estimator whose parameters a file holds: `resume_from` takes them from the one that is fitted."""
+    return copy.copy(estimator).set_params(scoring=None) if callable(estimator.scoring) else estimator

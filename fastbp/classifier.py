@@ -15,6 +15,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import type_of_target, unique_labels
 
 from fastbp.activations import Activation, Logistic, Softmax
+from fastbp.calls import Call
 from fastbp.compat import Interval, StrOptions, check_partial_fit_first_call, check_sample_weight, fit_context
 from fastbp.estimator import BaseBackprop
 from fastbp.losses import Loss, smooth_targets
@@ -359,6 +360,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         *,
         X_val: ArrayLike | None = None,
         y_val: ArrayLike | None = None,
+        resume_from: Self | None = None,
     ) -> Self:
         """Fit the model to data matrix X and target(s) y.
 
@@ -376,6 +378,12 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         y_val : array-like of shape (n_val_samples,) or (n_val_samples, n_labels), default=None
             The labels of the validation data.
 
+        resume_from : BackpropClassifier, default=None
+            A checkpoint: what `fastbp.load` returns for a file that `fastbp.callbacks.Checkpoint` has written. Training
+            goes on after its epoch, and ends with the same bits as if it had not been interrupted. X, y, the weights,
+            the validation data and the parameters must be those with which it began; `max_iter`, `max_time`, `tol`,
+            `n_iter_no_change`, `n_jobs`, `verbose` and `warm_start` may be others.
+
         Returns
         -------
         self : BackpropClassifier
@@ -391,11 +399,11 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         Raises
         ------
         ValueError
-            If the input is invalid, or the weights became infinite.
+            If the input is invalid, or the weights became infinite; if it is not that of `resume_from`.
         KeyboardInterrupt
             On Ctrl-C before the first batch, or the first iteration of "lbfgs".
         """
-        return self._fit(X, y, sample_weight, X_val, y_val)
+        return self._fit(X, y, sample_weight, Call(X_val=X_val, y_val=y_val, resume_from=resume_from))
 
     @available_if(lambda self: self._check_solver())
     @fit_context(prefer_skip_nested_validation=True)
@@ -439,7 +447,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
             if check_partial_fit_first_call(model, classes):
                 multilabel = type_of_target(y).startswith("multilabel")
                 model._binarizer = LabelBinarizer().fit(y if multilabel else classes)
-            model._learn(X, y, sample_weight, incremental=True, knows_classes=True)
+            model._learn(X, y, sample_weight, Call(incremental=True, knows_classes=True))
         return self
 
     @fit_context(prefer_skip_nested_validation=True)

@@ -96,8 +96,9 @@ except ImportError:  # scikit-learn before 1.9
 
 __all__ = [
     "CallbackSupportMixin", "DiskCache", "Interval", "Options", "PartCompiler", "StrOptions", "WholeCompiler",
-    "array_fields", "begin_callbacks", "check_feature_names", "check_feature_names_in", "check_parameters",
-    "check_partial_fit_first_call", "check_sample_weight", "cpu_features", "cpu_name", "emit_call_of_compiled",
+    "array_fields", "begin_callbacks", "callbacks_of", "check_feature_names", "check_feature_names_in",
+    "check_parameters", "check_partial_fit_first_call", "check_sample_weight", "cpu_features", "cpu_name",
+    "emit_call_of_compiled",
     "fit_context", "machine_code_address", "mersenne_twister_of", "mersenne_twister_state", "numba_threads_are_started",
     "open_disk_cache", "set_disk_cache", "start_numba_threads",
 ]  # fmt: skip
@@ -139,6 +140,11 @@ def begin_callbacks(estimator, n_tasks):
     if not hasattr(estimator, "_skl_callbacks"):
         return None
     return estimator._init_callback_context(max_subtasks=n_tasks)
+
+
+def callbacks_of(estimator):
+    """Return the callbacks that are set on an estimator, as a list."""
+    return getattr(estimator, "_skl_callbacks", [])
 
 
 check_partial_fit_first_call = _check_partial_fit_first_call

@@ -3,7 +3,6 @@
 import copy
 import inspect
 import math
-import time
 from contextlib import contextmanager
 from numbers import Integral, Real
 from weakref import ref
@@ -16,10 +15,11 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from fastbp import lbfgs, training
 from fastbp.activations import ACTIVATIONS, Activation, check_can_learn, get_activation
-from fastbp.callbacks import FitCallbacks
+from fastbp.calls import Start, check_checkpoint, check_same_training, compact, digest_of
 from fastbp.compat import CallbackSupportMixin, Interval, Options, StrOptions, check_feature_names
 from fastbp.compiled import CompiledPredictor
 from fastbp.dropout import Dropout
+from fastbp.fit_callbacks import FitCallbacks
 from fastbp.initializers import WEIGHT_INITS, initial_parameters, scaled_parameters
 from fastbp.inputs import keep_float64, plain_numbers, ravel_column, targets_and_weights
 from fastbp.kernels.csr_matrix import split_inputs
@@ -30,6 +30,7 @@ from fastbp.kernels.session import OptimizerState, Session, StepSettings
 from fastbp.losses import CANONICAL_ACTIVATIONS, Loss
 from fastbp.optimizers import SOLVERS
 from fastbp.prediction import ArraysMovedError, Predictor, check_shapes
+from fastbp.progress import Progress, Shuffling, TrainingState
 from fastbp.schedules import SCHEDULES, SGD_SCHEDULES
 from fastbp.state import check_state, plain_state
 from fastbp.user_warnings import warn_user
@@ -42,6 +43,7 @@ _PREDICTORS: dict[int, tuple[Predictor, ref]] = {}
 # What training sets beside the attributes that end with an underscore.
 _PRIVATE_FITTED = {
     "_activations", "_binarizer", "_is_untrained", "_loss", "_n_targets", "_optimizer", "_progress", "_shuffling",
+    "_training_state",
 }  # fmt: skip
 
 
@@ -89,7 +91,8 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
 
     coefs_: list[np.ndarray]
     intercepts_: list[np.ndarray]
-    _progress: training.Progress
+    _progress: Progress
+    _training_state: TrainingState
     _optimizer: dict
     _activations: list[Activation]
     # Whether targets must be numbers.
@@ -176,50 +179,40 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
             )
         return True
 
-    def _fit(
-        self, X, y, sample_weight, X_val=None, y_val=None, weight_val=None, *, incremental=False, stop=None
-    ):  # fmt: skip
-        """Check the input and train; `incremental` for one epoch as `partial_fit`.
-
-        `weight_val` are weights of the validation samples; `stop` is a `threading.Event` that ends training.
-
-        If anything fails, the estimator is as it was before.
-        """
+    def _fit(self, X, y, sample_weight, call):
+        """Check the input and train. If anything fails, the estimator is as it was before."""
         # On this object, not on the copy: after an error scikit-learn takes down the callbacks that it finds here.
-        callbacks = None if incremental else FitCallbacks.of(self, X, y, sample_weight)
+        if not call.incremental:
+            call.callbacks = FitCallbacks.of(self, X, y, sample_weight)
         with self._all_at_once() as model:
-            model._learn(
-                X, y, sample_weight, X_val, y_val, weight_val, incremental=incremental, callbacks=callbacks, stop=stop
-            )  # fmt: skip
-        if callbacks is not None:
-            callbacks.end()
+            model._learn(X, y, sample_weight, call)
+        if call.callbacks is not None:
+            call.callbacks.end()
         return self
 
-    def _learn(
-        self, X, y, sample_weight, X_val=None, y_val=None, weight_val=None, *, incremental, knows_classes=False,
-        callbacks=None, stop=None,
-    ):  # fmt: skip
+    def _learn(self, X, y, sample_weight, call):
         """Do the work of `_fit` on this very object, which a failure leaves half changed."""
-        begin = time.perf_counter()
+        if call.resume_from is not None:
+            check_checkpoint(self, call.resume_from)
         if self.__dict__.pop("_is_untrained", False):
             check_feature_names(self, X, reset=True)  # `initialize` does not know them
-        first = not (hasattr(self, "coefs_") and (incremental or self.warm_start))
+        goes_on = call.incremental or (self.warm_start and call.resume_from is None)
+        first = not (hasattr(self, "coefs_") and goes_on)
         fitted_units = None
         if not first:  # the user may have edited them
             fitted_units = check_shapes(self.coefs_, self.intercepts_, self.n_features_in_, self._activations)
         X, y, dtype = self._check_X(X, y, reset=first)
-        Y = self._check_targets(y, reset=first and not knows_classes)
-        if self.early_stopping and incremental:
+        Y = self._check_targets(y, reset=first and not call.knows_classes)
+        if self.early_stopping and call.incremental:
             raise NotSupportedError(
                 "partial_fit does not support early_stopping=True. Use early_stopping=False, or call fit."
             )
-        sample_weight = self._combine_weights(X, y, sample_weight, incremental=incremental)
+        sample_weight = self._combine_weights(X, y, sample_weight, incremental=call.incremental)
         Y, weight = targets_and_weights(X, Y, sample_weight, self._work_dtype(dtype))
-        samples = None if X_val is None and y_val is None else self._check_validation(X_val, y_val, weight_val, dtype)
-        self._fit_network(
-            X, y, Y, weight, dtype, fitted_units=fitted_units, one_epoch=incremental, begin=begin, samples=samples,
-            callbacks=callbacks, stop=stop,
-        )  # fmt: skip
+        samples = None
+        if call.X_val is not None or call.y_val is not None:
+            samples = self._check_validation(call.X_val, call.y_val, call.weight_val, dtype)
+        self._fit_network(X, y, Y, weight, dtype, call, fitted_units, samples)
 
     def _check_validation(self, X, y, weight, dtype):
         """Check the validation samples that the user, or an ensemble, passes."""
@@ -252,9 +245,7 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         X, y, dtype = self._check_X(X, y, reset=False)
         return X, *targets_and_weights(X, self._encode_targets(y), sample_weight, dtype)
 
-    def _fit_network(
-        self, X, y, Y, weight, dtype, *, fitted_units, one_epoch, begin, samples=None, callbacks=None, stop=None
-    ):  # fmt: skip
+    def _fit_network(self, X, y, Y, weight, dtype, call, fitted_units=None, samples=None):
         """Train, and set the fitted attributes.
 
         Parameters
@@ -269,52 +260,36 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
             Weights of the samples, or nothing.
         dtype : dtype
             Type of the network's numbers.
-        fitted_units : list of int or None
-            The units of the network whose weights to begin with; None for new weights.
-        one_epoch : bool
-            Whether this is `partial_fit`: one epoch, with the optimizer's state of the last call.
-        begin : float
-            The time of `time.perf_counter` from which `max_time` counts.
+        call : Call
+            What else was passed.
+        fitted_units : list of int, default=None
+            The units of the network whose weights to begin with; None for new weights, or those of a checkpoint.
         samples : ValidationSamples, default=None
             Those of the user.
-        callbacks : FitCallbacks, default=None
-            Those of this call.
-        stop : threading.Event, default=None
-            Ends training after the epoch in which another thread sets it.
         """
         units, activations = self._layout(X.shape[1], Y.shape[1])
         check_can_learn(activations)
         dropout = self._hidden_dropout(len(units) - 2)
         self._check_solver_options(dropout)
-        random_state, order = self._begin_shuffling(X.shape[0], resume=one_epoch and fitted_units is not None)
-        if fitted_units is None:
-            coefs, intercepts = self._draw_parameters(units, activations, random_state, dtype)
-            progress = training.Progress()
-        else:
-            coefs, intercepts = self.coefs_, self.intercepts_
-            if fitted_units != units:
-                raise ValueError(
-                    f"The fitted network has layers of {fitted_units} units, this call needs {units}. Training can "
-                    "continue only in the same shape: set warm_start=False and call fit to start anew."
-                )
-            progress = self._progress.copy()
         work_dtype = self._work_dtype(dtype)
         x, csr = split_inputs(X, work_dtype)  # before scipy takes samples from X: it does not check its index arrays
+        keeps_state = call.callbacks is not None and call.callbacks.keeps_state
+        digest = ""
+        if keeps_state or call.resume_from is not None:
+            digest = digest_of([dtype.name, units, x, *(csr or ()), Y, weight, *(samples or ())])
+        start = self._begin(call, units, activations, dtype, fitted_units, X.shape[0], digest)
+        held_out = start.state.held_out if start.state else None
         if samples is None and self.early_stopping and self.solver != "lbfgs":
-            order, samples = self._hold_out(X, y, Y, weight, random_state)
-        data = Data(x, self._training_targets(Y), weight, order)
-        step_settings = self._step_settings(order.size, Y.shape[1])
+            if held_out is None:
+                start.order, held_out = self._hold_out(Y, start.random_state)
+            samples = self._held_out_samples(X, y, Y, weight, held_out)
+        data = Data(x, self._training_targets(Y), weight, start.order)
+        step_settings = self._step_settings(data.order.size, Y.shape[1])
         network = make_network(units, activations, work_dtype, step_settings.batch_size, csr is not None, dropout)
-        optimizer = OptimizerState.empty(network, self.solver, self.learning_rate_init)
-        if one_epoch and fitted_units is not None:
-            optimizer = OptimizerState.restore(self._optimizer, network, self.solver) or optimizer
-        if network.has_dropout and optimizer.seed is None:
-            optimizer.seed = int(random_state.randint(np.iinfo(np.int64).max, dtype=np.int64))
-        params = network.pack(coefs, intercepts)
-        session = Session(
-            network, params, optimizer, step_settings, order.size, sparse=csr is None and is_mostly_zero(X), csr=csr
-        )
-        settings = self._loop_settings(begin, one_epoch, stop)
+        optimizer = self._optimizer_of(start, network)
+        params, is_sparse = network.pack(start.coefs, start.intercepts), csr is None and is_mostly_zero(X)
+        session = Session(network, params, optimizer, step_settings, data.order.size, sparse=is_sparse, csr=csr)
+        settings, progress = self._loop_settings(call), start.progress
 
         def model_of(coefs, intercepts):
             model = object.__new__(type(self))
@@ -322,18 +297,26 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
             model._set_fitted(network, coefs, intercepts, dtype, optimizer, progress.copy())
             return model
 
-        if callbacks is not None:
-            callbacks.set_model(model_of)
+        def checkpoint_of(coefs, intercepts, best):
+            model = model_of(coefs, intercepts)
+            model._training_state = TrainingState(
+                copy.deepcopy(start.random_state), compact(data.order), None if held_out is None else compact(held_out),
+                best, digest,
+            )  # fmt: skip
+            return model
+
+        if call.callbacks is not None:
+            call.callbacks.set_model(checkpoint_of if keeps_state else model_of)
         validation = None
         if samples is not None:
             score, loss = self._score_function(samples, model_of), step_settings.loss
-            validation = Validation(samples, coefs, intercepts, activations, loss, self.n_jobs, score)
+            validation = Validation(samples, start.coefs, start.intercepts, activations, loss, self.n_jobs, score)
         if self.solver == "lbfgs":
-            coefs, intercepts = lbfgs.fit(session, data, settings, progress, self.max_fun, validation, callbacks)
+            coefs, intercepts = lbfgs.fit(session, data, settings, progress, self.max_fun, validation, call.callbacks)
         else:
             coefs, intercepts = training.fit(
-                session, data, settings, progress, random_state, one_epoch=one_epoch, validation=validation,
-                callbacks=callbacks,
+                session, data, settings, progress, start.random_state, one_epoch=call.incremental,
+                validation=validation, callbacks=call.callbacks, resume=start.state,
             )  # fmt: skip
         if not all(np.isfinite(values).all() for values in [*coefs, *intercepts]):
             raise ValueError(
@@ -341,9 +324,48 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
                 "to be preprocessed."
             )
         self._set_fitted(network, coefs, intercepts, dtype, optimizer, progress)
-        self.__dict__.pop("_shuffling", None)
-        if one_epoch:
-            self._keep_shuffling(random_state, data.order)
+        for name in ("_shuffling", "_training_state"):
+            self.__dict__.pop(name, None)
+        if call.incremental:
+            self._keep_shuffling(start.random_state, data.order)
+
+    def _begin(self, call, units, activations, dtype, fitted_units, n_samples, digest):
+        """Return where a training begins: with new weights, those of the last call, or at a checkpoint."""
+        if call.resume_from is not None:
+            checkpoint = call.resume_from
+            check_same_training(self, checkpoint, digest)
+            progress, state = checkpoint._progress.copy(), checkpoint._training_state
+            n_held_out = 0 if state.held_out is None else len(state.held_out)
+            fitted_units = check_shapes(
+                checkpoint.coefs_, checkpoint.intercepts_, checkpoint.n_features_in_, checkpoint._activations
+            )  # fmt: skip
+            if fitted_units != units or len(state.order) + n_held_out != n_samples:
+                raise ValueError("The parts of the checkpoint resume_from do not fit together.")
+            progress.scoring = self.scoring  # files do not hold code
+            return Start(
+                checkpoint.coefs_, checkpoint.intercepts_, progress, copy.deepcopy(state.generator),
+                state.order.astype(np.int64), checkpoint._optimizer, state,
+            )  # fmt: skip
+        random_state, order = self._begin_shuffling(n_samples, resume=call.incremental and fitted_units is not None)
+        if fitted_units is None:
+            coefs, intercepts = self._draw_parameters(units, activations, random_state, dtype)
+            return Start(coefs, intercepts, Progress(), random_state, order)
+        if fitted_units != units:
+            raise ValueError(
+                f"The fitted network has layers of {fitted_units} units, this call needs {units}. Training can "
+                "continue only in the same shape: set warm_start=False and call fit to start anew."
+            )
+        memory = self._optimizer if call.incremental else None
+        return Start(self.coefs_, self.intercepts_, self._progress.copy(), random_state, order, memory)
+
+    def _optimizer_of(self, start, network):
+        """Return the optimizer: as it was where training goes on, if it is of the same kind; else a new one."""
+        optimizer = None if start.memory is None else OptimizerState.restore(start.memory, network, self.solver)
+        if optimizer is None:
+            optimizer = OptimizerState.empty(network, self.solver, self.learning_rate_init)
+        if network.has_dropout and optimizer.seed is None:
+            optimizer.seed = int(start.random_state.randint(np.iinfo(np.int64).max, dtype=np.int64))
+        return optimizer
 
     def _begin_shuffling(self, n_samples, *, resume):
         """Return the random generator and the order of the samples, those of the last call if training goes on."""
@@ -358,32 +380,33 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
     def _keep_shuffling(self, random_state, order):
         """Keep what `_begin_shuffling` returns the next time."""
         seed = self._seed()
-        order = order.astype(np.min_scalar_type(order.size))  # which makes small files
-        self._shuffling = training.Shuffling(seed, None if seed is None else random_state, order)
+        self._shuffling = Shuffling(seed, None if seed is None else random_state, compact(order))
 
     def _seed(self):
         return int(self.random_state) if isinstance(self.random_state, Integral) else None
 
-    def _hold_out(self, X, y, Y, weight, random_state):
-        """Split off the samples of early stopping, with scikit-learn's draws.
+    def _hold_out(self, Y, random_state):
+        """Choose the samples of early stopping, with scikit-learn's draws.
 
         Returns
         -------
-        order : ndarray of int64
-            The samples to train on.
-        samples : ValidationSamples
-            The others.
+        order, held_out : ndarray of int64
+            The samples to train on, and the others.
         """
         from sklearn.model_selection import train_test_split  # which takes long to import
 
         train, held_out = train_test_split(
-            np.arange(X.shape[0]), random_state=random_state, test_size=self.validation_fraction,
+            np.arange(Y.shape[0]), random_state=random_state, test_size=self.validation_fraction,
             stratify=self._strata(Y),
         )  # fmt: skip
         if len(held_out) < 2:
             raise ValueError(
                 "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
             )
+        return train, held_out
+
+    def _held_out_samples(self, X, y, Y, weight, held_out):
+        """Return the samples that are held out."""
         weight = weight[held_out] if weight.size else None
         if weight is not None and not weight.any():
             raise ValueError(
@@ -391,8 +414,7 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
                 f"early_stopping holds out. Increase validation_fraction={self.validation_fraction} or leave out "
                 "samples of weight 0."
             )
-
-        return train, ValidationSamples(X[held_out], y[held_out], Y[held_out], weight)
+        return ValidationSamples(X[held_out], y[held_out], Y[held_out], weight)
 
     def _score_function(self, samples, model_of):
         """Return what early stopping watches; see `Validation`."""
@@ -472,7 +494,7 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         network = make_network(units, activations, dtype)
         optimizer = OptimizerState.empty(network, self.solver, self.learning_rate_init)
         self.n_features_in_ = n_features
-        self._set_fitted(network, coefs, intercepts, dtype, optimizer, training.Progress())
+        self._set_fitted(network, coefs, intercepts, dtype, optimizer, Progress())
         self._keep_shuffling(random_state, np.empty(0, np.int64))
         self._is_untrained = True
 
@@ -516,15 +538,15 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
             n_jobs=self.n_jobs,
         )  # fmt: skip
 
-    def _loop_settings(self, begin, one_epoch, stop):
+    def _loop_settings(self, call):
         # scikit-learn's own schedules apply to "sgd" only.
         constant = self.solver != "sgd" and self.learning_rate in SGD_SCHEDULES
-        deadline = math.inf if one_epoch or self.max_time is None else begin + self.max_time
+        deadline = math.inf if call.incremental or self.max_time is None else call.begin + self.max_time
         return training.Settings(
             schedule="constant" if constant else self.learning_rate, learning_rate_init=self.learning_rate_init,
             power_t=self.power_t, max_iter=self.max_iter, shuffle=self.shuffle, tol=self.tol,
             n_iter_no_change=self.n_iter_no_change, verbose=self.verbose, early_stopping=self.early_stopping,
-            scoring=self.scoring, max_time=self.max_time, deadline=deadline, stop=stop,
+            scoring=self.scoring, max_time=self.max_time, deadline=deadline, stop=call.stop,
         )  # fmt: skip
 
     def _clip_batch_size(self, n_samples):
@@ -651,10 +673,12 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
             state = plain_state(_state_of_0_1_0(state))
         if "coefs_" in state:
             activations, loss = check_state(state)
-            progress = training.Progress(**state["_progress"])
+            progress = Progress(**state["_progress"])
             state |= {"_activations": activations, "_loss": loss, "_progress": progress}
             if "_shuffling" in state:
-                state["_shuffling"] = training.Shuffling(**state["_shuffling"])
+                state["_shuffling"] = Shuffling(**state["_shuffling"])
+            if "_training_state" in state:
+                state["_training_state"] = TrainingState(**state["_training_state"])
         super().__setstate__(state)
 
     @contextmanager
@@ -702,7 +726,7 @@ def _state_of_0_1_0(state):
     old = vars(state["_progress"])
     losses = old["loss_curve"]
     rates = [np.nan] * len(losses)  # which it did not keep
-    progress = training.Progress(**old, lr_curve=rates, loss=losses[-1] if losses else None)
+    progress = Progress(**old, lr_curve=rates, loss=losses[-1] if losses else None)
     others = {name: value for name, value in state.items() if name != "_memory"}
     return others | {
         "_optimizer": {"seed": None} | state["_memory"], "_progress": progress,

@@ -33,7 +33,7 @@ def fit(session, data, settings, progress, max_fun, validation=None, callbacks=N
         Samples.
     settings : training.Settings
         How many iterations, and the tolerance of the gradient.
-    progress : training.Progress
+    progress : progress.Progress
         Changed in place.
     max_fun : int
         The most evaluations of the loss.

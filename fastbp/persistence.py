@@ -41,13 +41,13 @@ _FITTED = {
     "n_features_in": "n_features_in_", "feature_names_in": "feature_names_in_", "classes": "classes_",
     "binarizer": "_binarizer", "n_targets": "_n_targets", "coefs": "coefs_", "intercepts": "intercepts_",
     "activations": "_activations", "loss": "_loss", "progress": "_progress", "optimizer": "_optimizer",
-    "shuffling": "_shuffling", "is_untrained": "_is_untrained",
+    "shuffling": "_shuffling", "training_state": "_training_state", "is_untrained": "_is_untrained",
 }  # fmt: skip
 # Those that an estimator may do without.
-_OPTIONAL = {"feature_names_in", "shuffling", "is_untrained"}
+_OPTIONAL = {"feature_names_in", "shuffling", "training_state", "is_untrained"}
 _OF_CLASSIFIERS, _OF_REGRESSORS = {"classes", "binarizer"}, {"n_targets"}
 # Those that are objects with entries of their own.
-_SECTIONS = {"binarizer", "loss", "progress", "optimizer", "shuffling"}
+_SECTIONS = {"binarizer", "loss", "progress", "optimizer", "shuffling", "training_state"}
 _BINARIZER = {"classes": "classes_", "y_type": "y_type_", "sparse_input": "sparse_input_"}
 # The longest header in bytes: Python needs up to forty times its size to read it.
 _MAX_HEADER = 2**20
@@ -166,6 +166,18 @@ def load(path: str | os.PathLike) -> BackpropClassifier | BackpropRegressor:
         raise FormatError(f"{str(path)!r} is damaged, or not a model of fastbp: {error}") from error
 
 
+def check_can_save(estimator):
+    """Check before a long training that the parameters can be saved, and safetensors is installed.
+
+    Raises
+    ------
+    ValueError, ImportError
+        If not.
+    """
+    _import_library()
+    _Encoder().encode_entries(estimator.get_params(deep=False), "parameters")
+
+
 def _import_library():
     try:
         from safetensors import numpy as library
@@ -189,7 +201,8 @@ def _describe(model, encoder, keeps_optimizer):
         progress["scoring"] = "a callable"
     if not keeps_optimizer:
         state["_optimizer"] |= {"parts": None, "steps": 0, "seed": None}
-        state.pop("_shuffling", None)
+        for name in ("_shuffling", "_training_state"):
+            state.pop(name, None)
     if "_binarizer" in state:
         state["_binarizer"] = {name: getattr(state["_binarizer"], key) for name, key in _BINARIZER.items()}
     fitted = {name: state[attribute] for name, attribute in _FITTED.items() if attribute in state}
@@ -307,7 +320,13 @@ def _fitted_of(description, cls, decoder):
 def _arrays(model):
     """Return the weights and the memory of the optimizer, a list for each kind."""
     memory = [arrays for part in model._optimizer["parts"] or () for arrays in part]
-    return [model.coefs_, model.intercepts_, *memory]
+    return [model.coefs_, model.intercepts_, *memory, *_best(model)]
+
+
+def _best(model):
+    """Return the best parameters so far of a checkpoint, or nothing."""
+    state = getattr(model, "_training_state", None)
+    return (state and state.best) or ()
 
 
 def _unify_dtypes(model):
@@ -322,6 +341,8 @@ def _unify_dtypes(model):
     parts = model._optimizer["parts"]
     parts = parts and [tuple(map(convert, part)) for part in parts]
     model._optimizer = {**model._optimizer, "parts": parts}
+    if best := _best(model):
+        model._training_state.best = tuple(map(convert, best))
 
 
 def _check_weights(model):

@@ -11,6 +11,7 @@ from sklearn.utils import check_scalar
 from sklearn.utils.metaestimators import available_if
 
 from fastbp.activations import Activation, Exp, Identity
+from fastbp.calls import Call
 from fastbp.compat import Interval, StrOptions, fit_context
 from fastbp.estimator import BaseBackprop
 from fastbp.losses import Loss
@@ -357,6 +358,7 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         *,
         X_val: ArrayLike | None = None,
         y_val: ArrayLike | None = None,
+        resume_from: Self | None = None,
     ) -> Self:
         """Fit the model to data matrix X and target(s) y.
 
@@ -374,6 +376,12 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         y_val : array-like of shape (n_val_samples,) or (n_val_samples, n_outputs), default=None
             The targets of the validation data.
 
+        resume_from : BackpropRegressor, default=None
+            A checkpoint: what `fastbp.load` returns for a file that `fastbp.callbacks.Checkpoint` has written. Training
+            goes on after its epoch, and ends with the same bits as if it had not been interrupted. X, y, the weights,
+            the validation data and the parameters must be those with which it began; `max_iter`, `max_time`, `tol`,
+            `n_iter_no_change`, `n_jobs`, `verbose` and `warm_start` may be others.
+
         Returns
         -------
         self : BackpropRegressor
@@ -389,11 +397,11 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         Raises
         ------
         ValueError
-            If the input is invalid, or the weights became infinite.
+            If the input is invalid, or the weights became infinite; if it is not that of `resume_from`.
         KeyboardInterrupt
             On Ctrl-C before the first batch, or the first iteration of "lbfgs".
         """
-        return self._fit(X, y, sample_weight, X_val, y_val)
+        return self._fit(X, y, sample_weight, Call(X_val=X_val, y_val=y_val, resume_from=resume_from))
 
     @available_if(lambda self: self._check_solver())
     @fit_context(prefer_skip_nested_validation=True)
@@ -425,7 +433,7 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         ValueError
             If the input is invalid, or `early_stopping` is True.
         """
-        return self._fit(X, y, sample_weight, incremental=True)
+        return self._fit(X, y, sample_weight, Call(incremental=True))
 
     @fit_context(prefer_skip_nested_validation=True)
     def initialize(self, n_features: int, n_outputs: int = 1) -> Self:

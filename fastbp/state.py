@@ -44,7 +44,7 @@ def plain_state(state):
     plain = dict(state)
     plain["_activations"] = [describe_activation(activation) for activation in state["_activations"]]
     plain["_loss"] = state["_loss"]._asdict()
-    for name in {"_progress", "_shuffling"} & state.keys():
+    for name in {"_progress", "_shuffling", "_training_state"} & state.keys():
         plain[name] = dict(vars(state[name]))
     units = [state["n_features_in_"], *map(np.size, state["intercepts_"])]
     if not memory_fits(state["_optimizer"], units):
@@ -118,6 +118,8 @@ def check_state(state):
     _check_optimizer(state["_optimizer"], units, activations)
     if "_shuffling" in state:
         _check_shuffling(state["_shuffling"])
+    if "_training_state" in state:
+        _check_training_state(state["_training_state"], units, activations)
     if isinstance(state.get("random_state"), np.random.RandomState):
         _check_random_state(state["random_state"])
     if "_binarizer" in state:
@@ -168,6 +170,12 @@ _OPTIMIZER = {
 _SHUFFLING = {
     "seed": _or_none(_is_count), "order": lambda value: isinstance(value, np.ndarray),
     "generator": lambda value: value is None or isinstance(value, np.random.RandomState),
+}  # fmt: skip
+_TRAINING_STATE = {
+    "generator": lambda value: isinstance(value, np.random.RandomState),
+    "order": lambda value: isinstance(value, np.ndarray),
+    "held_out": _or_none(lambda value: isinstance(value, np.ndarray)),
+    "best": _or_none(lambda value: _is_list(value) and len(value) == 2), "data": lambda value: isinstance(value, str),
 }  # fmt: skip
 _LOSS = {
     "name": lambda value: isinstance(value, str) and value in LOSSES,
@@ -224,13 +232,28 @@ def _check_optimizer(optimizer, units, activations):
 def _check_shuffling(shuffling):
     _check_section(shuffling, _SHUFFLING, "_shuffling")
     order, generator = shuffling["order"], shuffling["generator"]
-    # Compiled code reads the samples in this order.
-    if order.ndim != 1 or order.dtype.kind not in "iu" or not np.array_equal(np.sort(order), np.arange(order.size)):
-        raise FormatError("_shuffling: order must have each number from 0 on once.")
+    _check_order([order], "_shuffling: order")
     if (generator is None) != (shuffling["seed"] is None):
         raise FormatError("_shuffling must have a seed and a generator, or neither.")
     if generator is not None:
         _check_random_state(generator)
+
+
+def _check_training_state(state, units, activations):
+    _check_section(state, _TRAINING_STATE, "_training_state")
+    _check_random_state(state["generator"])
+    orders = [order for order in (state["order"], state["held_out"]) if order is not None]
+    _check_order(orders, "_training_state: order and held_out")
+    if state["best"] is not None:
+        coefs, intercepts = state["best"]
+        _units_of(coefs, intercepts, units[0], activations)
+
+
+def _check_order(parts, what):
+    """Check that arrays have the number of each sample once: compiled code reads the samples in this order."""
+    are_numbers = all(part.ndim == 1 and part.dtype.kind in "iu" for part in parts)
+    if not are_numbers or not np.array_equal(np.sort(np.concatenate(parts)), np.arange(sum(map(len, parts)))):
+        raise FormatError(f"{what} must have each number from 0 on once.")
 
 
 def _check_random_state(random_state):

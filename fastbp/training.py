@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import Event
 from typing import Any
 
@@ -11,8 +11,8 @@ from sklearn.exceptions import ConvergenceWarning
 
 from fastbp.kernels.session import Watch
 from fastbp.kernels.shuffle import twister_of
+from fastbp.progress import Progress  # noqa: F401  # pickles of 0.1.0 name it here
 from fastbp.schedules import FINITE_SCHEDULES, after_epoch, after_plateau, step_rates
-from fastbp.stopping import watch_loss
 from fastbp.user_warnings import MaxTimeWarning, warn_user
 
 
@@ -40,122 +40,9 @@ class Settings:
         return self.stop is not None and self.stop.is_set()
 
 
-@dataclass
-class Shuffling:
-    """How the samples of the next epoch are drawn, where `partial_fit` goes on.
-
-    Attributes
-    ----------
-    seed : int or None
-        The parameter `random_state`, if it is an integer.
-    generator : numpy.random.RandomState or None
-        The generator from that seed, as the last epoch has left it. Without a seed it is the user's or NumPy's own,
-        which goes on by itself.
-    order : ndarray of int
-        The order of the samples in the last epoch.
-    """
-
-    seed: int | None
-    generator: np.random.RandomState | None
-    order: np.ndarray
-
-
-@dataclass
-class Progress:
-    """The progress of training; `partial_fit` and `warm_start` continue from it.
-
-    Attributes
-    ----------
-    loss_curve, lr_curve : list of float
-        Mean loss of each epoch, over the batches as they were trained on; the learning rate of its first batch.
-    loss, best_loss : float
-        The last and the lowest of the losses; before the first there is no last.
-    validation_scores, validation_losses : list of float or None
-        Score and mean loss of the validation samples after each epoch, NaN where Ctrl-C came before; None if there
-        are no samples.
-    best_score : float
-        With early stopping, the highest of the scores.
-    best_epoch : int or None
-        Its epoch, as `loss_curve` counts them from 1 on; None without early stopping.
-    scoring : object
-        The parameter that tells what the scores are.
-    no_improvement : int
-        Epochs since the loss last fell, or the score last rose, by more than `tol`.
-    samples_seen : int
-        Samples in all calls.
-    epochs : int
-        Epochs of the last call.
-    """
-
-    loss_curve: list = field(default_factory=list)
-    lr_curve: list = field(default_factory=list)
-    loss: float | None = None
-    best_loss: float = np.inf
-    validation_scores: list | None = None
-    validation_losses: list | None = None
-    best_score: float = -np.inf
-    best_epoch: int | None = None
-    scoring: Any = None
-    no_improvement: int = 0
-    samples_seen: int = 0
-    epochs: int = 0
-
-    def copy(self):
-        """Return an independent copy."""
-        values: dict[str, Any] = {
-            name: list(value) if isinstance(value, list) else value for name, value in vars(self).items()
-        }  # fmt: skip
-        return Progress(**values)
-
-    def begin(self, *, validates, early_stopping, scoring=None):
-        """Begin a call of training: other scores than before do not continue those that there are."""
-        self.epochs = 0
-        if not early_stopping or scoring != self.scoring:
-            self.best_epoch = None
-        if not validates:
-            self.validation_scores = self.validation_losses = None
-        elif self.validation_scores is None or scoring != self.scoring or (early_stopping and self.best_epoch is None):
-            self.validation_scores, self.validation_losses = [], []
-        if early_stopping and self.best_epoch is None:
-            self.best_epoch, self.best_score, self.no_improvement = len(self.loss_curve), -np.inf, 0
-        self.scoring = scoring
-
-    def add_epoch(self, loss, rate, n_samples):
-        """Take note of an epoch."""
-        self.add_loss(loss)
-        self.samples_seen += n_samples
-        self.lr_curve.append(rate)
-
-    def add_loss(self, loss):
-        """Take note of the loss of an epoch, of which there is no score yet."""
-        self.epochs += 1
-        self.loss = loss
-        self.loss_curve.append(loss)
-        if self.validation_scores is not None and self.validation_losses is not None:
-            self.validation_losses.append(math.nan)
-            self.validation_scores.append(math.nan)
-
-    def watch_loss(self, tol):
-        """Compare the last loss with the best."""
-        assert self.loss is not None
-        count, self.best_loss = watch_loss(self.loss, self.best_loss, self.no_improvement, tol)
-        self.no_improvement = int(count)
-
-    def add_validation(self, loss, score):
-        """Take note of the validation samples after the last epoch."""
-        assert self.validation_scores is not None and self.validation_losses is not None
-        self.validation_losses[-1], self.validation_scores[-1] = loss, score
-
-    def watch_score(self, score, tol):
-        """Compare a score with the best; return whether it is a new best."""
-        self.no_improvement = self.no_improvement + 1 if score < self.best_score + tol else 0
-        if not score > self.best_score:  # NaN is no improvement
-            return False
-        self.best_score, self.best_epoch = score, len(self.loss_curve)
-        return True
-
-
-def fit(session, data, settings, progress, random_state, *, one_epoch=False, validation=None, callbacks=None):
+def fit(
+    session, data, settings, progress, random_state, *, one_epoch=False, validation=None, callbacks=None, resume=None
+):  # fmt: skip
     """Train until a stopping rule applies.
 
     Parameters
@@ -166,7 +53,7 @@ def fit(session, data, settings, progress, random_state, *, one_epoch=False, val
         Samples; their order is changed in place.
     settings : Settings
         How to train.
-    progress : Progress
+    progress : progress.Progress
         Changed in place.
     random_state : numpy.random.RandomState
         Shuffles as scikit-learn does.
@@ -176,6 +63,8 @@ def fit(session, data, settings, progress, random_state, *, one_epoch=False, val
         Returns the mean loss and the score of validation samples from `coefs` and `intercepts`; see `Validation`.
     callbacks : FitCallbacks, default=None
         They may end training after an epoch.
+    resume : progress.TrainingState, default=None
+        Go on after the last epoch of `progress`, in the same call of training.
 
     Returns
     -------
@@ -194,11 +83,12 @@ def fit(session, data, settings, progress, random_state, *, one_epoch=False, val
     KeyboardInterrupt
         On Ctrl-C before the first batch: there is nothing to keep.
     """
-    progress.begin(
-        validates=validation is not None, early_stopping=settings.early_stopping, scoring=settings.scoring
-    )  # fmt: skip
+    if resume is None:
+        progress.begin(
+            validates=validation is not None, early_stopping=settings.early_stopping, scoring=settings.scoring
+        )  # fmt: skip
     steps_before = session.optimizer.steps
-    loop = _Loop(session, data, settings, progress, random_state, validation, callbacks)
+    loop = _Loop(session, data, settings, progress, random_state, validation, callbacks, resume)
     try:
         stopped = loop.run(1 if one_epoch else settings.max_iter)
         if loop.is_late:
@@ -231,7 +121,7 @@ class _Loop:
 
     Parameters
     ----------
-    session, data, settings, progress, random_state, validation, callbacks
+    session, data, settings, progress, random_state, validation, callbacks, resume
         See `fit`.
 
     Attributes
@@ -244,7 +134,7 @@ class _Loop:
         Whether the time is over, and epochs are left.
     """
 
-    def __init__(self, session, data, settings, progress, random_state, validation, callbacks):
+    def __init__(self, session, data, settings, progress, random_state, validation, callbacks, resume):
         self._session, self._data, self._settings, self._progress = session, data, settings, progress
         self._random_state, self._validation, self._callbacks = random_state, validation, callbacks
         self._twister = twister_of(random_state) if settings.shuffle else None
@@ -253,6 +143,9 @@ class _Loop:
         self.best = session.parameters() if settings.early_stopping else None
         self.is_scored = progress.best_score > -math.inf  # by the warm start
         self.is_late = False
+        self._resumes = resume is not None
+        if resume is not None and settings.early_stopping:
+            self.best, self.is_scored = resume.best, True
 
     def kept(self):
         """Return the parameters to keep: the best, or those of the last batch."""
@@ -271,6 +164,8 @@ class _Loop:
         # Python has something to do between the epochs if it scores or shuffles, or if there are callbacks.
         watched = self._validation is not None or self._callbacks is not None
         one_by_one = watched or (self._settings.shuffle and self._twister is None)
+        if self._resumes and self._stops():  # what follows an epoch, after its callbacks
+            return True
         at_once = 1
         while self._progress.epochs < n_epochs:
             begin = time.perf_counter()
@@ -335,8 +230,15 @@ class _Loop:
         if self._has_diverged():
             return True
         # Who presses Ctrl-C does not wait for what callbacks do with the model.
-        wanted = self._callbacks is not None and scores and self._callbacks.end_epoch(self._session.peek)
+        wanted = self._callbacks is not None and scores and self._callbacks.end_epoch(self._parts)
         return self._stops() or wanted
+
+    def _parts(self):
+        """Return what callbacks make a model of: `coefs`, `intercepts`; for a checkpoint the best of them, too."""
+        if not self._callbacks.keeps_state:
+            return self._session.peek()
+        # Rows of weights that wait for their feature do so no more, as in training that goes on from the checkpoint.
+        return *self._session.parameters(), self.best
 
     def _validate(self):
         """Take loss and score of the parameters; with early stopping, keep them if the score is the highest."""

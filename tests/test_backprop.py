@@ -176,6 +176,8 @@ class Trainer:
         n_threads=1, guards=Guards, kernel=backprop.train, pass_rows=10**6, max_norm=0.0,
     ):  # fmt: skip
         problem = replace(problem, transpose_narrow=problem.transpose_narrow and kernel is not train_online)
+        if max_norm > 0:
+            kernel = backprop.train_clipped
         network, dtype = problem.network, problem.dtype
         solver, constants = OPTIMIZERS[optimizer] if optimizer else ("sgd", (0.0, 0.0, 0.0))
         order = np.arange(len(problem.X)) if order is None else order

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix, issparse
 
-from fastbp import training
+from fastbp import estimator, training
 from fastbp.classifier import BackpropClassifier
 from fastbp.kernels.session import Session
 from fastbp.prediction import Predictor
@@ -69,7 +69,7 @@ def test_a_thread_predicts_with_the_old_model_while_another_fits(method, monkeyp
         return call
 
     monkeypatch.setattr(training, "fit", and_look(training.fit))
-    monkeypatch.setattr(training, "Progress", and_look(training.Progress))
+    monkeypatch.setattr(estimator, "Progress", and_look(estimator.Progress))
     if method == "fit":
         clf.fit(OTHER_X, OTHER_Y)
     elif method == "partial_fit":

@@ -249,8 +249,11 @@ def _sum(values, n):
 
 
 @inlined
-def _train_batch(net, training, samples, task, loss, i, start, stop, fused, n_squares, cells, team):
-    """Take the ith step of a task with samples [start, stop) of the order; return their mean loss before it."""
+def _train_batch(net, training, samples, task, loss, i, start, stop, fused, n_squares, cells, team, clip):
+    """Take the ith step of a task with samples [start, stop) of the order; return their mean loss before it.
+
+    `clip` is what follows if the gradient is clipped: `update_clipped`, or nothing.
+    """
     divisor = batch_weight(samples, start, stop)
     if divisor == 0:  # all samples of the batch have the weight 0: nothing to learn from
         return 0.0
@@ -276,7 +279,7 @@ def _train_batch(net, training, samples, task, loss, i, start, stop, fused, n_sq
         compute_gradients_and_update(net, training, samples, step, team)
         barrier(cells, team)
         if step.ends and step.clips:
-            update_clipped(net, training, step, team)
+            clip(net, training, step, team)
             barrier(cells, team)
     squares = 0.0
     if team.rank == 0 and task.alpha != 0:
@@ -284,29 +287,9 @@ def _train_batch(net, training, samples, task, loss, i, start, stop, fused, n_sq
     return (total * task.loss_scale + 0.5 * task.alpha * squares) / divisor
 
 
-@cached_jit
-def train(data, arrays, training_arrays, task, epochs, losses, team_cells, wanted):
-    """Train on batches [first_batch, last_batch); on each thread of a team this does the thread's share.
-
-    Parameters
-    ----------
-    data : Data
-        Samples and their order, which changes from epoch to epoch.
-    arrays : NetArrays
-        The network and its workspace; changed in place.
-    training_arrays : TrainingArrays
-        The optimizer's state and workspace; changed in place.
-    task : Task
-        What to do.
-    epochs : Epochs
-        What to do between batches; changed in place.
-    losses : ndarray of shape (n_epochs * n_batches,), float64
-        Becomes the mean loss of each batch before its update, with the L2 term.
-    team_cells : ndarray of int64
-        From `threads.new_team`, new for each call.
-    wanted : int64
-        Threads in the team.
-    """
+@inlined
+def _train(data, arrays, training_arrays, task, epochs, losses, team_cells, wanted, clip):
+    """Do what `train` does; `clip` as in `_train_batch`."""
     cells = pointer(team_cells, 0)
     team = join_team(cells, wanted)
     if team.rank < 0:
@@ -328,7 +311,7 @@ def train(data, arrays, training_arrays, task, epochs, losses, team_cells, wante
         stop = min(start + task.batch_size, samples.n_seen)
         value = _train_batch(
             net, training, samples, task, loss, batch - task.first_batch, start, stop, fused,
-            training_arrays.squares.size, cells, team,
+            training_arrays.squares.size, cells, team, clip,
         )  # fmt: skip
         if team.rank == 0:
             store_scalar(results, batch, value)
@@ -338,3 +321,40 @@ def train(data, arrays, training_arrays, task, epochs, losses, team_cells, wante
     if team.rank == 0:
         training_arrays.done[0] = done
     restore_subnormals(mode)
+
+
+@jit
+def _no_clipping(net, training, step, team):
+    pass
+
+
+@cached_jit
+def train(data, arrays, training_arrays, task, epochs, losses, team_cells, wanted):
+    """Train on batches [first_batch, last_batch); on each thread of a team this does the thread's share.
+
+    Parameters
+    ----------
+    data : Data
+        Samples and their order, which changes from epoch to epoch.
+    arrays : NetArrays
+        The network and its workspace; changed in place.
+    training_arrays : TrainingArrays
+        The optimizer's state and workspace; changed in place.
+    task : Task
+        What to do; no norm that clips the gradient.
+    epochs : Epochs
+        What to do between batches; changed in place.
+    losses : ndarray of shape (n_epochs * n_batches,), float64
+        Becomes the mean loss of each batch before its update, with the L2 term.
+    team_cells : ndarray of int64
+        From `threads.new_team`, new for each call.
+    wanted : int64
+        Threads in the team.
+    """
+    _train(data, arrays, training_arrays, task, epochs, losses, team_cells, wanted, _no_clipping)
+
+
+@cached_jit
+def train_clipped(data, arrays, training_arrays, task, epochs, losses, team_cells, wanted):
+    """Do what `train` does, and clip the gradient of each batch: most networks do not, and need not compile it."""
+    _train(data, arrays, training_arrays, task, epochs, losses, team_cells, wanted, update_clipped)

@@ -196,7 +196,7 @@ class Session:
         self.n_threads = n_threads = 1 if one_by_one else threads.thread_count(settings.n_jobs, work, least)
         self._chunk = batch_size if keep else min(batch_size, workspace_rows(network))
         self._pass_rows = pass_rows(network)
-        self._train = online.train_online if one_by_one else backprop.train
+        self._train = online.train_online if one_by_one else backprop.train_clipped if clips else backprop.train
         prefetch = count_prefetched_arrays(params, optimizer.first, optimizer.second, n_threads) > 0
         kernels = kernel_addresses(
             network.dtype, dense=not one_by_one, prefetch_write=prefetch, index_lists=sparse,

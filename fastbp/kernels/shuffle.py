@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastbp.codegen.jit import inlined, jit
+from fastbp.codegen.jit import inlined, jit, typed_inlined
 from fastbp.codegen.memory import load_scalar, store_scalar
 from fastbp.compat import mersenne_twister_of, mersenne_twister_state
 
@@ -43,7 +43,7 @@ def twister_of(random_state):
     return None if words is None else Twister(generator.lock, words)
 
 
-@inlined
+@typed_inlined
 def _twist(key, i, following, far):
     """Renew word i of the state."""
     bits = (load_scalar(key, i) & np.uint32(0x80000000)) | (load_scalar(key, following) & np.uint32(0x7FFFFFFF))
@@ -51,7 +51,7 @@ def _twist(key, i, following, far):
     store_scalar(key, i, load_scalar(key, far) ^ (bits >> np.uint32(1)) ^ (np.uint32(0x9908B0DF) * odd))
 
 
-@inlined
+@typed_inlined
 def _renew(key):
     for i in range(N_WORDS - DISTANCE):
         _twist(key, i, i + 1, i + DISTANCE)

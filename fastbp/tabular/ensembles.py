@@ -18,6 +18,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
+from fastbp.calls import Call
 from fastbp.classifier import BackpropClassifier
 from fastbp.compat import Interval, check_sample_weight, fit_context
 from fastbp.estimator import BaseBackprop
@@ -145,9 +146,10 @@ class _TabularEnsemble(BaseEstimator):
             w, w_val = (None, None) if weight is None else (weight[kept], weight[held_out])
             with held_warnings() as held:
                 if held_out.any() and (w_val is None or w_val.any()):
-                    _fit(member, X[kept], targets[kept], w, X[held_out], targets[held_out], w_val, stop=stop)
+                    call = Call(X_val=X[held_out], y_val=targets[held_out], weight_val=w_val, stop=stop)
+                    _fit(member, X[kept], targets[kept], w, call)
                 else:  # fewer samples than folds, or each is the only one of its class
-                    _fit(member.set_params(early_stopping=False), X[kept], targets[kept], w, stop=stop)
+                    _fit(member.set_params(early_stopping=False), X[kept], targets[kept], w, Call(stop=stop))
             return member.set_params(n_jobs=self.n_jobs), held
 
         # A single thread is one of its own, too: Ctrl-C comes here, not to the member, which would end only its own

@@ -1,0 +1,88 @@
+"""scikit-learn's callbacks, which it has from version 1.9 on, during a call of `fit`."""
+
+from typing import Any
+
+from fastbp.compat import begin_callbacks, callbacks_of
+
+
+class FitCallbacks:
+    """Tells the callbacks of an estimator when its training and each epoch begin and end.
+
+    Parameters
+    ----------
+    estimator : BackpropClassifier or BackpropRegressor
+        The estimator on which they are set.
+    context : sklearn.callback.CallbackContext
+        That of the call of `fit`.
+    arguments : dict
+        What the callbacks get to know of this call.
+    task_name : str
+        What they call an epoch.
+
+    Attributes
+    ----------
+    keeps_state : bool
+        Whether any of them saves models from which training goes on; see `fastbp.callbacks.Checkpoint`.
+    """
+
+    def __init__(self, estimator, context, arguments, task_name):
+        self._arguments = {"estimator": estimator, **arguments}
+        self._fit, self._task_name = context, task_name
+        self._epoch: Any = None
+        self._model_of: Any = None
+        self.keeps_state = any(getattr(callback, "keeps_state", False) for callback in callbacks_of(estimator))
+        context.call_on_fit_task_begin(**self._arguments)
+
+    @classmethod
+    def of(cls, estimator, X, y, sample_weight):
+        """Set up the callbacks of an estimator; None if it has none.
+
+        scikit-learn takes them down at the end of `fit`, whatever happens: by what it finds on this very object.
+        """
+        context = begin_callbacks(estimator, estimator.max_iter)
+        if context is None:
+            return None
+        metadata = None if sample_weight is None else {"sample_weight": sample_weight}
+        arguments = {"X": X, "y": y, "metadata": metadata}
+        return cls(estimator, context, arguments, "iteration" if estimator.solver == "lbfgs" else "epoch")
+
+    def set_model(self, model_of):
+        """Set the function that makes a fitted estimator from what the `parts` of `end_epoch` returns."""
+        self._model_of = model_of
+
+    def begin_epoch(self):
+        """Begin an epoch, unless one has begun."""
+        if self._epoch is None:
+            self._epoch = self._fit.subcontext(task_name=self._task_name)
+            self._epoch.call_on_fit_task_begin(**self._arguments)
+
+    def end_epoch(self, parts):
+        """End the epoch.
+
+        Parameters
+        ----------
+        parts : callable
+            Returns what a model is made of; called if a callback wants to see it.
+
+        Returns
+        -------
+        bool
+            Whether a callback wants to end training.
+        """
+        epoch, self._epoch = self._epoch, None  # an error, or Ctrl-C, in a callback ends it too
+
+        def attributes():
+            # scikit-learn copies the estimator and sets these: the copy becomes the model, with no attribute of before.
+            return {"__dict__": vars(self._model_of(*parts()))}
+
+        return epoch.call_on_fit_task_end(**self._arguments, reconstruction_attributes=attributes)
+
+    def close(self):
+        """End an epoch that is not complete, of which the callbacks get no model."""
+        if self._epoch is not None:
+            epoch, self._epoch = self._epoch, None
+            epoch.call_on_fit_task_end(**self._arguments)
+
+    def end(self):
+        """End the call of `fit`: the estimator itself is the model."""
+        self._fit.call_on_fit_task_end(**self._arguments, reconstruction_attributes={})
