@@ -32,7 +32,7 @@ from fastbp.kernels.matmul import (
     REPEATED,
     pack_transpose,
 )
-from fastbp.kernels.plan import BLOCK_LINES, BLOCK_ROWS, BLOCK_TILES
+from fastbp.kernels.plan import BLOCK_LINES, BLOCK_ROWS, BLOCK_TILES, BLOCKS_AHEAD
 from fastbp.kernels.prefetch import append_lines
 from fastbp.kernels.records import get_layer
 from fastbp.kernels.sparse import INDEX_BLOCK, MULTIPLY_INDEXED_BLOCK
@@ -159,12 +159,12 @@ def _list_block(net, training, lines, block):
 
 
 @typed_inlined
-def _prefetch_block(net, block):
-    """Prefetch, to write to them, the cache lines of a block that other threads have read."""
+def _prefetch_block(array, block):
+    """Prefetch, to write to them, the cache lines of a block of the parameters, or of the optimizer's state for it."""
     last = block.begin + block.rows * block.row - 1
-    for i in range(block.begin, last, CACHE_LINE // itemsize(net.params)):
-        prefetch_for_write(net.params, i)
-    prefetch_for_write(net.params, last)
+    for i in range(block.begin, last, CACHE_LINE // itemsize(array)):
+        prefetch_for_write(array, i)
+    prefetch_for_write(array, last)
 
 
 # --- operands ---
@@ -257,9 +257,11 @@ def _grads_of(training, step, begin, width):
 def _update_weights(net, training, lines, step, layer, part, squares, norms, is_sparse, n_threads):
     """Compute the gradient of this thread's blocks of a layer, and update them."""
     width = lane_count(net.params)
-    # Whether the product for a block prefetches the next one: its reduction must have steps enough.
-    fetches_next = training.n_prefetched > 0 and step.in_place and not is_sparse
-    fetches_next = fetches_next and step.m * BLOCK_TILES >= training.n_prefetched * BLOCK_LINES
+    # Whether the product for a block prefetches the next one: its reduction must have steps enough. Of a few samples
+    # the products are short, and a block is prefetched before those of others.
+    fetches = training.n_prefetched > 0 and step.in_place and not is_sparse
+    fetches_next = fetches and step.m * BLOCK_TILES >= training.n_prefetched * BLOCK_LINES
+    fetches_later = fetches and not fetches_next and training.n_prefetched > 1
     for turn in range(part.first, part.last):
         block = block_at(layer, part, turn, width)
         grads = _grads_of(training, step, block.begin, width)
@@ -267,8 +269,15 @@ def _update_weights(net, training, lines, step, layer, part, squares, norms, is_
         if fetches_next:
             following = block_at(layer, part, min(turn + 1, part.last - 1), width)
             n_lines = _list_block(net, training, lines, following)
-        if n_threads > 1 and step.ends and not is_sparse and (turn == part.first or not fetches_next):
-            _prefetch_block(net, block)
+        elif fetches_later:
+            later = block_at(layer, part, min(turn + BLOCKS_AHEAD, part.last - 1), width)
+            _prefetch_block(net.params, later)
+            _prefetch_block(training.first, later)
+            if training.n_prefetched > 2:
+                _prefetch_block(training.second, later)
+        is_fetched = (fetches_next or fetches_later) and turn > part.first
+        if n_threads > 1 and step.ends and not is_sparse and not is_fetched:  # other threads have read it
+            _prefetch_block(net.params, block)
         if is_sparse:
             _multiply_indexed(net, step, layer, block, grads, block.j == 0 or turn == part.first)
         else:

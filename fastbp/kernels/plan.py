@@ -65,6 +65,8 @@ BLOCK_ROWS = 16
 # The most cache lines of a block, and the register tiles that its gradient is made of.
 BLOCK_LINES = BLOCK_ROWS * PANEL_BYTES // CACHE_LINE
 BLOCK_TILES = -(-BLOCK_ROWS // MR)
+# How many blocks before its own update a block is prefetched, where a batch has a few samples.
+BLOCKS_AHEAD = 2
 
 
 def scratch_size(lanes, row=0):
