@@ -22,6 +22,7 @@ from fastbp.compiled import CompiledPredictor
 from fastbp.dropout import Dropout
 from fastbp.initializers import WEIGHT_INITS, initial_parameters, scaled_parameters
 from fastbp.inputs import keep_float64, plain_numbers, ravel_column, targets_and_weights
+from fastbp.interrupts import Interrupts
 from fastbp.kernels.csr_matrix import split_inputs
 from fastbp.kernels.network import make_network
 from fastbp.kernels.plan import is_mostly_zero
@@ -185,19 +186,21 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
 
         If anything fails, the estimator is as it was before.
         """
+        interrupts = Interrupts()
         # On this object, not on the copy: after an error scikit-learn takes down the callbacks that it finds here.
-        callbacks = None if incremental else FitCallbacks.of(self, X, y, sample_weight)
-        with self._all_at_once() as model:
+        callbacks = None if incremental else FitCallbacks.of(self, X, y, sample_weight, interrupts)
+        with interrupts, self._all_at_once() as model:
             model._learn(
-                X, y, sample_weight, X_val, y_val, weight_val, incremental=incremental, callbacks=callbacks, stop=stop
+                X, y, sample_weight, X_val, y_val, weight_val, incremental=incremental, interrupts=interrupts,
+                callbacks=callbacks, stop=stop,
             )  # fmt: skip
         if callbacks is not None:
             callbacks.end()
         return self
 
     def _learn(
-        self, X, y, sample_weight, X_val=None, y_val=None, weight_val=None, *, incremental, knows_classes=False,
-        callbacks=None, stop=None,
+        self, X, y, sample_weight, X_val=None, y_val=None, weight_val=None, *, incremental, interrupts,
+        knows_classes=False, callbacks=None, stop=None,
     ):  # fmt: skip
         """Do the work of `_fit` on this very object, which a failure leaves half changed."""
         begin = time.perf_counter()
@@ -217,8 +220,8 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         Y, weight = targets_and_weights(X, Y, sample_weight, self._work_dtype(dtype))
         samples = None if X_val is None and y_val is None else self._check_validation(X_val, y_val, weight_val, dtype)
         self._fit_network(
-            X, y, Y, weight, dtype, fitted_units=fitted_units, one_epoch=incremental, begin=begin, samples=samples,
-            callbacks=callbacks, stop=stop,
+            X, y, Y, weight, dtype, fitted_units=fitted_units, one_epoch=incremental, begin=begin,
+            interrupts=interrupts, samples=samples, callbacks=callbacks, stop=stop,
         )  # fmt: skip
 
     def _check_validation(self, X, y, weight, dtype):
@@ -253,7 +256,8 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         return X, *targets_and_weights(X, self._encode_targets(y), sample_weight, dtype)
 
     def _fit_network(
-        self, X, y, Y, weight, dtype, *, fitted_units, one_epoch, begin, samples=None, callbacks=None, stop=None
+        self, X, y, Y, weight, dtype, *, fitted_units, one_epoch, begin, interrupts, samples=None, callbacks=None,
+        stop=None,
     ):  # fmt: skip
         """Train, and set the fitted attributes.
 
@@ -275,6 +279,8 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
             Whether this is `partial_fit`: one epoch, with the optimizer's state of the last call.
         begin : float
             The time of `time.perf_counter` from which `max_time` counts.
+        interrupts : Interrupts
+            Holds back Ctrl-C from the first batch on.
         samples : ValidationSamples, default=None
             Those of the user.
         callbacks : FitCallbacks, default=None
@@ -312,8 +318,9 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
             optimizer.seed = int(random_state.randint(np.iinfo(np.int64).max, dtype=np.int64))
         params = network.pack(coefs, intercepts)
         session = Session(
-            network, params, optimizer, step_settings, order.size, sparse=csr is None and is_mostly_zero(X), csr=csr
-        )
+            network, params, optimizer, step_settings, order.size, sparse=csr is None and is_mostly_zero(X), csr=csr,
+            interrupts=interrupts,
+        )  # fmt: skip
         settings = self._loop_settings(begin, one_epoch, stop)
 
         def model_of(coefs, intercepts):
