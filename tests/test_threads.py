@@ -277,6 +277,15 @@ def test_where_parallel_regions_are_safe(layer, forked, started_before, safe, mo
     assert threads._parallel_is_safe() == safe
 
 
+def test_a_layer_that_is_not_there_means_one_thread(monkeypatch):
+    def launch():
+        raise ValueError("No threading layer could be loaded.")
+
+    monkeypatch.setattr(threads, "start_numba_threads", launch)
+    monkeypatch.setattr(threads, "_count_cores", lambda: 4)
+    assert thread_count(4, LARGE) == 1
+
+
 @pytest.mark.skipif(not HAS_AFFINITY, reason="only Linux limits processes so")
 @pytest.mark.parametrize(("quota", "expected"), [("50000 100000", 1), ("150000 100000", 2), ("max 100000", 64)])
 def test_a_quota_of_the_control_group_counts(quota, expected, monkeypatch):
@@ -489,7 +498,6 @@ def test_more_threads_than_cores(tmp_path):
     run_script(ONE_CORE + SETUP + one_thread + four_cores(4) + MANY_THREADS, tmp_path)
 
 
-@pytest.mark.parametrize("layer", ["omp", "default"])
-def test_without_openmp_there_is_one_thread(layer, tmp_path):
+def test_without_openmp_there_is_one_thread(tmp_path):
     one_thread = "assert threads.thread_count(4, 1e9) == EXPECTED and fit(4) == alone[0]"
-    run_script(NO_OPENMP + SETUP + four_cores(1) + one_thread, tmp_path, layer)
+    run_script(NO_OPENMP + SETUP + four_cores(1) + one_thread, tmp_path, "default")
