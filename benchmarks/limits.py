@@ -3,9 +3,11 @@
 Run: ``python benchmarks/limits.py`` (about two minutes), or a part of it: ``python benchmarks/limits.py cores``,
 ``interrupts`` or ``time``. Other programs disturb all figures.
 
-**Cores.** Seconds of a fit, and of predictions, with `n_jobs=2` against `n_jobs=1`, in new processes: on one core from
-the beginning, and where the system takes the other core away after a first fit. The target is a ratio of at most 1.3.
-The last row is for the process as it is: run it under a quota of the control group, for example.
+**Cores.** CPU seconds of a fit, and of predictions, with `n_jobs=2` against `n_jobs=1`, in new processes: on one core
+from the beginning, where the system takes the other core away after a first fit, and where fastbp does not know that
+there is one core only. CPU seconds of all threads together are what one core needs, and other programs do not count.
+The target is a ratio of at most 1.3. The last case is the process as it is: under a quota of the control group, for
+example.
 
 **Interrupts.** Seconds from Ctrl-C, at random moments of training, until `fit` returns. The target is 0.5 s.
 
@@ -28,7 +30,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-CASES = ["one core", "one core after a fit", "as it is"]
+CASES = ["one core", "one core after a fit", "one core, not known", "as it is"]
 # Name, units, samples and batch of the networks for which threads share a core.
 NETWORKS = [("tabular", (30, 64, 64), 4_000, 64), ("digits", (64, 100), 4_000, 200), ("mnist", (784, 128), 8_000, 128)]
 TURNS = 7
@@ -59,12 +61,12 @@ def network(units, **options):
     return BackpropClassifier(units[1:], tol=0.0, n_iter_no_change=float("inf"), random_state=0, **options)
 
 
-def timed(function, *args, times=1):
+def timed(function, *args, times=1, clock=time.perf_counter):
     """Return the duration of some calls in seconds."""
-    begin = time.perf_counter()
+    begin = clock()
     for _ in range(times):
         function(*args)
-    return time.perf_counter() - begin
+    return clock() - begin
 
 
 def confine():
@@ -75,6 +77,8 @@ def confine():
 
 def measure_cores(case):
     """Return rows of the name, and the seconds on one thread and on two of a fit and of predictions."""
+    from fastbp.kernels import threads
+
     if case == "one core":
         confine()
     rows = []
@@ -85,17 +89,20 @@ def measure_cores(case):
         epochs = max(1, int(0.4 / min(timed(fits[1].fit, X, y) for _ in range(3))))
         fits[2].fit(X, y)
         models.append((name, X, y, fits, epochs))
-    if case == "one core after a fit":
+    if case.startswith("one core"):
         confine()
+    if case == "one core, not known":
+        threads._count_cores = lambda: 2
     for name, X, y, fits, epochs in models:
         seconds = {}
         for n in (1, 2):
             fits[n].set_params(max_iter=epochs)
         for _ in range(TURNS):
             for n, model in fits.items():
-                seconds.setdefault(("fit", n), []).append(timed(model.fit, X, y))
+                seconds.setdefault(("fit", n), []).append(timed(model.fit, X, y, clock=time.process_time))
                 for rows_at_once in (500, len(X)):
-                    spent = timed(model.predict_proba, X[:rows_at_once], times=20_000 // rows_at_once)
+                    times = 20_000 // rows_at_once
+                    spent = timed(model.predict_proba, X[:rows_at_once], times=times, clock=time.process_time)
                     seconds.setdefault((f"predict {rows_at_once}", n), []).append(spent)
         for task in dict.fromkeys(task for task, _ in seconds):
             rows.append((f"{name}, {task}", *(statistics.median(seconds[task, n]) for n in (1, 2))))

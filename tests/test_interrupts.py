@@ -244,8 +244,8 @@ def some_lines(train, model, n):
     return [1 + random.randrange(i * n_lines // n, (i + 1) * n_lines // n) for i in range(n)]
 
 
-# A few of all moments, or all of them.
-FEW_LINES = pytest.mark.parametrize("n", [20, pytest.param(10**9, marks=pytest.mark.slow)])
+# Some of all moments.
+FEW_LINES = pytest.mark.parametrize("n", [15, pytest.param(400, marks=pytest.mark.slow)])
 MODELS = {
     "adam": BackpropClassifier((4,), batch_size=20, random_state=0),
     "adaptive": BackpropClassifier(
