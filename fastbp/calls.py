@@ -10,6 +10,7 @@ import numpy as np
 from scipy.sparse import issparse
 
 from fastbp.fit_callbacks import FitCallbacks
+from fastbp.interrupts import Interrupts
 from fastbp.progress import Progress, TrainingState
 
 
@@ -33,6 +34,8 @@ class Call:
         Ends training after the epoch in which another thread sets it.
     resume_from : BaseBackprop or None
         A checkpoint, of whose fit this is the rest.
+    interrupts : Interrupts
+        Holds back Ctrl-C from the first batch on.
     begin : float
         The time of `time.perf_counter` from which `max_time` counts.
     """
@@ -45,6 +48,7 @@ class Call:
     callbacks: FitCallbacks | None = None
     stop: Event | None = None
     resume_from: Any = None
+    interrupts: Interrupts = field(default_factory=Interrupts)
     begin: float = field(default_factory=time.perf_counter)
 
 

@@ -177,9 +177,10 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         `sample_weight` or class weights, all but callables weight the samples that `early_stopping` holds out.
 
     max_time : float or None, default=None
-        Seconds after which `fit` ends, above 0: training stops after the batch, or the evaluation of "lbfgs", that is
-        under way then, with a warning, and keeps what the network has learned as on Ctrl-C. The checks of the input
-        and the compilation of kernels count; the first batch is always trained. `partial_fit` ignores it.
+        Seconds after which `fit` ends, above 0: training stops after the batch that is under way then, or without it
+        if it is a large one, with a warning, and keeps what the network has learned as on Ctrl-C. An evaluation of
+        "lbfgs" is a batch of all samples. The checks of the input and the compilation of kernels count; the first
+        batch is always trained. `partial_fit` ignores it.
 
     dtype : {"auto", "float32", "float64"}, default="auto"
         Data type of the weights and of all computation. "auto" is float64 for float64 input (and longer floats), and
@@ -401,7 +402,8 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         ValueError
             If the input is invalid, or the weights became infinite; if it is not that of `resume_from`.
         KeyboardInterrupt
-            On Ctrl-C before the first batch, or the first iteration of "lbfgs".
+            On Ctrl-C before the first batch, or the first iteration of "lbfgs": the estimator is as it was before. On
+            Ctrl-C after the last one: the estimator is fitted.
         """
         return self._fit(X, y, sample_weight, Call(X_val=X_val, y_val=y_val, resume_from=resume_from))
 
@@ -442,12 +444,15 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         ------
         ValueError
             If the input is invalid, y has labels that are not in `classes`, or `early_stopping` is True.
+        KeyboardInterrupt
+            On Ctrl-C, which so ends a loop of calls. The estimator keeps what it has learned up to the last batch.
         """
-        with self._all_at_once() as model:
+        call = Call(incremental=True, knows_classes=True)
+        with call.interrupts, self._all_at_once() as model:
             if check_partial_fit_first_call(model, classes):
                 multilabel = type_of_target(y).startswith("multilabel")
                 model._binarizer = LabelBinarizer().fit(y if multilabel else classes)
-            model._learn(X, y, sample_weight, Call(incremental=True, knows_classes=True))
+            model._learn(X, y, sample_weight, call)
         return self
 
     @fit_context(prefer_skip_nested_validation=True)

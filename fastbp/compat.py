@@ -9,7 +9,8 @@ are not private. `numba.core.event` is between the two: only the text of the mod
 name                                            seen in
 ==============================================  ===============
 numba.core.caching: FunctionCache, _Cache       0.62 to 0.68
-FunctionCache._cache_file._source_stamp         0.62 to 0.68
+FunctionCache: _cache_file, _impl.filename_base 0.62 to 0.68
+numba.core.serialize: dumps                     0.62 to 0.68
 numba.core.codegen: get_host_cpu_features       0.62 to 0.68
 numba.core.config: CPU_NAME, CPU_FEATURES       0.62 to 0.68
 call_conv of Numba's target context             0.62 to 0.68
@@ -41,6 +42,7 @@ PyArrayObject_fields, after the object's head   1.26 to 2.4
 """
 
 import ctypes
+import os
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import cache
@@ -72,6 +74,7 @@ with _private_names_of("numba", _NUMBA_SEEN):
     from numba.core.codegen import JITCodeLibrary
     from numba.core.codegen import get_host_cpu_features as _get_host_cpu_features
     from numba.core.compiler import Compiler
+    from numba.core.serialize import dumps as serialize
     from numba.core.untyped_passes import InlineClosureLikes
     from numba.np.ufunc import parallel as _numba_parallel
 
@@ -100,7 +103,7 @@ __all__ = [
     "check_parameters", "check_partial_fit_first_call", "check_sample_weight", "cpu_features", "cpu_name",
     "emit_call_of_compiled",
     "fit_context", "machine_code_address", "mersenne_twister_of", "mersenne_twister_state", "numba_threads_are_started",
-    "open_disk_cache", "set_disk_cache", "start_numba_threads",
+    "open_disk_cache", "serialize", "set_disk_cache", "start_numba_threads",
 ]  # fmt: skip
 
 _Function = TypeVar("_Function", bound=Callable)
@@ -168,12 +171,22 @@ def cpu_features():
     return _get_host_cpu_features() if features is None else features
 
 
-def open_disk_cache(function, source_stamp):
-    """Return Numba's disk cache for a function, valid as long as `source_stamp` stays the same."""
+def open_disk_cache(function, make_files):
+    """Return Numba's disk cache for a function, which keeps the machine code in files of ours.
+
+    Parameters
+    ----------
+    function : callable
+        The function, not compiled.
+    make_files : callable
+        Returns an object with the methods `load(key)`, `save(key, data)` and `flush()`, from how the paths of the
+        function's files begin.
+    """
     backend = FunctionCache(function)
     with _private_names_of("numba", _NUMBA_SEEN):
-        backend._cache_file._source_stamp  # noqa: B018  a new name would be set beside the one that Numba reads
-    backend._cache_file._source_stamp = source_stamp
+        backend._cache_file  # noqa: B018  a new name would be set beside the one that Numba reads
+        name = backend._impl.filename_base
+    backend._cache_file = make_files(os.path.join(backend.cache_path, name))
     return backend
 
 

@@ -183,8 +183,8 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         """Check the input and train. If anything fails, the estimator is as it was before."""
         # On this object, not on the copy: after an error scikit-learn takes down the callbacks that it finds here.
         if not call.incremental:
-            call.callbacks = FitCallbacks.of(self, X, y, sample_weight)
-        with self._all_at_once() as model:
+            call.callbacks = FitCallbacks.of(self, X, y, sample_weight, call.interrupts)
+        with call.interrupts, self._all_at_once() as model:
             model._learn(X, y, sample_weight, call)
         if call.callbacks is not None:
             call.callbacks.end()
@@ -288,7 +288,10 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         network = make_network(units, activations, work_dtype, step_settings.batch_size, csr is not None, dropout)
         optimizer = self._optimizer_of(start, network)
         params, is_sparse = network.pack(start.coefs, start.intercepts), csr is None and is_mostly_zero(X)
-        session = Session(network, params, optimizer, step_settings, data.order.size, sparse=is_sparse, csr=csr)
+        session = Session(
+            network, params, optimizer, step_settings, data.order.size, sparse=is_sparse, csr=csr,
+            interrupts=call.interrupts,
+        )  # fmt: skip
         settings, progress = self._loop_settings(call), start.progress
 
         def model_of(coefs, intercepts):

@@ -5,7 +5,7 @@ import secrets
 from pathlib import Path
 
 
-def write_atomically(path, data):
+def write_atomically(path, data, *, durable=True):
     """Write a file so that at any moment, also after a crash, there is either the old one or the new one.
 
     Parameters
@@ -14,6 +14,8 @@ def write_atomically(path, data):
         The file; a link is followed.
     data : bytes-like
         Its content.
+    durable : bool, default=True
+        Whether to wait for the disk; else a crash of the system may leave another content.
 
     Raises
     ------
@@ -29,12 +31,13 @@ def write_atomically(path, data):
         with open(part, "xb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    if os.name == "posix":  # elsewhere a folder cannot be opened
+    if durable and os.name == "posix":  # elsewhere a folder cannot be opened
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)

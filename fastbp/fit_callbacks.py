@@ -18,6 +18,8 @@ class FitCallbacks:
         What the callbacks get to know of this call.
     task_name : str
         What they call an epoch.
+    interrupts : Interrupts
+        Lets Ctrl-C interrupt them.
 
     Attributes
     ----------
@@ -25,16 +27,16 @@ class FitCallbacks:
         Whether any of them saves models from which training goes on; see `fastbp.callbacks.Checkpoint`.
     """
 
-    def __init__(self, estimator, context, arguments, task_name):
+    def __init__(self, estimator, context, arguments, task_name, interrupts):
         self._arguments = {"estimator": estimator, **arguments}
-        self._fit, self._task_name = context, task_name
+        self._fit, self._task_name, self._interrupts = context, task_name, interrupts
         self._epoch: Any = None
         self._model_of: Any = None
         self.keeps_state = any(getattr(callback, "keeps_state", False) for callback in callbacks_of(estimator))
         context.call_on_fit_task_begin(**self._arguments)
 
     @classmethod
-    def of(cls, estimator, X, y, sample_weight):
+    def of(cls, estimator, X, y, sample_weight, interrupts):
         """Set up the callbacks of an estimator; None if it has none.
 
         scikit-learn takes them down at the end of `fit`, whatever happens: by what it finds on this very object.
@@ -44,7 +46,8 @@ class FitCallbacks:
             return None
         metadata = None if sample_weight is None else {"sample_weight": sample_weight}
         arguments = {"X": X, "y": y, "metadata": metadata}
-        return cls(estimator, context, arguments, "iteration" if estimator.solver == "lbfgs" else "epoch")
+        name = "iteration" if estimator.solver == "lbfgs" else "epoch"
+        return cls(estimator, context, arguments, name, interrupts)
 
     def set_model(self, model_of):
         """Set the function that makes a fitted estimator from what the `parts` of `end_epoch` returns."""
@@ -53,8 +56,9 @@ class FitCallbacks:
     def begin_epoch(self):
         """Begin an epoch, unless one has begun."""
         if self._epoch is None:
-            self._epoch = self._fit.subcontext(task_name=self._task_name)
-            self._epoch.call_on_fit_task_begin(**self._arguments)
+            with self._interrupts.let_through():
+                self._epoch = self._fit.subcontext(task_name=self._task_name)
+                self._epoch.call_on_fit_task_begin(**self._arguments)
 
     def end_epoch(self, parts):
         """End the epoch.
@@ -75,13 +79,15 @@ class FitCallbacks:
             # scikit-learn copies the estimator and sets these: the copy becomes the model, with no attribute of before.
             return {"__dict__": vars(self._model_of(*parts()))}
 
-        return epoch.call_on_fit_task_end(**self._arguments, reconstruction_attributes=attributes)
+        with self._interrupts.let_through():
+            return epoch.call_on_fit_task_end(**self._arguments, reconstruction_attributes=attributes)
 
     def close(self):
         """End an epoch that is not complete, of which the callbacks get no model."""
         if self._epoch is not None:
             epoch, self._epoch = self._epoch, None
-            epoch.call_on_fit_task_end(**self._arguments)
+            with self._interrupts.let_through():
+                epoch.call_on_fit_task_end(**self._arguments)
 
     def end(self):
         """End the call of `fit`: the estimator itself is the model."""

@@ -70,7 +70,9 @@ def fit(session, data, settings, progress, max_fun, validation=None, callbacks=N
             raise _StoppedError
         if callbacks is not None:
             callbacks.begin_epoch()
-        last["loss"], gradient = session.loss_and_gradient(data, params, total_weight)
+        last["loss"], gradient = session.loss_and_gradient(data, params, total_weight, settings.deadline)
+        if last["loss"] is None:
+            raise _TimeIsOverError
         return last["loss"], gradient
 
     def after_iteration(params):
@@ -80,11 +82,14 @@ def fit(session, data, settings, progress, max_fun, validation=None, callbacks=N
         if settings.verbose:
             print(f"Iteration {progress.epochs}, loss = {last['loss']:.8f}")
         if validation is not None:  # the parameters of the session are those that the line search ends with, too
-            progress.add_validation(*validation(*session.parameters()))
+            with session.interrupts.let_through():
+                value = validation(*session.parameters())
+            progress.add_validation(*value)
         if callbacks is not None and callbacks.end_epoch(session.parameters):
             raise _StoppedError
 
     try:
+        session.interrupts.hold()
         result = scipy.optimize.minimize(
             loss_and_gradient, start, method="L-BFGS-B", jac=True, callback=after_iteration,
             options={"maxfun": max_fun, "maxiter": settings.max_iter, "gtol": settings.tol},

@@ -175,9 +175,10 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         `sample_weight`, None, "loss" and named scorers weight the samples that `early_stopping` holds out.
 
     max_time : float or None, default=None
-        Seconds after which `fit` ends, above 0: training stops after the batch, or the evaluation of "lbfgs", that is
-        under way then, with a warning, and keeps what the network has learned as on Ctrl-C. The checks of the input
-        and the compilation of kernels count; the first batch is always trained. `partial_fit` ignores it.
+        Seconds after which `fit` ends, above 0: training stops after the batch that is under way then, or without it
+        if it is a large one, with a warning, and keeps what the network has learned as on Ctrl-C. An evaluation of
+        "lbfgs" is a batch of all samples. The checks of the input and the compilation of kernels count; the first
+        batch is always trained. `partial_fit` ignores it.
 
     dtype : {"auto", "float32", "float64"}, default="auto"
         Data type of the weights and of all computation. "auto" is float64 for float64 input (and longer floats), and
@@ -399,7 +400,8 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         ValueError
             If the input is invalid, or the weights became infinite; if it is not that of `resume_from`.
         KeyboardInterrupt
-            On Ctrl-C before the first batch, or the first iteration of "lbfgs".
+            On Ctrl-C before the first batch, or the first iteration of "lbfgs": the estimator is as it was before. On
+            Ctrl-C after the last one: the estimator is fitted.
         """
         return self._fit(X, y, sample_weight, Call(X_val=X_val, y_val=y_val, resume_from=resume_from))
 
@@ -432,6 +434,8 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         ------
         ValueError
             If the input is invalid, or `early_stopping` is True.
+        KeyboardInterrupt
+            On Ctrl-C, which so ends a loop of calls. The estimator keeps what it has learned up to the last batch.
         """
         return self._fit(X, y, sample_weight, Call(incremental=True))
 

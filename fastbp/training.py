@@ -81,7 +81,8 @@ def fit(
     Raises
     ------
     KeyboardInterrupt
-        On Ctrl-C before the first batch: there is nothing to keep.
+        On Ctrl-C before the first batch: there is nothing to keep. With `one_epoch` what was learned is kept, too, and
+        `Interrupts` raises it when the estimator has it: the user wants to end a loop of such calls.
     """
     if resume is None:
         progress.begin(
@@ -90,6 +91,7 @@ def fit(
     steps_before = session.optimizer.steps
     loop = _Loop(session, data, settings, progress, random_state, validation, callbacks, resume)
     try:
+        session.interrupts.hold()
         stopped = loop.run(1 if one_epoch else settings.max_iter)
         if loop.is_late:
             warn_user(_late_message(settings, progress), MaxTimeWarning)
@@ -102,7 +104,10 @@ def fit(
     except KeyboardInterrupt:
         if session.optimizer.steps == steps_before:
             raise
-        warn_user("Training interrupted by user.")
+        if one_epoch:
+            session.interrupts.raise_at_end()
+        else:
+            warn_user("Training interrupted by user.")
     if loop.best is not None and loop.is_scored and progress.best_score == -math.inf:
         warn_user(
             f"No validation score was a number with scoring={settings.scoring!r}: the weights are those from before "
@@ -244,7 +249,8 @@ class _Loop:
         """Take loss and score of the parameters; with early stopping, keep them if the score is the highest."""
         early_stopping = self._settings.early_stopping
         parameters = self._session.parameters() if early_stopping else self._session.peek()
-        loss, value = self._validation(*parameters)
+        with self._session.interrupts.let_through():
+            loss, value = self._validation(*parameters)
         self._progress.add_validation(loss, value)
         self.is_scored = True
         if self._settings.verbose:

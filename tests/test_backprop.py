@@ -229,6 +229,8 @@ class Trainer:
             pass_rows=self.pass_rows,
             first_batch=first,
             last_batch=last,
+            first_row=0,
+            last_row=self.batch_size,
             seed=SEED,
             first_step=first,
         )

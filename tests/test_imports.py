@@ -15,7 +15,7 @@ FORMULAS = {"activations", "dropout", "initializers", "losses", "optimizers", "s
 # From the bottom to the top; a module imports only from the floors below. In CONTRIBUTING.md codegen is one floor, and
 # so are the kernels.
 FLOORS = [
-    {"compat", "files", "user_warnings"},
+    {"compat", "files", "interrupts", "user_warnings"},
     {"codegen.caches", "codegen.target"},
     {"codegen.emit"},
     {"codegen.jit"},

@@ -23,6 +23,7 @@ import fastbp
 from fastbp import BackpropRegressor, compat
 from fastbp.codegen import jit
 from fastbp.codegen.jit import address_of, cached_jit, call_at
+from fastbp.codegen.target import X86
 from fastbp.kernels import backprop, prediction
 
 PACKAGE = Path(fastbp.__file__).parent
@@ -82,7 +83,7 @@ def test_second_process_compiles_nothing(cache, small):
     assert first(4.0) == 8 and first(4) == 8
     assert hits_and_misses(first) == (0, 2)
     files = snapshot(cache)
-    assert len(files) == 3
+    assert len(files) == 2
     second = cached_jit(small.twice)
     assert second(5.0) == 10 and second(5) == 10
     assert hits_and_misses(second) == (2, 0)
@@ -90,14 +91,19 @@ def test_second_process_compiles_nothing(cache, small):
     assert snapshot(cache) == files
 
 
-@pytest.mark.parametrize("damage", ["empty", "truncated", "garbage"])
-@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
-def test_damaged_cache_is_replaced(cache, small, suffix, damage):
+DAMAGES = {
+    "empty": lambda content: b"",
+    "truncated": lambda content: content[: len(content) // 2],
+    "garbage": lambda content: np.random.default_rng(0).bytes(len(content)),
+    "one byte": lambda content: content[:-1000] + bytes([content[-1000] ^ 1]) + content[-999:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_cache_is_replaced(cache, small, damage):
     cached_jit(small.twice)(4.0)
-    (path,) = cache.rglob(f"*.{suffix}")
-    content = path.read_bytes()
-    garbage = np.random.default_rng(0).bytes(len(content))
-    path.write_bytes({"empty": b"", "truncated": content[: len(content) // 2], "garbage": garbage}[damage])
+    (path,) = cache.rglob("*.nbc")
+    path.write_bytes(DAMAGES[damage](path.read_bytes()))
     with pytest.warns(RuntimeWarning, match=r"cache of fastbp's compiled code could not be read") as caught:
         second = cached_jit(small.twice)
         assert second(5.0) == 10
@@ -109,18 +115,28 @@ def test_damaged_cache_is_replaced(cache, small, suffix, damage):
     assert jit.all_code_is_kept()
 
 
-def test_an_index_with_types_that_are_no_more_is_replaced_silently(cache, small, monkeypatch):
-    cached_jit(small.twice)(4.0)
+def test_processes_that_save_at_once_lose_nothing(cache, small, monkeypatch):
+    """Nor does one load what another has saved for other types: Numba has all of a function in one index."""
+    replace = os.replace
 
-    def load_overload(self, sig, target_context):
-        raise AttributeError("Can't get attribute 'Pair' on <module 'fastbp.pairs'>")
+    def save_another_first(*args):
+        monkeypatch.setattr(os, "replace", replace)
+        assert cached_jit(small.twice)(4) == 8
+        replace(*args)
 
-    monkeypatch.setattr(compat.FunctionCache, "load_overload", load_overload)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        second = cached_jit(small.twice)
-        assert second(4.0) == 8
-    assert hits_and_misses(second) == (0, 1)
+    monkeypatch.setattr(os, "replace", save_another_first)
+    assert cached_jit(small.twice)(4.0) == 8
+    later = cached_jit(small.twice)
+    assert later(5.0) == 10 and later(5) == 10
+    assert hits_and_misses(later) == (2, 0)
+
+
+def test_recompiling_replaces_the_files(cache, small):
+    for function in (small.twice, small.thrice):
+        cached_jit(function)(4.0)
+    cached_jit(small.twice).recompile()
+    (path,) = cache.rglob("*.nbc")
+    assert "thrice" in path.name
 
 
 def test_another_folder_than_that_of_the_user_is_said(cache, small, tmp_path, monkeypatch):
@@ -162,12 +178,25 @@ def test_full_disk(cache, small, monkeypatch):
     assert (len(caught), len(saves)) == (1, 1)  # once it failed, it is not tried again
 
 
+def test_each_processor_has_its_own_code(cache, small, monkeypatch):
+    cached_jit(small.twice)(4.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(numba.config, "CPU_NAME", "some-processor")
+        other = cached_jit(small.twice)
+        assert other(4.0) == 8 and hits_and_misses(other) == (0, 1)
+    again = cached_jit(small.twice)
+    assert again(4.0) == 8 and hits_and_misses(again) == (1, 0)
+
+
 def test_code_of_other_sources_is_stale(cache, small, monkeypatch):
     cached_jit(small.twice)(4.0)
     monkeypatch.setattr(jit, "source_stamp", lambda: "the stamp of another version")
-    other = cached_jit(small.twice)
-    assert other(4.0) == 8
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        other = cached_jit(small.twice)
+        assert other(4.0) == 8
     assert hits_and_misses(other) == (0, 1)
+    assert len(snapshot(cache)) == 1  # in the place of the old one
 
 
 def test_source_stamp_covers_all_files(tmp_path, monkeypatch):
@@ -435,8 +464,8 @@ import small
 warnings.simplefilter("error")
 print(small.twice(4.0) + small.thrice(4.0))
 """
-    processes = [start(script, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache")) for _ in range(2)]
-    assert finish(*processes) == [20.0] * 2
+    processes = [start(script, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache")) for _ in range(3)]
+    assert finish(*processes) == [20.0] * 3
 
 
 # What a user does, with the warnings of ours and what was compiled.
@@ -511,13 +540,70 @@ def test_fit_in_a_second_process_compiles_nothing(first_fits, tmp_path):
 def test_fit_with_a_damaged_cache(first_fits, tmp_path):
     folder, cached, _ = first_fits
     shutil.copytree(folder, tmp_path / "cache")
-    damaged = list((tmp_path / "cache").rglob("*.predict-*.nb?"))
-    assert len(damaged) == 2
-    for path in damaged:
-        path.write_bytes(path.read_bytes()[:-100])
+    (path,) = (tmp_path / "cache").rglob("*.predict-*.nbc")
+    path.write_bytes(path.read_bytes()[:-100])
     (result,) = finish(start(FIT, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache")))
     assert len(result["warnings"]) == 1 and "could not be read" in result["warnings"][0]
     assert (result["compiled"], result["probabilities"]) == (["predict"], cached["probabilities"])
+
+
+LIMITED = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only there files can be limited")
+def test_fit_where_a_file_can_be_written_in_part_only(first_fits, tmp_path):
+    """As on a full disk."""
+    folder, cached, _ = first_fits
+    shutil.copytree(folder, tmp_path / "cache")
+    (path,) = (tmp_path / "cache").rglob("*.predict-*.nbc")
+    path.unlink()
+    files = sorted((tmp_path / "cache").rglob("*"))
+    (result,) = finish(start(LIMITED + FIT, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache")))
+    assert len(result["warnings"]) == 1 and "could not be written" in result["warnings"][0]
+    assert (result["compiled"], result["probabilities"]) == (["predict"], cached["probabilities"])
+    assert sorted((tmp_path / "cache").rglob("*")) == files
+
+
+@pytest.mark.slow
+def test_sixteen_processes_fit_at_once_with_an_empty_cache(first_fits, tmp_path):
+    _, cached, _ = first_fits
+    processes = [start(FIT, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache")) for _ in range(16)]
+    for result in finish(*processes):
+        assert (result["warnings"], result["probabilities"]) == ([], cached["probabilities"])
+    (result,) = finish(start(FIT, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache")))
+    assert result == {"warnings": [], "compiled": [], "probabilities": cached["probabilities"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_fit_where_all_files_of_the_cache_are_damaged(damage, first_fits, tmp_path):
+    folder, cached, _ = first_fits
+    shutil.copytree(folder, tmp_path / "cache")
+    for path in (tmp_path / "cache").rglob("*.nbc"):
+        path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    first, second = (finish(start(FIT, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache")))[0] for _ in range(2))
+    assert len(first["warnings"]) == 1 and first["compiled"] == COMPILED
+    assert (second["warnings"], second["compiled"]) == ([], [])
+    assert first["probabilities"] == second["probabilities"] == cached["probabilities"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not X86, reason="the name is that of an x86-64 processor")
+def test_fit_with_a_cache_of_another_processor(first_fits, tmp_path):
+    folder, cached, _ = first_fits
+    shutil.copytree(folder, tmp_path / "cache")
+    other = {"NUMBA_CPU_NAME": "x86-64-v2", "NUMBA_CPU_FEATURES": ""}
+    results = []
+    for changes in (other, {}, other):
+        results += finish(start(FIT, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache"), **changes))
+    assert [result["warnings"] for result in results] == [[], [], []]
+    assert results[0]["compiled"] and not results[1]["compiled"] and not results[2]["compiled"]
+    assert results[1]["probabilities"] == cached["probabilities"]
+    assert results[0]["probabilities"] == results[2]["probabilities"]
+    np.testing.assert_allclose(results[0]["probabilities"], cached["probabilities"], rtol=1e-5)
 
 
 WARMUP = """

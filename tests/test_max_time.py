@@ -5,15 +5,17 @@ import warnings
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
 
 from fastbp import BackpropClassifier, BackpropRegressor
 from fastbp.kernels import threads
-from fastbp.kernels.tuner import tuner_for
+from fastbp.kernels.tuner import ThreadTuner, tuner_for
 
-X, Y = load_digits(return_X_y=True)
-X, Y = X[:400] / 16, Y[:400]
+ALL_X, ALL_Y = load_digits(return_X_y=True)
+ALL_X = ALL_X / 16
+X, Y = ALL_X[:400], ALL_Y[:400]
 
 
 def said(model, X=X, y=Y):
@@ -108,6 +110,60 @@ def test_it_ends_within_an_epoch(clock):
     clf.partial_fit(X, Y)
     assert clf.n_iter_ == 1 and clf.loss_ != before
     tuner_for.cache_clear()
+
+
+PARTS = {
+    "adam": {"dropout": 0.3, "max_grad_norm": 0.1},
+    "sgd": {"solver": "sgd", "hidden_layer_sizes": (40, 7), "activation": "tanh"},
+    "lbfgs": {"solver": "lbfgs"},
+}
+
+
+def take_parts(monkeypatch, share=1e-3):
+    """Let a call take less than a batch: a chunk of 256 rows."""
+    monkeypatch.setattr("fastbp.kernels.plan.MAX_WORKSPACE", 0)
+    monkeypatch.setattr(ThreadTuner, "choose", lambda self: (1, share))
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("kind", [np.asarray, csr_array])
+@pytest.mark.parametrize("options", PARTS.values(), ids=PARTS)
+def test_a_batch_in_parts_has_the_same_bits(options, kind, clock, monkeypatch):
+    options = dict(batch_size=700, max_iter=3, random_state=0) | options
+    weight = np.arange(len(ALL_X)) % 3 / 2
+    models, calls = [], []
+    for share in (1, 1e-3, 0.8):
+        take_parts(monkeypatch, share)
+        clock.calls = 0
+        models.append(BackpropClassifier(**options).fit(kind(ALL_X), ALL_Y, sample_weight=weight))
+        calls.append(clock.calls)
+    # Batches of 3, 3 and 2 chunks; of 8 for lbfgs.
+    assert calls[1] >= 8 * calls[0] // 3 and calls[0] < calls[2] < calls[1]
+    for other in models[1:]:
+        for a, b in zip(models[0].coefs_ + models[0].intercepts_, other.coefs_ + other.intercepts_, strict=True):
+            np.testing.assert_array_equal(a, b)
+        assert other.loss_curve_ == models[0].loss_curve_
+
+
+def test_it_ends_within_a_batch_which_then_counts_for_nothing(clock, monkeypatch):
+    take_parts(monkeypatch)
+    models = []
+    for max_time, n_calls in ((1.5, 3), (4.5, 5)):  # the first batch is always trained
+        clock.now = clock.calls = 0
+        models.append(BackpropClassifier((7,), batch_size=700, max_time=max_time, random_state=0))
+        said(models[-1], ALL_X, ALL_Y)
+        assert (clock.calls, models[-1]._optimizer["steps"]) == (n_calls, 1)
+    for a, b in zip(models[0].coefs_, models[1].coefs_, strict=True):
+        np.testing.assert_array_equal(a, b)
+    clock.now = clock.calls = 0
+    late = BackpropClassifier((7,), solver="lbfgs", tol=0.0, random_state=0, max_time=60.5)
+    said(late, ALL_X, ALL_Y)
+    same = BackpropClassifier((7,), solver="lbfgs", tol=0.0, random_state=0, max_iter=late.n_iter_)
+    assert clock.calls == 61  # in the eighth evaluation of 8 chunks
+    with pytest.warns(ConvergenceWarning):
+        same.fit(ALL_X, ALL_Y)
+    for a, b in zip(late.coefs_, same.coefs_, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_early_stopping_keeps_the_best_epoch(clock):

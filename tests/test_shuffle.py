@@ -1,5 +1,7 @@
 """The order of an epoch: draw for draw that of NumPy."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from numba import njit
@@ -8,7 +10,7 @@ from sklearn.exceptions import ConvergenceWarning
 from fastbp import BackpropClassifier
 from fastbp.codegen.memory import pointer
 from fastbp.kernels import shuffle as module
-from fastbp.kernels.shuffle import N_WORDS, shuffle, twister_of
+from fastbp.kernels.shuffle import N_WORDS, borrowed, shuffle, twister_of
 
 
 @njit
@@ -25,6 +27,25 @@ def assert_same(n, ours, numpys, times=3):
     # The generators continue alike.
     np.testing.assert_array_equal(ours.random_sample(5), numpys.random_sample(5))
     np.testing.assert_array_equal(ours.normal(size=3), numpys.normal(size=3))
+
+
+@pytest.mark.parametrize("others", [0, 3])
+def test_words_are_borrowed(others):
+    """They are put back unless another thread has drawn meanwhile: no number is drawn twice."""
+    ours, numpys = np.random.RandomState(7), np.random.RandomState(7)
+    twister, words = twister_of(ours), np.empty(N_WORDS + 1, np.uint32)
+    with borrowed(twister, words):
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(twister.lock.acquire, False).result()
+            pool.submit(twister.lock.release).result()
+        order = np.arange(100)
+        run_shuffle(order, words, np.empty(N_WORDS, np.uint32))
+        ours.random_sample(others)
+    if others:
+        numpys.random_sample(others)
+    else:
+        numpys.shuffle(np.arange(100))
+    np.testing.assert_array_equal(ours.random_sample(5), numpys.random_sample(5))
 
 
 # Around powers of two the mask changes, around the number of words the generator is renewed.

@@ -1,6 +1,9 @@
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from threading import Thread
@@ -8,6 +11,7 @@ from threading import Thread
 import numba
 import numpy as np
 import pytest
+from joblib.externals.loky.backend import context
 from numba import njit
 
 import fastbp
@@ -196,7 +200,7 @@ LARGE = 1e12
 
 @pytest.mark.parametrize(
     ("n_jobs", "expected"),
-    [(None, 6), (1, 1), (2, 2), (7, 7), (100, 8), (-1, 6), (-2, 5), (-6, 1), (-100, 1)],
+    [(None, 6), (1, 1), (2, 2), (7, 6), (100, 6), (-1, 6), (-2, 5), (-6, 1), (-100, 1)],
 )
 def test_thread_count(machine, n_jobs, expected):
     assert thread_count(n_jobs, LARGE) == expected
@@ -229,7 +233,7 @@ def test_no_threads_are_started_to_find_that_one_is_enough(machine):
     assert thread_count(1, LARGE) == thread_count(None, 0.0) == thread_count(-100, LARGE) == 1
 
 
-def test_the_number_of_threads_is_limited_for_one_call_only():
+def test_the_number_of_threads_is_limited_for_one_call_only(monkeypatch):
     try:
         before = numba.get_num_threads()
     except ValueError:
@@ -240,68 +244,235 @@ def test_the_number_of_threads_is_limited_for_one_call_only():
     with pytest.raises(KeyError), threads._limited_threads(1):
         raise KeyError
     assert numba.get_num_threads() == before
+    # Ctrl-C just before the number is restored.
+    set_threads, calls = numba.set_num_threads, []
+
+    def interrupted(n):
+        calls.append(n)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        set_threads(n)
+
+    monkeypatch.setattr(numba, "set_num_threads", interrupted)
+    with pytest.raises(KeyboardInterrupt), threads._limited_threads(1):
+        pass
+    assert numba.get_num_threads() == before
 
 
-# --- processes that must not die ---
+@pytest.mark.parametrize(
+    ("layer", "forked", "started_before", "safe"),
+    [
+        ("omp", False, False, True), ("omp", True, False, False), ("omp", True, True, False),
+        ("tbb", False, False, True), ("tbb", True, False, True), ("tbb", True, True, False),
+        ("workqueue", False, False, False),
+    ],
+)  # fmt: skip
+def test_where_parallel_regions_are_safe(layer, forked, started_before, safe, monkeypatch):
+    monkeypatch.setattr(threads, "_may_be_forked", forked)
+    monkeypatch.setattr(threads, "_was_started_before", started_before)
+    monkeypatch.setattr(threads, "numba_threads_are_started", lambda: started_before)
+    monkeypatch.setattr(threads, "start_numba_threads", lambda: None)
+    monkeypatch.setattr(threads.numba.config, "THREADING_LAYER", layer)
+    monkeypatch.setattr(threads.numba, "threading_layer", lambda: layer)
+    assert threads._parallel_is_safe() == safe
 
-FIT = """
-import os, sys, threading, warnings
-import numpy as np
+
+def test_a_layer_that_is_not_there_means_one_thread(monkeypatch):
+    def launch():
+        raise ValueError("No threading layer could be loaded.")
+
+    monkeypatch.setattr(threads, "start_numba_threads", launch)
+    monkeypatch.setattr(threads, "_count_cores", lambda: 4)
+    assert thread_count(4, LARGE) == 1
+
+
+@pytest.mark.skipif(not HAS_AFFINITY, reason="only Linux limits processes so")
+@pytest.mark.parametrize(("quota", "expected"), [("50000 100000", 1), ("150000 100000", 2), ("max 100000", 64)])
+def test_a_quota_of_the_control_group_counts(quota, expected, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64))
+    monkeypatch.setattr(context, "open", lambda path: StringIO(quota), raising=False)
+    monkeypatch.setattr(context.os.path, "exists", lambda path: path == "/sys/fs/cgroup/cpu.max")
+    monkeypatch.delenv("LOKY_MAX_CPU_COUNT", raising=False)
+    threads._count_cores_within.cache_clear()
+    try:
+        assert threads.wanted_threads(None) == threads.wanted_threads(-1) == expected
+    finally:
+        threads._count_cores_within.cache_clear()
+
+
+# --- processes that must not die, and their results ---
+
+SETUP = """
+import multiprocessing, os, sys, threading, warnings
 import numba
+import numpy as np
 from fastbp import BackpropClassifier
-from fastbp.codegen.memory import pointer
 from fastbp.kernels import threads
 
 warnings.simplefilter("ignore")
 rng = np.random.default_rng(0)
-X = rng.normal(size=(400, 50)).astype(np.float32)
-y = rng.integers(0, 3, 400)
+DATA = [(rng.normal(size=(400, n)).astype(np.float32), rng.integers(0, 3, 400)) for n in (50, 7, 120, 33)]
 
 
-def fit(n_jobs):
-    model = BackpropClassifier(64, max_iter=3, batch_size=100, random_state=0, n_jobs=n_jobs).fit(X, y)
-    model.predict_proba(X)
-    return b"".join(part.tobytes() for part in [*model.coefs_, *model.intercepts_, model.predict_proba(X)])
+def fit(n_jobs, k=0):
+    X, y = DATA[k]
+    model = BackpropClassifier((64, 10 * k + 5), max_iter=3, batch_size=100 + k, random_state=0, n_jobs=n_jobs)
+    model.fit(X, y)
+    outputs = [model.predict_proba(rows) for rows in (X[:1], X[:9], X, np.tile(X, (9, 1)))]
+    return b"".join(part.tobytes() for part in [*model.coefs_, *model.intercepts_, *outputs])
 
 
-alone = fit(1)
-"""
-MANY_THREADS = """
-n_threads = threads.thread_count(4, 1e9)
-assert (n_threads > 1) == (numba.threading_layer() != "workqueue"), (n_threads, numba.threading_layer())
-results = []
-crew = [threading.Thread(target=lambda: results.extend(fit(4) for _ in range(3))) for _ in range(8)]
-for thread in crew:
-    thread.start()
-for thread in crew:
-    thread.join()
-assert results == [alone] * 24, "many threads"
+alone = [fit(1, k) for k in range(4)]
+
+
+def in_threads(function, arguments):
+    results = {}
+    crew = [threading.Thread(target=lambda k=k: results.update({k: function(k)})) for k in arguments]
+    for thread in crew:
+        thread.start()
+    for thread in crew:
+        thread.join()
+    return [results.get(k) for k in arguments]
 """
 FORKS = """
 def child_agrees(then=lambda: True):
     child = os.fork()
     if child == 0:
         try:
-            os._exit(0 if fit(4) == alone and then() else 3)
+            os._exit(0 if fit(4) == alone[0] and then() else 3)
         finally:
             os._exit(4)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 assert child_agrees(), "before any thread was started"
-assert fit(4) == alone
+assert fit(4) == alone[0]
 assert child_agrees(then=child_agrees), "child or grandchild, after threads were started"
-assert fit(4) == alone, "parent afterwards"
+assert fit(4) == alone[0], "parent afterwards"
 """
+# A server that has loaded all before it forks its workers, which predict and train in threads; also from a thread.
+SERVER = """
+def work():
+    sys.exit(in_threads(lambda k: fit(4, k), range(4)) != alone)
 
 
-def run_script(script, layer, folder):
+def serve(_=None):
+    workers = [multiprocessing.get_context("fork").Process(target=work) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return [worker.exitcode for worker in workers]
+
+
+assert serve() == [0, 0], "workers"
+assert in_threads(serve, [0]) == [[0, 0]], "workers that a thread has forked"
+
+# All share the generator of NumPy.
+served = threading.Event()
+model = BackpropClassifier((64,), max_iter=10**9, tol=0.0, n_iter_no_change=np.inf, max_time=100)
+trainer = threading.Thread(target=lambda: model._fit(*DATA[0], None, stop=served))
+trainer.start()
+found = [child_agrees(lambda: BackpropClassifier((5,), max_iter=2).fit(*DATA[1]) is not None) for _ in range(3)]
+served.set()
+trainer.join()
+assert found == [True] * 3, "forked while another thread trains"
+"""
+MANY_THREADS = """
+assert threads.thread_count(4, 1e9) == EXPECTED, (threads.thread_count(4, 1e9), numba.threading_layer())
+found = in_threads(lambda i: [fit(4, (i + k) % 4) for k in range(3)], range(8))
+assert found == [[alone[(i + k) % 4] for k in range(3)] for i in range(8)], "many threads"
+"""
+NESTED = """
+from joblib import Parallel, delayed
+
+
+@numba.njit(parallel=True, nogil=True)
+def count(n):
+    total = 0
+    for _ in numba.prange(n):
+        total += 1
+    return total
+
+
+def count_on(done):
+    while not done.is_set():
+        assert count(1000) == 1000
+
+
+def pair(k):
+    return Parallel(2, prefer="threads")(delayed(fit)(4, j) for j in (k, 3 - k))
+
+
+done = threading.Event()
+counter = threading.Thread(target=count_on, args=[done], daemon=True)
+counter.start()
+found = [fit(4, k) for k in range(4)], Parallel(2, prefer="threads")(delayed(pair)(k) for k in range(4))
+done.set()
+counter.join()
+assert found == (alone, [[alone[k], alone[3 - k]] for k in range(4)]), "nested, beside a parallel loop of the user"
+"""
+SEARCHES = """
+from joblib import parallel_backend
+from sklearn.model_selection import GridSearchCV
+
+
+def search(backend, n_jobs):
+    clf = BackpropClassifier((64,), batch_size=100, max_iter=3, random_state=0)
+    grid = GridSearchCV(clf, {"alpha": [1e-4, 1.0]}, cv=2, scoring="neg_log_loss", error_score="raise")
+    with parallel_backend(backend, n_jobs=n_jobs):
+        grid.set_params(n_jobs=n_jobs).fit(*DATA[0])
+    scores = [grid.cv_results_[f"split{i}_test_score"].tolist() for i in range(2)]
+    return scores, grid.best_estimator_.coefs_[0].tolist()
+
+
+serial = search("sequential", 1)
+for backend in ("threading", "multiprocessing", "loky"):
+    assert search(backend, 2) == serial, backend
+"""
+# With one core before the import, and later.
+ONE_CORE = """
+import os
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+"""
+CONFINED = """
+cores = os.sched_getaffinity(0)
+if len(cores) > 1:
+    assert threads.thread_count(None, 1e9) > 1
+    os.sched_setaffinity(0, {min(cores)})
+    assert threads.thread_count(None, 1e9) == threads.thread_count(4, 1e9) == 1
+    assert [fit(None), fit(4)] == [alone[0]] * 2, "on one core"
+    os.sched_setaffinity(0, cores)
+    assert threads.thread_count(None, 1e9) > 1 and fit(None) == alone[0], "on all cores again"
+"""
+NO_OPENMP = """
+import sys
+sys.modules["numba.np.ufunc.omppool"] = sys.modules["numba.np.ufunc.tbbpool"] = None
+"""
+if not hasattr(os, "fork"):
+    FORKS = SERVER = ""
+
+
+def four_cores(expected):
+    """Have as many threads as if there were four cores, but for those that are not safe."""
+    return f"\nthreads._count_cores, EXPECTED = lambda: 4, {expected}\n"
+
+
+def run_script(script, folder, layer="omp"):
+    """Run a program in a process that must end, and well; none that it has started is left."""
     root = str(Path(fastbp.__file__).parents[1])
     env = {**os.environ, "PYTHONPATH": root, "NUMBA_NUM_THREADS": "4", "NUMBA_THREADING_LAYER": layer}
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=env, cwd=folder, capture_output=True, text=True, timeout=100
-    )
-    assert done.returncode == 0, done.stderr
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], env=env, cwd=folder, start_new_session=True, stderr=subprocess.PIPE, text=True
+    )  # fmt: skip
+    try:
+        _, errors = process.communicate(timeout=200)
+    finally:
+        with suppress(ProcessLookupError, AttributeError):  # Windows has no such groups
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+    assert process.returncode == 0, errors
 
 
 def has_layer(layer):
@@ -310,14 +481,23 @@ def has_layer(layer):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=100).returncode == 0
 
 
+@pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("layer", ["omp", "tbb", "workqueue"])
-def test_fit_after_forks_and_in_many_threads_at_once(layer, tmp_path):
+def test_forks_and_many_threads_at_once(layer, rounds, tmp_path):
     if not has_layer(layer):
         pytest.skip(f"Numba has no layer {layer} here")
-    run_script(FIT + (FORKS if hasattr(os, "fork") else "") + MANY_THREADS, layer, tmp_path)
+    confined = CONFINED if layer != "workqueue" and HAS_AFFINITY else ""
+    searches = SEARCHES if layer == "omp" or rounds > 1 else ""
+    again = four_cores(1 if layer == "workqueue" else 4) + (MANY_THREADS + NESTED + SERVER + searches) * rounds
+    run_script(SETUP + FORKS + confined + again, tmp_path, layer)
 
 
-def test_a_layer_that_is_not_there_means_one_thread(tmp_path):
-    if has_layer("tbb"):
-        pytest.skip("no layer is missing here")
-    run_script(FIT + "assert threads.thread_count(4, 1e9) == 1 and fit(4) == alone", "tbb", tmp_path)
+@pytest.mark.skipif(not HAS_AFFINITY, reason="only Linux tells processes which cores to use")
+def test_more_threads_than_cores(tmp_path):
+    one_thread = "assert threads.thread_count(None, 1e9) == threads.thread_count(4, 1e9) == 1"
+    run_script(ONE_CORE + SETUP + one_thread + four_cores(4) + MANY_THREADS, tmp_path)
+
+
+def test_without_openmp_there_is_one_thread(tmp_path):
+    one_thread = "assert threads.thread_count(4, 1e9) == EXPECTED and fit(4) == alone[0]"
+    run_script(NO_OPENMP + SETUP + four_cores(1) + one_thread, tmp_path, "default")

@@ -8,15 +8,19 @@
   when `address_of` is first called, and kernels call them with `call_at`.
 """
 
+import glob
 import hashlib
 import logging
 import multiprocessing
 import os
+import pickle
 import time
 from contextlib import contextmanager, suppress
 from functools import cache, partial
 from importlib.resources import files
+from pathlib import Path
 
+import numba
 from numba import config, njit, types
 from numba.core import cgutils, event
 from numba.extending import intrinsic
@@ -28,8 +32,10 @@ from fastbp.compat import (
     emit_call_of_compiled,
     machine_code_address,
     open_disk_cache,
+    serialize,
     set_disk_cache,
 )
+from fastbp.files import write_atomically
 from fastbp.user_warnings import warn_user
 
 # error_model="numpy": with Python's, each division is a branch that can raise, and
@@ -227,6 +233,54 @@ def source_stamp():
     return digest.hexdigest()
 
 
+class _CodeFiles:
+    """The files with the machine code of a function: one for each combination of types and processor.
+
+    Numba has an index of them, and two processes that save at the same time, for other types or on other processors of
+    a cluster, can leave an index that names the machine code of the one for the other. And it loads what was damaged
+    in the middle.
+
+    Parameters
+    ----------
+    stamp : str
+        Machine code with another one is stale.
+    base : str
+        How the paths of the files begin.
+    """
+
+    _MAGIC = b"machine code of fastbp "
+
+    def __init__(self, stamp, base):
+        self._base = base
+        self._head = self._MAGIC + f"{stamp}, Numba {numba.__version__}\n".encode()
+
+    def _path(self, key):
+        return Path(f"{self._base}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.nbc")
+
+    def load(self, key):
+        """Return what was saved; None if there is nothing, or that of another version."""
+        try:
+            content = self._path(key).read_bytes()
+        except FileNotFoundError:
+            return None
+        if content.startswith(self._MAGIC) and not content.startswith(self._head):
+            return None
+        digest, data = content[len(self._head) :][:32], content[len(self._head) + 32 :]
+        if hashlib.sha256(data).digest() != digest:
+            raise ValueError(f"{str(self._path(key))!r} is damaged")
+        return pickle.loads(data)
+
+    def save(self, key, data):
+        """Save the machine code in the place of what there is."""
+        data = serialize(data)
+        write_atomically(self._path(key), self._head + hashlib.sha256(data).digest() + data, durable=False)
+
+    def flush(self):
+        """Remove all of them."""
+        for path in Path(self._base).parent.glob(f"{glob.escape(Path(self._base).name)}-*.nbc"):
+            path.unlink(missing_ok=True)
+
+
 class _ForgivingCache(DiskCache):
     """Numba's disk cache, but trouble with the disk never stops the work.
 
@@ -246,7 +300,7 @@ class _ForgivingCache(DiskCache):
     def _backend(self):
         if self._on_disk is None:
             was_there = os.path.lexists("~")
-            backend = open_disk_cache(self._function, source_stamp())
+            backend = open_disk_cache(self._function, partial(_CodeFiles, source_stamp()))
             # Where the system knows no home folder, Numba makes a folder named "~" in the current one. One that
             # NUMBA_CACHE_DIR names is the user's own doing.
             chosen = config.CACHE_DIR and backend.cache_path.startswith(config.CACHE_DIR)
@@ -270,7 +324,7 @@ class _ForgivingCache(DiskCache):
             except Exception as error:  # a damaged file can raise anything when unpickled
                 if self._on_disk is None:
                     self._give_up(f"has no folder ({error})")
-                elif not isinstance(error, AttributeError | ImportError):  # else another version had other names
+                else:
                     self._warn(f"could not be read ({error})")
         if loaded is None:
             _CompilationNotice()
@@ -280,13 +334,7 @@ class _ForgivingCache(DiskCache):
         if not self._enabled:
             return
         try:
-            try:
-                self._backend().save_overload(sig, data)
-            except OSError:
-                raise
-            except Exception:  # a damaged index: begin a new one
-                self._backend().flush()
-                self._backend().save_overload(sig, data)
+            self._backend().save_overload(sig, data)
         except Exception as error:
             self._give_up(f"could not be written ({error!r})")
 

@@ -249,19 +249,22 @@ def _sum(values, n):
 
 
 @inlined
-def _train_batch(net, training, samples, task, loss, i, start, stop, fused, n_squares, cells, team, clip):
+def _train_batch(
+    net, training, samples, task, loss, i, start, stop, begin, end, total, fused, n_squares, cells, team, clip
+):  # fmt: skip
     """Take the ith step of a task with samples [start, stop) of the order; return their mean loss before it.
 
-    `clip` is what follows if the gradient is clipped: `update_clipped`, or nothing.
+    Only chunks [begin, end) of them are new, and `total` is the sum of the losses before. Where others follow, the step
+    comes with the last, and the new sum is returned. `clip` is what follows if the gradient is clipped:
+    `update_clipped`, or nothing.
     """
     divisor = batch_weight(samples, start, stop)
     if divisor == 0:  # all samples of the batch have the weight 0: nothing to learn from
         return 0.0
     size, decay = load_scalar(pointer(task.sizes, 0), i), load_scalar(pointer(task.decays, 0), i)
     key = split(task.seed, task.first_step + i)
-    total = 0.0
-    for position in range(start, stop, task.chunk):
-        m = min(task.chunk, stop - position)
+    for position in range(begin, end, task.chunk):
+        m = min(task.chunk, end - position)
         if net.is_csr:
             _collect_csr(net, training, samples, position, m, team)
             barrier(cells, team)
@@ -281,6 +284,8 @@ def _train_batch(net, training, samples, task, loss, i, start, stop, fused, n_sq
         if step.ends and step.clips:
             clip(net, training, step, team)
             barrier(cells, team)
+    if end < stop:
+        return total
     squares = 0.0
     if team.rank == 0 and task.alpha != 0:
         squares = _sum(training.squares, n_squares)
@@ -306,15 +311,22 @@ def _train(data, arrays, training_arrays, task, epochs, losses, team_cells, want
     transpose_all(net, team)
     barrier(cells, team)
     for batch in range(task.first_batch, task.last_batch):
-        begin_epoch(batch, epochs, data.order, cells, team)
+        first_row = task.first_row if batch == task.first_batch else 0
+        last_row = task.last_row if batch == task.last_batch - 1 else task.batch_size
+        if first_row == 0:
+            begin_epoch(batch, epochs, data.order, cells, team)
         start = batch % epochs.n_batches * task.batch_size
         stop = min(start + task.batch_size, samples.n_seen)
+        end = min(start + last_row, stop)
         value = _train_batch(
-            net, training, samples, task, loss, batch - task.first_batch, start, stop, fused,
-            training_arrays.squares.size, cells, team, clip,
+            net, training, samples, task, loss, batch - task.first_batch, start, stop, start + first_row, end,
+            load_scalar(results, batch) if first_row > 0 else 0.0, fused, training_arrays.squares.size, cells, team,
+            clip,
         )  # fmt: skip
         if team.rank == 0:
             store_scalar(results, batch, value)
+        if end < stop:
+            break
         done += 1
         if end_epoch(batch, epochs, results, task.batch_size, samples.n_seen, cells, team):
             break
@@ -345,7 +357,7 @@ def train(data, arrays, training_arrays, task, epochs, losses, team_cells, wante
     epochs : Epochs
         What to do between batches; changed in place.
     losses : ndarray of shape (n_epochs * n_batches,), float64
-        Becomes the mean loss of each batch before its update, with the L2 term.
+        Becomes the mean loss of each batch before its update, with the L2 term; the sum so far of one that is not done.
     team_cells : ndarray of int64
         From `threads.new_team`, new for each call.
     wanted : int64

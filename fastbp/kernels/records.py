@@ -74,6 +74,8 @@ class Task(NamedTuple):
     pass_rows: int  # the most rows that go through both passes together
     first_batch: int
     last_batch: int  # one past
+    first_row: int  # of the first batch: the rows before, whole chunks, are done
+    last_row: int  # of the last batch, one past: where it is not the end, the batch is not done, and nothing follows
     seed: int  # of dropout
     first_step: int  # steps of the optimizer before first_batch
 

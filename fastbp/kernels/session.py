@@ -2,7 +2,6 @@
 
 import math
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -10,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastbp.interrupts import Interrupts
 from fastbp.kernels import backprop, online, threads
 from fastbp.kernels.addresses import kernel_addresses
 from fastbp.kernels.csr import Csr, catch_up_all
@@ -25,7 +25,7 @@ from fastbp.kernels.plan import (
     workspace_rows,
 )
 from fastbp.kernels.records import Epochs, Task, TrainingArrays
-from fastbp.kernels.shuffle import N_WORDS
+from fastbp.kernels.shuffle import N_WORDS, borrowed
 from fastbp.kernels.tuner import tuner_for
 from fastbp.kernels.workspace import allocate_net, read_layers
 from fastbp.losses import LOSSES, Loss
@@ -169,6 +169,8 @@ class Session:
         Whether z, activations and deltas of a whole batch are kept, for `values`.
     csr : CsrMatrix, default=None
         The inputs, where they are sparse rows; those of `Data` then have no columns.
+    interrupts : Interrupts, default=None
+        Asked for Ctrl-C after each call into compiled code.
 
     Attributes
     ----------
@@ -179,7 +181,10 @@ class Session:
         before its own update.
     """
 
-    def __init__(self, network, params, optimizer, settings, n_samples, *, sparse=False, keep=False, csr=None):
+    def __init__(
+        self, network, params, optimizer, settings, n_samples, *, sparse=False, keep=False, csr=None, interrupts=None
+    ):  # fmt: skip
+        self.interrupts = interrupts or Interrupts()
         self.settings = settings
         self.optimizer = optimizer
         self.params = params
@@ -249,7 +254,8 @@ class Session:
         watch : Watch, default=None
             The rule that stops after some epoch, not changed; None to train for all.
         deadline : float, default=inf
-            The time of `time.perf_counter` at which training stops, after any batch but the first.
+            The time of `time.perf_counter` at which training stops; not before the first batch of the session is done.
+            A batch that is not done then, or when Ctrl-C comes, changes nothing.
 
         Raises
         ------
@@ -272,16 +278,17 @@ class Session:
             watch=np.array([watch.best, watch.count, 0.0]),
             tol=float(watch.tol),
             patience=float(watch.patience),
-            twister=np.empty(0, np.uint32) if twister is None else twister.words,
+            twister=np.empty(0 if twister is None else N_WORDS + 1, np.uint32),
             draws=np.empty(0 if twister is None else N_WORDS, np.uint32),
         )
-        lock = nullcontext() if twister is None else twister.lock
         losses = np.empty(len(rates))
         if not self._is_ready:
-            for n_threads in self._tuner.options:  # so that the tuner does not measure the time of compiling
-                self._call(data, rates, 0, 0, epochs, losses, n_threads)
+            with self.interrupts.let_through():
+                for n_threads in self._tuner.options:  # so that the tuner does not measure the time of compiling
+                    self._call(data, rates, 0, 0, epochs, losses, n_threads, (0, 0))
             self._is_ready = True
-        done, begun = 0, self.optimizer.steps
+        done, begun, size = 0, self.optimizer.steps, self.settings.batch_size
+        row = 0  # of the next batch: where the call before has left it
         try:
             while done < len(rates) and not epochs.watch[STOPPED]:
                 n_threads, count = self._tuner.choose()
@@ -289,20 +296,25 @@ class Session:
                     if self._csr.steps_left() == 0:
                         self._catch_up()
                     count = min(count, self._csr.steps_left())
-                stop = min(len(rates), done + count)
+                # A call that takes less than a batch ends between two chunks.
+                n_chunks = max(1, int(count * size / self._chunk))
+                rows = row, size if count >= 1 else min(row + n_chunks * self._chunk, size)
+                stop = min(len(rates), done + max(int(count), 1))
                 begin = time.perf_counter()
-                with lock:
-                    self._call(data, rates, done, stop, epochs, losses, n_threads)
+                with borrowed(twister, epochs.twister):
+                    self._call(data, rates, done, stop, epochs, losses, n_threads, rows)
                 before, done = done, self.optimizer.steps - begun
+                row = 0 if done > before else rows[1]
                 end = time.perf_counter()
-                self._tuner.measure(n_threads, done - before, end - begin)
-                if end >= deadline:
+                self._tuner.measure(n_threads, done - before + (row - rows[0]) / size, end - begin)
+                self.interrupts.check()
+                if end >= deadline and self.optimizer.steps > 0:
                     break
         finally:
             self.losses = epochs.losses[: (self.optimizer.steps - begun) // n_batches]
 
-    def _call(self, data, rates, first_batch, last_batch, epochs, losses, n_threads):
-        """Enter compiled code for batches [first_batch, last_batch)."""
+    def _call(self, data, rates, first_batch, last_batch, epochs, losses, n_threads, rows):
+        """Enter compiled code for batches [first_batch, last_batch), from one row of the first to one of the last."""
         settings, optimizer, done = self.settings, self.optimizer, self._training_arrays.done
         task = Task(
             loss=LOSSES[settings.loss.name],
@@ -321,6 +333,8 @@ class Session:
             pass_rows=self._pass_rows,
             first_batch=first_batch,
             last_batch=last_batch,
+            first_row=rows[0],
+            last_row=rows[1],
             seed=optimizer.seed or 0,
             first_step=optimizer.steps,
         )
@@ -333,7 +347,7 @@ class Session:
         finally:  # Ctrl-C is raised when compiled code returns: the batches that it has done count
             optimizer.steps += int(done[0])
 
-    def loss_and_gradient(self, data, params, total_weight):
+    def loss_and_gradient(self, data, params, total_weight, deadline=math.inf):
         """Compute the mean loss of a batch of all samples with its L2 term, and the gradient; for the solver "lbfgs".
 
         Parameters
@@ -344,15 +358,20 @@ class Session:
             As in `set_parameters`.
         total_weight : float
             That of `data`.
+        deadline : float, default=inf
+            As in `run`.
 
         Returns
         -------
         loss : float
+            None if the time was over before.
         gradient : ndarray
             In the order of `params`.
         """
         self.set_parameters(params)
-        self.run(data, np.zeros(1))
+        self.run(data, np.zeros(1), deadline=deadline)
+        if not self.losses.size:
+            return None, None
         loss = float(self.losses[0])
         flat = self._flat
         for packed, part in flat.from_grads:

@@ -6,6 +6,7 @@ M. Matsumoto and T. Nishimura, "Mersenne Twister", ACM TOMACS 8(1), 1998. D. Knu
 Programming*, vol. 2, sec. 3.4.2, algorithm P.
 """
 
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,6 +42,27 @@ def twister_of(random_state):
     generator = mersenne_twister_of(random_state)
     words = None if generator is None else mersenne_twister_state(generator, N_WORDS)
     return None if words is None else Twister(generator.lock, words)
+
+
+@contextmanager
+def borrowed(twister, words):
+    """Copy the words of a twister to others, from which this block draws, and the new words back at its end.
+
+    Nobody holds the lock meanwhile: a child that was forked in this block would wait for it forever, and most networks
+    share the one generator of NumPy. Where another thread has drawn from it meanwhile, its words remain.
+    """
+    if twister is None:
+        yield
+        return
+    with twister.lock:
+        taken = twister.words.copy()
+    words[...] = taken
+    try:
+        yield
+    finally:
+        with twister.lock:
+            if np.array_equal(twister.words, taken):
+                twister.words[...] = words
 
 
 @typed_inlined

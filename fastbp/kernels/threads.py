@@ -239,8 +239,8 @@ def thread_count(n_jobs, work, min_work=MIN_WORK_PER_THREAD):
     Parameters
     ----------
     n_jobs : int or None
-        None for all cores that this process may use; negative as in joblib, -1 for all, -2 for
-        all but one.
+        The most threads. None for all cores that this process may use, which are never exceeded; negative as in
+        joblib, -1 for all, -2 for all but one.
     work : float
         Floating point operations of a batch in training, of all samples in prediction.
     min_work : float, default=MIN_WORK_PER_THREAD
@@ -254,31 +254,44 @@ def thread_count(n_jobs, work, min_work=MIN_WORK_PER_THREAD):
     useful = int(work // min_work)
     if n_jobs == 1 or useful <= 1:
         return 1
-    wanted = min(wanted_threads(n_jobs), useful, numba.config.NUMBA_NUM_THREADS)
+    # More threads than cores would wait for each other.
+    wanted = min(wanted_threads(n_jobs), _count_cores(), useful, numba.config.NUMBA_NUM_THREADS)
     if wanted <= 1 or not _parallel_is_safe():
         return 1
     return min(wanted, numba.get_num_threads())
 
 
 # Whether this process was forked: of libraries that use OpenMP, or of Numba itself, one may have started its threads
-# before, and a forked child must not use that OpenMP again. Numba's threads that were there before this module was
-# imported may have come with a fork too.
+# before, and a forked child must not use that OpenMP again. And whether Numba had started its own: TBB survives only a
+# fork by the thread that has started it. Numba's threads that were there before this module was imported may have come
+# with a fork too.
 _may_be_forked = numba_threads_are_started() and multiprocessing.parent_process() is not None
+_was_started_before = _may_be_forked
 
 
 def _note_fork():
-    global _may_be_forked
-    _may_be_forked = True
-    _count_cores.cache_clear()
+    global _may_be_forked, _was_started_before
+    _may_be_forked, _was_started_before = True, numba_threads_are_started()
+    _count_cores_within.cache_clear()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_note_fork)
 
 
-@cache
+# OpenMP may bind each thread to a core, that which calls it too. Nobody else has confined it then.
+_OPENMP_BINDS = any(name in os.environ for name in ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"))
+_AFFINITY_COUNTS = hasattr(os, "sched_getaffinity") and not _OPENMP_BINDS
+
+
 def _count_cores():
-    """Count the cores that this process may use, by affinity and control group."""
+    """Count the cores that this thread may use, by affinity and control group."""
+    return _count_cores_within(len(os.sched_getaffinity(0)) if _AFFINITY_COUNTS else 0)
+
+
+@cache
+def _count_cores_within(n_allowed):
+    """Ask joblib, which reads files: once for each number of cores that the affinity allows."""
     return joblib.cpu_count()
 
 
@@ -286,8 +299,11 @@ def _parallel_is_safe():
     """Whether a parallel region is sure not to abort the process.
 
     Numba's threading layer "workqueue" aborts it when two threads enter a parallel region (numba issues 8563,
-    9288), and the OpenMP layer aborts, or hangs, a child that was forked after OpenMP's threads had started.
+    9288), the OpenMP layer aborts, or hangs, a child that was forked after OpenMP's threads had started, and so does
+    that of TBB where another thread has started them than the one that forks.
     """
+    if _was_started_before:
+        return False
     try:
         if _may_be_forked and not numba_threads_are_started() and numba.config.THREADING_LAYER != "tbb":
             return False  # to know which layer it is would mean to start it
@@ -348,4 +364,8 @@ def _limited_threads(n):
         numba.set_num_threads(n)
         yield
     finally:
-        numba.set_num_threads(before)
+        try:
+            numba.set_num_threads(before)
+        except KeyboardInterrupt:  # which came just now
+            numba.set_num_threads(before)
+            raise

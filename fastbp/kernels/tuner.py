@@ -54,9 +54,9 @@ class ThreadTuner:
         self._lock = Lock()
 
     def choose(self):
-        """Return the number of threads and of batches for the next call."""
+        """Return the number of threads and of batches for the next call; a fraction for a part of a batch."""
         if not self._lock.acquire(blocking=False):
-            return 1, max(1, int(self.MEASURED[0] / self._guess))
+            return 1, _whole_batches(self.MEASURED[0] / self._guess)
         try:
             return self._choose()
         finally:
@@ -76,7 +76,7 @@ class ThreadTuner:
             self._chosen, self._sum, self._count = chosen, 0.0, 0
         guess = self._guess if best is None else self._seconds[best]
         most = MAX_CALL if self._trial is None else self.MEASURED[0]
-        return chosen, max(1, int(most / guess))
+        return chosen, _whole_batches(most / guess)
 
     def _cost(self, n_threads):
         return self._seconds[n_threads] * (self.TOLERANCE if n_threads < max(self.options) else 1)
@@ -108,6 +108,10 @@ class ThreadTuner:
             self._trial = None
             self._until_trial = max(self._pause, self._trial_seconds / self.MAX_SHARE)
             self._pause = min(2 * self._pause, self.PAUSE[1])
+
+
+def _whole_batches(count):
+    return int(count) if count >= 1 else count
 
 
 @lru_cache(maxsize=256)
