@@ -1,6 +1,7 @@
 """Download data sets, or verify the files of those that are on disk.
 
 The script needs only the standard library. A file gets its name after its checksum has been compared with SHA256SUMS.
+What is longer than any of these data sets, compressed or not, is not read to its end.
 """
 
 from __future__ import annotations
@@ -10,18 +11,24 @@ import contextlib
 import gzip
 import hashlib
 import http.client
+import io
 import os
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 HERE = Path(__file__).resolve().parent
 SUMS = HERE / "SHA256SUMS"
 TIMEOUT = 60  # seconds without a byte
+MAX_SECONDS = 3600  # of one download
+# The most bytes of a file, before and after decompression; the largest has 47 MB. `fastbp.datasets` has the same limit.
+MAX_BYTES = 2**26
 
 UCI = "https://archive.ics.uci.edu/ml/machine-learning-databases/"
 IDX = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
@@ -67,11 +74,26 @@ def read_sums() -> dict[str, set[str]]:
     return sums
 
 
+def read_rest(file: BinaryIO) -> bytes:
+    """Return the rest of a file; raise `BadFile` if it is longer than any of the data sets."""
+    data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise BadFile(f"more than {MAX_BYTES} bytes")
+    return data
+
+
+def read_file(path: Path) -> bytes:
+    """Return the content of a file, as `read_rest`."""
+    with path.open("rb") as file:
+        return read_rest(file)
+
+
 def verify(data: bytes, path: str, sums: dict[str, set[str]]) -> None:
     """Raise `BadFile` unless the content of a file, decompressed if it is gzip, has an accepted checksum."""
     if data.startswith(b"\x1f\x8b"):
         try:
-            data = gzip.decompress(data)
+            with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+                data = read_rest(file)
         except (OSError, EOFError, zlib.error) as error:
             raise BadFile(f"broken gzip stream ({error})") from error
     digest, accepted = hashlib.sha256(data).hexdigest(), sums[path.removesuffix(".gz")]
@@ -88,15 +110,26 @@ def present(dest: Path, path: str) -> list[Path]:
 
 
 def download(url: str) -> bytes:
-    """Return the content of `url`; on a terminal, print the progress."""
+    """Return the content of `url`; on a terminal, print the progress.
+
+    Raises
+    ------
+    BadFile
+        If it ends too early, is longer than any of the data sets, or takes longer than `MAX_SECONDS`.
+    """
+    end = time.monotonic() + MAX_SECONDS
     request = urllib.request.Request(url, headers={"User-Agent": "fastbp-datasets"})
     with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
         size = int(response.headers.get("Content-Length") or 0)
         chunks: list[bytes] = []
         done = 0
-        while chunk := response.read(1 << 18):
+        while chunk := response.read1(1 << 18):  # what is there, so that a slow server does not keep us here
             chunks.append(chunk)
             done += len(chunk)
+            if max(size, done) > MAX_BYTES:
+                raise BadFile(f"more than {MAX_BYTES} bytes")
+            if time.monotonic() > end:
+                raise BadFile(f"only {done} bytes in {MAX_SECONDS} seconds")
             if sys.stdout.isatty():
                 total = f" of {size / 1e6:.1f}" if size else ""
                 print(f"\r  {done / 1e6:.1f}{total} MB ", end="", flush=True)
@@ -124,7 +157,7 @@ def fetch(path: str, urls: Sequence[str], dest: Path, sums: dict[str, set[str]])
     target = dest / path
     if files := present(dest, path):
         try:
-            verify(files[0].read_bytes(), path, sums)
+            verify(read_file(files[0]), path, sums)
             print(f"{files[0]}: exists, checksum ok")
             return True
         except BadFile as error:
@@ -166,7 +199,7 @@ def check(names: Sequence[str], dest: Path, sums: dict[str, set[str]]) -> tuple[
             missing.append(dest / path)
         for file in files:
             try:
-                verify(file.read_bytes(), path, sums)
+                verify(read_file(file), path, sums)
                 right.append(file)
                 print(f"{file}: ok")
             except BadFile as error:

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -31,10 +31,14 @@ _FourArrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 _IDX_DTYPES = dict(zip(b"\x08\x09\x0b\x0c\x0d\x0e", ("u1", "i1", ">i2", ">i4", ">f4", ">f8"), strict=True))
 _MNIST_VARIANTS = ("mnist", "fashion_mnist")
 _MNIST_FILES = [f"{p}-{k}-ubyte" for p in ("train", "t10k") for k in ("images-idx3", "labels-idx1")]
+# The most bytes that are read: of any file, decompressed, and of a table, whose parsed form takes up to a hundred times
+# as much. The largest files of the data sets here have 47 MB, those of tables 1.1 MB.
+_MAX_BYTES, _MAX_TABLE_BYTES = 2**26, 2**22
 
 
 def _damaged(path: Path, found: str, expected: str, line: int | None = None) -> ValueError:
     where = f"{path}, line {line}" if line else f"{path}"
+    found, expected = (text if len(text) <= 500 else f"{text[:500]}..." for text in (found, expected))
     return ValueError(
         f"{where}: found {found}, expected {expected}. Replace the file with a new copy; "
         "datasets/README.md in a checkout of fastbp lists the sources and formats."
@@ -60,13 +64,16 @@ def _folder(data_home: _Path | None) -> Path:
     return Path(data_home or os.environ.get("FASTBP_DATA") or checkout / "datasets").expanduser()
 
 
-def load_idx(path: _Path) -> np.ndarray:
+def load_idx(path: _Path, *, max_bytes: int = _MAX_BYTES) -> np.ndarray:
     """Load an array from an IDX file, the format of MNIST.
 
     Parameters
     ----------
     path : str or path-like
         Path of the file, which may be compressed with gzip. Compression is recognized by the content, not by the name.
+    max_bytes : int, default=2**26
+        The most bytes that a compressed file may have after decompression: gzip packs up to a thousand into one. The
+        default is enough for MNIST. Pass more for a larger data set from a source that you trust.
 
     Returns
     -------
@@ -79,24 +86,43 @@ def load_idx(path: _Path) -> np.ndarray:
     FileNotFoundError
         If the file does not exist.
     ValueError
-        If the file is not an IDX file, if its length differs from that in its header, or if it is a broken gzip stream.
+        If the file is not an IDX file, if its length differs from that in its header, if it is a broken gzip stream, or
+        if it has more than `max_bytes` after decompression.
     """
     path = Path(path)
-    raw = path.read_bytes()
-    if raw.startswith(b"\x1f\x8b"):
+    with path.open("rb") as file:
+        if not file.peek(2).startswith(b"\x1f\x8b"):
+            return _read_idx(path, file, os.fstat(file.fileno()).st_size or max_bytes)  # a pipe has no size
         try:
-            raw = gzip.decompress(raw)
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                return _read_idx(path, unpacked, max_bytes)
         except (OSError, EOFError, zlib.error) as error:
             raise _damaged(path, f"a broken gzip stream ({error})", "a complete one") from error
-    if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in _IDX_DTYPES or not 4 < 4 + 4 * raw[3] <= len(raw):
-        raise _damaged(path, f"the first bytes '{raw[:4].hex(' ')}'", "IDX: 00 00, type, dimensions, sizes")
-    dtype, start = np.dtype(_IDX_DTYPES[raw[2]]), 4 + 4 * raw[3]
-    shape = tuple(np.frombuffer(raw[4:start], ">u4").tolist())
+
+
+def _read_idx(path: Path, file: BinaryIO, max_bytes: int) -> np.ndarray:
+    """Read an array of at most so many bytes, and no more than its header declares."""
+    magic = file.read(4)
+    n_sizes = magic[3] if len(magic) == 4 else 0
+    sizes = file.read(4 * n_sizes)
+    if magic[:2] != b"\0\0" or not n_sizes or magic[2] not in _IDX_DTYPES or len(sizes) != 4 * n_sizes:
+        raise _damaged(path, f"the first bytes '{magic.hex(' ')}'", "IDX: 00 00, type, dimensions, sizes")
+    dtype, start = np.dtype(_IDX_DTYPES[magic[2]]), 4 + 4 * n_sizes
+    shape = tuple(np.frombuffer(sizes, ">u4").tolist())
     n_bytes = start + math.prod(shape) * dtype.itemsize
-    if len(raw) != n_bytes:
-        what = "a truncated file" if len(raw) < n_bytes else "trailing bytes"
-        raise _damaged(path, f"{what}: {len(raw)} bytes", f"{n_bytes} for {dtype.name} of shape {shape}")
-    return np.ndarray(shape, dtype, raw, start).astype(dtype.newbyteorder("="))
+    declared = f"{n_bytes} for {dtype.name} of shape {shape}"
+    if n_bytes > max_bytes and isinstance(file, gzip.GzipFile):
+        way = f"at most {max_bytes} bytes, or a larger max_bytes passed to load_idx if you trust the source"
+        raise _damaged(path, f"a compressed file that declares {declared}", way)
+    # One more than declared, so that trailing bytes are seen.
+    raw = file.read(min(n_bytes - start, max_bytes) + 1)
+    if (found := start + len(raw)) != n_bytes:
+        what = "a truncated file" if found < n_bytes else "trailing bytes"
+        raise _damaged(path, f"{what}: {found} bytes", declared)
+    try:
+        return np.ndarray(shape, dtype, raw).astype(dtype.newbyteorder("="))
+    except ValueError as error:  # no array has such a shape, although it has no elements
+        raise _damaged(path, f"the shape {shape}", f"one that NumPy can hold ({error})") from error
 
 
 def load_mnist(data_home: _Path | None = None, *, variant: str = "mnist") -> _FourArrays:
@@ -203,9 +229,18 @@ def _one_hot(n_classes: int) -> dict[str, int | str]:
     return {"0" * k + "1" + "0" * (n_classes - 1 - k): k for k in range(n_classes)}
 
 
+def _text(path: Path) -> str:
+    """Return the content of a table."""
+    with path.open(encoding="latin-1") as file:
+        text = file.read(_MAX_TABLE_BYTES + 1)
+    if len(text) > _MAX_TABLE_BYTES:
+        raise _damaged(path, f"more than {_MAX_TABLE_BYTES} bytes", "the table, which is smaller")
+    return text
+
+
 def _lines(path: Path) -> list[tuple[int, str]]:
     """Return the non-blank lines with their line numbers."""
-    lines = path.read_text(encoding="latin-1").split("\n")
+    lines = _text(path).split("\n")
     return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
 
 
@@ -238,22 +273,34 @@ def _read_table(path: Path, n_inputs: int, labels: _Labels, *header: str) -> lis
 def _read_npz(path: Path, shape: tuple[int, ...], target: str, split: str | None = None) -> list[_Part]:
     """Read the arrays ``X`` and `target`; `split` names an array that is 0 for training and 1 for test rows."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            X, y, part = archive["X"], archive[target], archive[split or target]
-        if not (X.shape == (len(y), *shape) and part.shape == y.shape == (len(y),) and np.isfinite(X).all()):
+        with zipfile.ZipFile(path) as archive:
+            # The sizes are those in the archive's directory, and no member gives more than its own.
+            if (n_bytes := sum(member.file_size for member in archive.infolist())) > _MAX_BYTES:
+                raise ValueError(f"{n_bytes} bytes after decompression, more than {_MAX_BYTES}")
+            X, y, part = (_read_member(archive, f"{name}.npy") for name in ("X", target, split or target))
+        if not (X.shape == (len(y), *shape) and part.shape == y.shape == (len(y),)):
             raise ValueError(f"X of shape {X.shape} and {target} of shape {y.shape}")
-    except (KeyError, ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        if not all(array.dtype.kind in "biuf" and np.isfinite(array).all() for array in (X, y, part)):
+            raise ValueError(f"X of {X.dtype} and {target} of {y.dtype}, or numbers that are not finite")
+    except Exception as error:  # a damaged archive can raise anything
         raise _damaged(path, str(error), f"npz with finite X, rows of {shape}, and {target}") from error
     X, y = X.reshape(len(X), -1), y.astype(np.float64 if y.dtype.kind == "f" else np.int64)
     return [(X[part == k], y[part == k]) for k in (0, 1)] if split else [(X, y)]
 
 
+def _read_member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    with archive.open(name) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
 def _read_sonar_angle(path: Path) -> list[_Part]:
     """Read blocks ``CM001:`` ``{60 numbers}`` of mines (M) and rocks (R); a star marks the training rows."""
-    text = path.read_text(encoding="latin-1")
+    text = _text(path)
     parts: dict[str, list[tuple[int, str]]] = {"*": [], "": []}
+    line, end = 1, 0
     for block in re.finditer(r"(\*?)C([MR])\d+:[\s{]*([^*C}]*)", text):
-        parts[block[1]].append((text.count("\n", 0, block.start()) + 1, f"{block[3].strip()} {block[2]}"))
+        line, end = line + text.count("\n", end, block.start()), block.start()
+        parts[block[1]].append((line, f"{block[3].strip()} {block[2]}"))
     return [_rows(path, rows, 60, _classes("M", "R")) for rows in parts.values()]
 
 
@@ -270,13 +317,15 @@ def _read_proben1(path: Path) -> list[_Part]:
     """Read seven lines ``<key>=<count>``, then the training, validation and test rows."""
     lines = _lines(path)
     keys = "bool_in real_in bool_out real_out training_examples validation_examples test_examples"
-    header = dict(re.findall(r"^(\w+)=(\d+)$", "\n".join(line for _, line in lines[:7]), re.M))
+    header = dict(re.findall(r"^(\w+)=(\d{1,6})$", "\n".join(line for _, line in lines[:7]), re.M))
     sizes = [int(count) for count in header.values()]
     if " ".join(header) != keys or len(lines) != 7 + sum(sizes[4:]):
         expected = f"seven lines '<key>=<count>' with the keys {keys}, then as many rows as they say"
         raise _damaged(path, f"the keys '{' '.join(header)}' and {len(lines) - 7} rows", expected)
     bool_in, real_in, bool_out, real_out, *counts = sizes
     n_inputs, n_outputs = bool_in + real_in, bool_out + real_out
+    if not (1 <= n_inputs <= _MAX_PROBEN1 and 1 <= n_outputs <= _MAX_PROBEN1):
+        raise _damaged(path, f"{n_inputs} inputs and {n_outputs} outputs", f"1 to {_MAX_PROBEN1} of each")
     if n_outputs == bool_out > 1:
         X, y = _rows(path, lines[7:], n_inputs, _one_hot(n_outputs), n_outputs)
     else:
@@ -289,6 +338,8 @@ def _read_proben1(path: Path) -> list[_Part]:
 _BINARY, _DIGITS, _GRADES = _classes(0, 1), _classes(*range(10)), _classes(*range(11))
 _PEN_DIGITS, _SOILS = _DIGITS | _one_hot(10), _classes(1, 2, 3, 4, 5, 7)
 _TURNS = _classes("Move-Forward", "Sharp-Right-Turn", "Slight-Left-Turn", "Slight-Right-Turn")
+# More inputs and outputs than any problem of Proben1 that is read here; the most are the 51 inputs of "card".
+_MAX_PROBEN1 = 100
 _PROBEN1 = ("building", "cancer", "card", "diabetes", "heart", "hearta", "heartac", "heartc", "thyroid")
 # Name: folder and files, number of rows in each part (empty for Proben1, whose files declare them), reader and its
 # arguments. Of UCI's own files only those of wine_quality have a header line, and the labels of UCI's pendigits are

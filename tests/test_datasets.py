@@ -11,10 +11,15 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
+import tracemalloc
 import types
+import zipfile
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +57,29 @@ def write(path: Path, content: bytes | str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
+
+
+def write_huge(path: Path, begin: bytes = b"") -> Path:
+    """Write a file of 64 GiB, whose end takes no place on the disk."""
+    write(path, begin)
+    os.truncate(path, 2**36)
+    return path
+
+
+def gzip_bomb(begin: bytes = b"") -> bytes:
+    """Compress a gigabyte to one megabyte."""
+    return gzip.compress(begin) + 64 * gzip.compress(bytes(2**24))
+
+
+@contextmanager
+def memory_below(n_bytes: int):
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < n_bytes
 
 
 def test_import_needs_only_numpy():
@@ -123,6 +151,47 @@ def test_load_idx_refuses(tmp_path, content, message):
         load_idx(path)
     assert str(caught.value).startswith(str(path))
     assert "datasets/README.md" in str(caught.value)
+
+
+def idx_head(*shape: int) -> bytes:
+    return bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes()
+
+
+TERABYTES = idx_head(*[2**32 - 1] * 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (TERABYTES, r"a truncated file: 20 bytes, expected \d{39} for uint8 of shape"),
+        (gzip.compress(TERABYTES), r"a compressed file that declares \d{39} for uint8"),
+        (gzip.compress(idx_head(2**26)), r"declares 67108872 .* at most 67108864 bytes, or a larger max_bytes"),
+        (gzip_bomb(idx_head(2**30)), r"declares 1073741832 .* at most 67108864 bytes, or a larger max_bytes"),
+        (gzip_bomb(GOOD), r"found trailing bytes: 37 bytes, expected 36"),
+        (idx_head(0, *[2**32 - 1] * 3), r"found the shape \(0, 4294967295, .*, expected one that NumPy can hold \("),
+        (idx_head(0, *[1] * 254), r"found the shape \(0, 1, 1, .*, expected one that NumPy can hold \("),
+    ],
+    ids=["terabytes", "packed terabytes", "one too many", "bomb", "long bomb", "no memory", "dimensions"],
+)
+def test_load_idx_trusts_no_header(tmp_path, content, message):
+    path = write(tmp_path / "liar", content)
+    with memory_below(2**22), pytest.raises(ValueError, match=message) as caught:
+        load_idx(path)
+    assert str(caught.value).startswith(str(path))
+    assert len(str(caught.value)) < len(str(path)) + 1500
+
+
+def test_load_idx_reads_no_more_than_declared(tmp_path):
+    path = write_huge(tmp_path / "huge", GOOD)
+    with memory_below(2**20), pytest.raises(ValueError, match="found trailing bytes: 37 bytes, expected 36"):
+        load_idx(path)
+
+
+def test_load_idx_max_bytes(tmp_path):
+    packed, plain = write(tmp_path / "packed", PACKED), write(tmp_path / "plain", GOOD)
+    assert load_idx(packed, max_bytes=36).shape == load_idx(plain, max_bytes=1).shape == (4, 6)
+    with pytest.raises(ValueError, match=r"declares 36 for uint8 .* at most 35 bytes"):
+        load_idx(packed, max_bytes=35)
 
 
 def test_load_idx_missing(tmp_path):
@@ -577,19 +646,123 @@ def test_load_tabular_refuses(tmp_path, name, content, line, message):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"X": np.zeros((2, 617))}, "y is not a file"),
+        ({"X": np.zeros((2, 617))}, "no item named 'y.npy'"),
         ({"X": np.zeros((2, 616)), "y": np.ones(2)}, r"X of shape \(2, 616\) and y of shape \(2,\)"),
         ({"X": np.zeros((3, 617)), "y": np.ones(2)}, r"X of shape \(3, 617\) and y of shape \(2,\)"),
         ({"X": np.zeros((2, 617)), "y": np.ones((2, 1))}, r"y of shape \(2, 1\)"),
         ({"X": np.full((2, 617), np.nan), "y": np.ones(2)}, "expected npz with finite X"),
         ({"X": np.full((2, 617), "a"), "y": np.ones(2)}, "expected npz"),
         ({"X": np.full((2, 617), None), "y": np.ones(2)}, "allow_pickle=False"),
+        ({"X": np.full((2, 617), 1j), "y": np.ones(2)}, "X of complex128 and y of float64"),
+        ({"X": np.ones((2, 617)), "y": np.array(["a", "b"])}, "X of float64 and y of <U1"),
+        ({"X": np.ones((2, 617)), "y": np.array([1, np.inf])}, "numbers that are not finite"),
     ],
 )
 def test_load_tabular_refuses_arrays(tmp_path, arrays, message):
     path = write_isolet(tmp_path, **arrays)
     with pytest.raises(ValueError, match=message) as caught:
         load_tabular("isolet", tmp_path)
+    assert str(caught.value).startswith(f"{path}: found")
+
+
+def npy_head(shape: tuple[int, ...], descr: str) -> bytes:
+    """Return the header of an array, without its numbers."""
+    text = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape}}}".ljust(117) + "\n"
+    return b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text.encode()
+
+
+@pytest.mark.parametrize(
+    ("X", "message"),
+    [
+        (npy_head((2**28, 617), "<f8"), "expected npz with finite X"),
+        (npy_head((2**50, 617), "<f8"), "expected npz with finite X"),
+        (npy_head((1,), "<U400000000"), "expected npz with finite X"),
+        (npy_head((2, 617), "|O"), "allow_pickle=False"),
+        (npy_head((2, 617), "<f8") + bytes(2**26), r"67\d{6} bytes after decompression, more than 67108864"),
+    ],
+    ids=["terabyte", "exabyte", "string", "pickle", "bomb"],
+)
+def test_load_tabular_trusts_no_archive(tmp_path, X, message):
+    path = tmp_path / "isolet/isolet.npz"
+    path.parent.mkdir()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("X.npy", X)
+        archive.writestr("y.npy", npy_head((2,), "<i8") + bytes(16))
+    with pytest.raises(ValueError, match=message) as caught:
+        load_tabular("isolet", tmp_path)
+    assert str(caught.value).startswith(f"{path}: found")
+
+
+def test_load_tabular_extracts_nothing(tmp_path):
+    path = write_isolet(tmp_path, X=np.ones((2, 617)), y=np.array([1, 2]))
+    with zipfile.ZipFile(path, "a") as archive:
+        for name in ("../../outside", f"{tmp_path}/absolute", "inside"):
+            archive.writestr(name, "evil")
+    with pytest.raises(ValueError, match=r"parts of \(2,\) rows, expected \(1560,\)"):
+        load_tabular("isolet", tmp_path)
+    assert files_in(tmp_path) == ["isolet/isolet.npz"]
+
+
+@pytest.mark.parametrize(("place", "value"), [(8, 1), (10, 99)], ids=["encrypted", "unknown compression"])
+def test_load_tabular_refuses_unusual_archive(tmp_path, place, value):
+    path = write_isolet(tmp_path, X=np.ones((2, 617)), y=np.array([1, 2]))
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\1\2") + place] = value  # of the first member, in the archive's directory
+    write(path, bytes(content))
+    with pytest.raises(ValueError, match="expected npz with finite X") as caught:
+        load_tabular("isolet", tmp_path)
+    assert str(caught.value).startswith(f"{path}: found")
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_load_tabular_refuses_huge_tables(tmp_path, name):
+    write_sonar_angle(tmp_path)
+    write(tmp_path / "two_spirals/two-spiral.test", "1 2 1\n7 8\n0\n")
+    path = write_huge(tmp_path / SPOILT[name])
+    with memory_below(2**26), pytest.raises(ValueError, match="more than 4194304 bytes") as caught:
+        load_tabular(name, tmp_path)
+    assert str(caught.value).startswith(f"{path}: found")
+
+
+def long_line(n: int) -> list[str]:
+    row = [str(x) for x in range(9)]
+    return ["x" * n, "1," * n, "1" * n + "=1", ",".join([*row[:8], "9" * n]), ",".join([*row[:2], "x" * n, *row[3:]])]
+
+
+@pytest.mark.parametrize("name", SPOILT)
+@pytest.mark.parametrize("line", long_line(10**5), ids=["word", "fields", "key", "label", "number"])
+def test_load_tabular_refuses_long_lines(tmp_path, name, line):
+    write_sonar_angle(tmp_path)
+    write(tmp_path / "two_spirals/two-spiral.test", "1 2 1\n7 8\n0\n")
+    write(tmp_path / SPOILT[name], line)
+    with pytest.raises(ValueError, match=r"datasets/README\.md") as caught:
+        load_tabular(name, tmp_path)
+    assert len(str(caught.value)) < len(str(tmp_path)) + 1500
+
+
+@pytest.mark.timeout(60)  # were the lines of each block counted from the first one, minutes would pass
+def test_load_tabular_counts_lines_once(tmp_path):
+    write_sonar_angle(tmp_path)
+    write(tmp_path / SPOILT["sonar_angle"], "CM1:\n" * 4 * 10**5)
+    with pytest.raises(ValueError, match="line 1: found 2 fields"):
+        load_tabular("sonar_angle", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("bool_out", "100000", "2 inputs and 100000 outputs, expected 1 to 100 of each"),
+        ("real_in", "100000", "100000 inputs and 2 outputs, expected 1 to 100 of each"),
+        ("real_in", "0", "0 inputs and 2 outputs, expected 1 to 100 of each"),
+        ("bool_out", "0", "2 inputs and 0 outputs, expected 1 to 100 of each"),
+        ("bool_out", "9" * 5000, "found the keys 'bool_in real_in real_out"),
+        ("test_examples", "9" * 19, "found the keys 'bool_in real_in bool_out real_out training_examples valid"),
+    ],
+)
+def test_load_tabular_trusts_no_counts(tmp_path, key, value, message):
+    path = write(tmp_path / SPOILT["cancer1"], re.sub(rf"{key}=\d+", f"{key}={value}", PROBEN1))
+    with pytest.raises(ValueError, match=message) as caught:
+        load_tabular("cancer1", tmp_path)
     assert str(caught.value).startswith(f"{path}: found")
 
 
@@ -643,6 +816,7 @@ def fetch(tmp_path, monkeypatch):
 def server(tmp_path):
     """Serve the folder tmp_path/web on 127.0.0.1; `asked` collects the paths."""
     asked: list[str] = []
+    stop = threading.Event()
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args):
@@ -650,12 +824,19 @@ def server(tmp_path):
 
         def do_GET(self):
             asked.append(self.path)
-            if self.path.startswith("/short/"):
+            kind = self.path.split("/")[1]
+            if kind in ("short", "long", "endless", "stalled"):
                 self.send_response(200)
-                self.send_header("Content-Length", "1000")
+                if kind != "endless":
+                    self.send_header("Content-Length", "1000" if kind != "long" else str(2**40))
                 self.end_headers()
-                self.wfile.write(b"1,2")
                 self.close_connection = True
+                with suppress(OSError):  # of the connection that the client has closed
+                    self.wfile.write(b"1,2")
+                    while kind == "endless":
+                        self.wfile.write(bytes(2**20))
+                if kind == "stalled":
+                    stop.wait(60)
             else:
                 super().do_GET()
 
@@ -666,6 +847,7 @@ def server(tmp_path):
         thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield types.SimpleNamespace(url=f"http://127.0.0.1:{httpd.server_port}", asked=asked)
+        stop.set()
         httpd.shutdown()
         thread.join()
 
@@ -710,6 +892,77 @@ def test_fetch_goes_on_to_the_next_mirror(tmp_path, fetch, server, monkeypatch):
     assert fetch.main(["sonar", "--dest", str(tmp_path / "dest")]) == 0
     assert files_in(tmp_path / "dest") == ["sonar/sonar.csv"]
     assert server.asked == ["/none/sonar.csv", "/wrong/sonar.csv", "/short/sonar.csv", "/good/sonar.csv"]
+
+
+@pytest.mark.parametrize("kind", ["long", "endless"])
+def test_fetch_does_not_read_without_end(tmp_path, fetch, server, capsys, kind):
+    dest = tmp_path / "dest"
+    with memory_below(2**27):
+        assert fetch.main(["sonar", "--dest", str(dest), "--mirror", f"{server.url}/{kind}"]) == 1
+    assert "failed: more than 67108864 bytes" in capsys.readouterr().out
+    assert not dest.exists()
+
+
+def test_fetch_does_not_wait_without_end(tmp_path, fetch, server, capsys, monkeypatch):
+    monkeypatch.setattr(fetch, "MAX_SECONDS", -1)
+    dest = tmp_path / "dest"
+    assert fetch.main(["sonar", "--dest", str(dest), "--mirror", f"{server.url}/stalled"]) == 1
+    assert "failed: only 3 bytes in -1 seconds" in capsys.readouterr().out
+    assert not dest.exists()
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
+def test_fetch_killed_leaves_nothing(tmp_path, server, name):
+    # Where pytest runs in the background of a shell, processes that it starts ignore SIGINT.
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "sys.path.insert(0, sys.argv.pop(1)); import fetch; sys.exit(fetch.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-I", "-S", "-B", "-c", code, str(ROOT / "datasets"), "sonar"]
+    with subprocess.Popen(
+        [*command, "--dest", str(tmp_path / "dest"), "--mirror", f"{server.url}/stalled"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while not server.asked and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        process.send_signal(getattr(signal, name))
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (
+        (-9, "") if name == "SIGKILL" else (130, "\ninterrupted; no incomplete file is left behind\n")
+    )
+    assert not (tmp_path / "dest").exists()
+
+
+def test_fetch_unpacks_no_bomb(tmp_path, fetch, capsys):
+    write(tmp_path / "web/mnist/a-idx3-ubyte.gz", gzip_bomb(GOOD))
+    with memory_below(2**28):
+        assert run(fetch, tmp_path, "mnist") == 1
+    assert "failed: more than 67108864 bytes" in capsys.readouterr().out
+    assert not (tmp_path / "dest").exists()
+
+
+def test_fetch_reads_no_huge_file(tmp_path, fetch, capsys):
+    huge = write_huge(tmp_path / "dest/sonar/sonar.csv")
+    with memory_below(2**28):
+        assert fetch.main(["--check", "--dest", str(tmp_path / "dest")]) == 1
+    assert f"{huge}: more than 67108864 bytes" in capsys.readouterr().out
+    write(tmp_path / "web/sonar/sonar.csv", "1,2")
+    assert run(fetch, tmp_path, "sonar") == 0
+    assert huge.read_bytes() == b"1,2"
+
+
+def test_fetch_writes_through_no_link(tmp_path, fetch):
+    outside = write(tmp_path / "outside", "mine")
+    write(tmp_path / "web/sonar/sonar.csv", "1,2")
+    (tmp_path / "dest/sonar").mkdir(parents=True)
+    (tmp_path / "dest/sonar/sonar.csv").symlink_to(outside)
+    assert run(fetch, tmp_path, "sonar") == 0
+    assert outside.read_bytes() == b"mine"
+    assert (tmp_path / "dest/sonar/sonar.csv").read_bytes() == b"1,2"
+    assert not (tmp_path / "dest/sonar/sonar.csv").is_symlink()
 
 
 @pytest.mark.parametrize("content", [b"1,3", b"", gzip.compress(b"1,2")[:-3]])
@@ -891,6 +1144,7 @@ def test_sums_and_sets_agree():
         assert (name in fetched) != (name in module.NOT_FETCHED or folder.split("/")[0] in module.NOT_FETCHED)
     assert datasets._FETCHED - fetched == {"mnist", "fashion_mnist"}
     assert set(module.SETS).isdisjoint(module.NOT_FETCHED)
+    assert module.MAX_BYTES == datasets._MAX_BYTES
 
 
 # ---------------------------------------------------------------------------------------- real data
