@@ -12,7 +12,7 @@ from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import check_scalar
 from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.multiclass import type_of_target, unique_labels
+from sklearn.utils.multiclass import is_multilabel, unique_labels
 
 from fastbp.activations import Activation, Logistic, Softmax
 from fastbp.compat import Interval, StrOptions, check_partial_fit_first_call, check_sample_weight, fit_context
@@ -435,10 +435,11 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         ValueError
             If the input is invalid, y has labels that are not in `classes`, or `early_stopping` is True.
         """
+        self._check_parameters_again()
         with self._all_at_once() as model:
-            if check_partial_fit_first_call(model, classes):
-                multilabel = type_of_target(y).startswith("multilabel")
-                model._binarizer = LabelBinarizer().fit(y if multilabel else classes)
+            with np.errstate(invalid="ignore"):  # scikit-learn casts NaN before it refuses it
+                if check_partial_fit_first_call(model, classes):
+                    model._binarizer = LabelBinarizer().fit(y if is_multilabel(y) else classes)
             model._learn(X, y, sample_weight, incremental=True, knows_classes=True)
         return self
 
@@ -469,7 +470,8 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         with self._all_at_once() as model:
             for name in ("coefs_", "classes_", "feature_names_in_"):
                 model.__dict__.pop(name, None)
-            model._binarizer = LabelBinarizer().fit(classes)
+            with np.errstate(invalid="ignore"):  # as in `partial_fit`
+                model._binarizer = LabelBinarizer().fit(classes)
             model.classes_ = model._binarizer.classes_
             n_outputs = model._binarizer.transform(model.classes_).shape[1]
             model._initialize_network(int(n_features), n_outputs)
@@ -546,7 +548,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
                 "loss='log_loss', or label_smoothing=0."
             )
         is_multiclass = Y.shape[1] > 1 and self._binarizer.y_type_ == "multiclass"
-        return smooth_targets(Y, self.label_smoothing, Y.shape[1] if is_multiclass else 2)
+        return smooth_targets(Y, float(self.label_smoothing), Y.shape[1] if is_multiclass else 2)
 
     def _loss_of(self, n_outputs):
         return Loss(self.loss, (0.0,) * n_outputs)
