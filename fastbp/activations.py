@@ -851,7 +851,7 @@ def get_activation(activation):
         if type(activation).name not in ACTIVATIONS:
             raise ValueError(f"{activation!r} is for the outputs of output_activation='auto' only.")
         return activation
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ValueError(f"activation={activation!r} is unknown; the known ones are {sorted(ACTIVATIONS)}.")
     return ACTIVATIONS[activation]
 

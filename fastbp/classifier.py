@@ -12,7 +12,7 @@ from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import check_scalar
 from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.multiclass import type_of_target, unique_labels
+from sklearn.utils.multiclass import is_multilabel, unique_labels
 
 from fastbp.activations import Activation, Logistic, Softmax
 from fastbp.calls import Call
@@ -447,11 +447,12 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         KeyboardInterrupt
             On Ctrl-C, which so ends a loop of calls. The estimator keeps what it has learned up to the last batch.
         """
+        self._check_parameters_again()
         call = Call(incremental=True, knows_classes=True)
         with call.interrupts, self._all_at_once() as model:
-            if check_partial_fit_first_call(model, classes):
-                multilabel = type_of_target(y).startswith("multilabel")
-                model._binarizer = LabelBinarizer().fit(y if multilabel else classes)
+            with np.errstate(invalid="ignore"):  # scikit-learn casts NaN before it refuses it
+                if check_partial_fit_first_call(model, classes):
+                    model._binarizer = LabelBinarizer().fit(y if is_multilabel(y) else classes)
             model._learn(X, y, sample_weight, call)
         return self
 
@@ -482,7 +483,8 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
         with self._all_at_once() as model:
             for name in ("coefs_", "classes_", "feature_names_in_"):
                 model.__dict__.pop(name, None)
-            model._binarizer = LabelBinarizer().fit(classes)
+            with np.errstate(invalid="ignore"):  # as in `partial_fit`
+                model._binarizer = LabelBinarizer().fit(classes)
             model.classes_ = model._binarizer.classes_
             n_outputs = model._binarizer.transform(model.classes_).shape[1]
             model._initialize_network(int(n_features), n_outputs)
@@ -559,7 +561,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
                 "loss='log_loss', or label_smoothing=0."
             )
         is_multiclass = Y.shape[1] > 1 and self._binarizer.y_type_ == "multiclass"
-        return smooth_targets(Y, self.label_smoothing, Y.shape[1] if is_multiclass else 2)
+        return smooth_targets(Y, float(self.label_smoothing), Y.shape[1] if is_multiclass else 2)
 
     def _loss_of(self, n_outputs):
         return Loss(self.loss, (0.0,) * n_outputs)

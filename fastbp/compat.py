@@ -43,10 +43,12 @@ PyArrayObject_fields, after the object's head   1.26 to 2.4
 
 import ctypes
 import os
+import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
+from numbers import Integral, Real
 from typing import TypeVar
 
 import llvmlite.binding as llvm
@@ -85,7 +87,8 @@ with _private_names_of("numba", _NUMBA_SEEN):
 
 with _private_names_of("scikit-learn", "1.7 to 1.9"):
     from sklearn.base import _fit_context
-    from sklearn.utils._param_validation import Interval, Options, StrOptions
+    from sklearn.utils._param_validation import Interval as _Interval
+    from sklearn.utils._param_validation import Options, StrOptions
     from sklearn.utils.multiclass import _check_partial_fit_first_call
     from sklearn.utils.validation import _check_feature_names, _check_feature_names_in, _check_sample_weight
 
@@ -107,6 +110,7 @@ __all__ = [
 ]  # fmt: skip
 
 _Function = TypeVar("_Function", bound=Callable)
+_MAX_FLOAT = sys.float_info.max
 
 
 def fit_context(*, prefer_skip_nested_validation: bool) -> Callable[[_Function], _Function]:
@@ -148,6 +152,16 @@ def begin_callbacks(estimator, n_tasks):
 def callbacks_of(estimator):
     """Return the callbacks that are set on an estimator, as a list."""
     return getattr(estimator, "_skl_callbacks", [])
+
+
+class Interval(_Interval):
+    """An interval of numbers; whole numbers beyond all floats are in no interval of real ones."""
+
+    def is_satisfied_by(self, val):
+        """Whether a parameter has a value of this interval."""
+        if self.type is Real and isinstance(val, Integral) and not -_MAX_FLOAT <= val <= _MAX_FLOAT:
+            return False
+        return super().is_satisfied_by(val)
 
 
 check_partial_fit_first_call = _check_partial_fit_first_call

@@ -5,6 +5,7 @@ import inspect
 import math
 from contextlib import contextmanager
 from numbers import Integral, Real
+from operator import is_
 from weakref import ref
 
 import numpy as np
@@ -16,7 +17,14 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from fastbp import lbfgs, training
 from fastbp.activations import ACTIVATIONS, Activation, check_can_learn, get_activation
 from fastbp.calls import Start, check_checkpoint, check_same_training, compact, digest_of
-from fastbp.compat import CallbackSupportMixin, Interval, Options, StrOptions, check_feature_names
+from fastbp.compat import (
+    CallbackSupportMixin,
+    Interval,
+    Options,
+    StrOptions,
+    check_feature_names,
+    check_parameters,
+)
 from fastbp.compiled import CompiledPredictor
 from fastbp.dropout import Dropout
 from fastbp.fit_callbacks import FitCallbacks
@@ -39,6 +47,9 @@ from fastbp.validation import Validation, ValidationSamples
 # The predictor of each estimator, and what removes it with the estimator. Kept outside of the estimators, whose
 # attributes prediction must not change; by id, as a subclass with `__eq__` may have no hash.
 _PREDICTORS: dict[int, tuple[Predictor, ref]] = {}
+
+# Parameters that are known to be valid, of each estimator that goes on with `partial_fit`; kept as predictors are.
+_CHECKED: dict[int, tuple[list, ref]] = {}
 
 # What training sets beside the attributes that end with an underscore.
 _PRIVATE_FITTED = {
@@ -157,10 +168,18 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         X, sources = keep_float64(X, dtype)
         has_targets = not isinstance(y, str)
         options = {"multi_output": True, "y_numeric": self._numeric_targets} if has_targets else {}
-        checked = validate_data(
-            self, X, y, reset=reset, dtype=sources, order="C", accept_sparse="csr", **options
-        )  # fmt: skip
+        try:
+            checked = validate_data(
+                self, X, y, reset=reset, dtype=sources, order="C", accept_sparse="csr", **options
+            )  # fmt: skip
+        except OverflowError as error:
+            raise ValueError(f"The input has a number that is too large for a float: {error}.") from error
         X, *y = checked if has_targets else (checked,)
+        if has_targets and issparse(y[0]) and (self._numeric_targets or y[0].shape[1] == 1):
+            raise TypeError(
+                "Sparse data was passed for y, but dense data is required. Use '.toarray()' to convert to a dense "
+                "numpy array."
+            )
         if reset and self.dtype == "auto" and X.dtype == np.float64:
             dtype = X.dtype
         values = X.data if issparse(X) else X
@@ -179,8 +198,18 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
             )
         return True
 
+    def _check_parameters_again(self):
+        """Validate parameters that have changed: scikit-learn does not in `partial_fit` of a fitted estimator."""
+        values = [getattr(self, name) for name in self._parameter_constraints]
+        known, _ = _CHECKED.get(id(self), ((), None))
+        if len(known) != len(values) or not all(map(is_, values, known)):
+            check_parameters(self)
+            _keep(_CHECKED, self, values)
+
     def _fit(self, X, y, sample_weight, call):
         """Check the input and train. If anything fails, the estimator is as it was before."""
+        if call.incremental:
+            self._check_parameters_again()
         # On this object, not on the copy: after an error scikit-learn takes down the callbacks that it finds here.
         if not call.incremental:
             call.callbacks = FitCallbacks.of(self, X, y, sample_weight, call.interrupts)
@@ -220,10 +249,9 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
             raise ValueError("X_val and y_val must be passed together.")
         try:
             X, y, _ = self._check_X(X, y, reset=False, dtype=dtype)
-            Y = self._encode_targets(y)
+            Y, weight = targets_and_weights(X, self._encode_targets(y), weight, self._work_dtype(dtype))
         except ValueError as error:
             raise ValueError(f"X_val and y_val do not fit the training data: {error}") from error
-        Y, weight = targets_and_weights(X, Y, weight, self._work_dtype(dtype))
         return ValidationSamples(X, y, Y, weight if weight.size else None)
 
     def _combine_weights(self, X, y, sample_weight, *, incremental):
@@ -365,7 +393,7 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         """Return the optimizer: as it was where training goes on, if it is of the same kind; else a new one."""
         optimizer = None if start.memory is None else OptimizerState.restore(start.memory, network, self.solver)
         if optimizer is None:
-            optimizer = OptimizerState.empty(network, self.solver, self.learning_rate_init)
+            optimizer = OptimizerState.empty(network, self.solver, float(self.learning_rate_init))
         if network.has_dropout and optimizer.seed is None:
             optimizer.seed = int(start.random_state.randint(np.iinfo(np.int64).max, dtype=np.int64))
         return optimizer
@@ -495,7 +523,7 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         random_state = check_random_state(self.random_state)
         coefs, intercepts = self._draw_parameters(units, activations, random_state, dtype)
         network = make_network(units, activations, dtype)
-        optimizer = OptimizerState.empty(network, self.solver, self.learning_rate_init)
+        optimizer = OptimizerState.empty(network, self.solver, float(self.learning_rate_init))
         self.n_features_in_ = n_features
         self._set_fitted(network, coefs, intercepts, dtype, optimizer, Progress())
         self._keep_shuffling(random_state, np.empty(0, np.int64))
@@ -532,22 +560,24 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         if progress.loss is not None:
             self.loss_ = progress.loss
 
+    # NumPy's numbers become Python's: others would keep few digits, or turn arrays of float32 into float64.
+
     def _step_settings(self, n_samples, n_outputs):
         return StepSettings(
-            loss=self._loss_of(n_outputs), solver=self.solver, alpha=self.alpha,
-            batch_size=self._clip_batch_size(n_samples), momentum=self.momentum,
-            nesterovs_momentum=self.nesterovs_momentum, beta_1=self.beta_1, beta_2=self.beta_2, epsilon=self.epsilon,
-            weight_decay=float(self.weight_decay), max_grad_norm=self.max_grad_norm,
-            n_jobs=self.n_jobs,
+            loss=self._loss_of(n_outputs), solver=self.solver, alpha=float(self.alpha),
+            batch_size=self._clip_batch_size(n_samples), momentum=float(self.momentum),
+            nesterovs_momentum=self.nesterovs_momentum, beta_1=float(self.beta_1), beta_2=float(self.beta_2),
+            epsilon=float(self.epsilon), weight_decay=float(self.weight_decay),
+            max_grad_norm=None if self.max_grad_norm is None else float(self.max_grad_norm), n_jobs=self.n_jobs,
         )  # fmt: skip
 
     def _loop_settings(self, call):
         # scikit-learn's own schedules apply to "sgd" only.
         constant = self.solver != "sgd" and self.learning_rate in SGD_SCHEDULES
-        deadline = math.inf if call.incremental or self.max_time is None else call.begin + self.max_time
+        deadline = math.inf if call.incremental or self.max_time is None else call.begin + float(self.max_time)
         return training.Settings(
-            schedule="constant" if constant else self.learning_rate, learning_rate_init=self.learning_rate_init,
-            power_t=self.power_t, max_iter=self.max_iter, shuffle=self.shuffle, tol=self.tol,
+            schedule="constant" if constant else self.learning_rate, learning_rate_init=float(self.learning_rate_init),
+            power_t=float(self.power_t), max_iter=int(self.max_iter), shuffle=self.shuffle, tol=float(self.tol),
             n_iter_no_change=self.n_iter_no_change, verbose=self.verbose, early_stopping=self.early_stopping,
             scoring=self.scoring, max_time=self.max_time, deadline=deadline, stop=call.stop,
         )  # fmt: skip
@@ -575,7 +605,7 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
 
     def _hidden_dropout(self, n):
         """Return the dropout of each of n hidden layers."""
-        rates = [self.dropout] * n if isinstance(self.dropout, Real) else list(self.dropout)
+        rates = [self.dropout] * n if isinstance(self.dropout, Real) else _as_list(self.dropout)
         if len(rates) != n:
             raise ValueError(
                 f"dropout has {len(rates)} entries for {n} hidden layers; give one for each layer, or a "
@@ -602,7 +632,7 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
             predictor = Predictor(
                 model.coefs_, model.intercepts_, model._activations, model.n_features_in_, is_pair=model._has_pair()
             )
-            _keep_predictor(self, predictor)
+            _keep(_PREDICTORS, self, predictor)
             if self.__dict__ is not model.__dict__:  # a fit has ended meanwhile: this would keep the old weights
                 _forget_predictor(self)
         return predictor
@@ -715,9 +745,9 @@ def _is_fitted(name):
     return name.endswith("_") or name in _PRIVATE_FITTED
 
 
-def _keep_predictor(estimator, predictor):
-    key, remove = id(estimator), _PREDICTORS.pop
-    _PREDICTORS[key] = predictor, ref(estimator, lambda _: remove(key, None))
+def _keep(kept, estimator, value):
+    key, remove = id(estimator), kept.pop
+    kept[key] = value, ref(estimator, lambda _: remove(key, None))
 
 
 def _forget_predictor(estimator):
@@ -739,8 +769,15 @@ def _state_of_0_1_0(state):
     }  # fmt: skip
 
 
+def _as_list(values):
+    try:
+        return list(values)
+    except TypeError:  # a number, or an array without a dimension
+        return [values]
+
+
 def _hidden_units(hidden_layer_sizes):
-    sizes = [hidden_layer_sizes] if isinstance(hidden_layer_sizes, Integral) else list(hidden_layer_sizes)
+    sizes = _as_list(hidden_layer_sizes)
     if not all(isinstance(size, Integral) for size in sizes):
         raise ValueError(f"hidden_layer_sizes must be integers, got {sizes}.")
     if any(size <= 0 for size in sizes):

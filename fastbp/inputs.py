@@ -1,5 +1,7 @@
 """Input as users have it, and as the kernels take it."""
 
+from numbers import Number
+
 import numpy as np
 from scipy.sparse import issparse
 from sklearn.exceptions import DataConversionWarning
@@ -65,9 +67,11 @@ def keep_float64(X, dtype):
     sources = _SOURCES[dtype]
     if isinstance(X, np.ndarray) or issparse(X):
         # Of another byte order, or longer.
-        is_other = X.dtype.kind == "f" and X.dtype.itemsize >= 8 and X.dtype != np.float64
+        if X.dtype.kind == "f" and X.dtype.itemsize >= 8 and X.dtype != np.float64:
+            with np.errstate(over="ignore"):  # the checks refuse what becomes infinite
+                X = X.astype(np.float64)
         # Objects are mostly Python's numbers.
-        return X.astype(np.float64) if is_other else X, [np.float64] if X.dtype == object else sources
+        return X, [np.float64] if X.dtype == object else sources
     if hasattr(X, "iloc"):
         return X, [np.float64] if _holds_float64(X) else sources
     converted = np.asarray(X)  # of lists, and of frames and arrays of other libraries, which may have names of features
@@ -91,15 +95,28 @@ def _numpy_type(kind):
 
 
 def targets_and_weights(X, Y, sample_weight, dtype):
-    """Return targets and sample weights as the kernels take them; the weights are empty if there are none."""
+    """Return targets and sample weights as the kernels take them; the weights are empty if there are none.
+
+    Raises
+    ------
+    ValueError
+        If weights are invalid, or numbers are infinite in this type.
+    """
     weight = np.empty(0, dtype)
+    with np.errstate(over="ignore"):  # what becomes infinite is refused
+        if sample_weight is not None:
+            if isinstance(sample_weight, Number):  # which scikit-learn would not check
+                sample_weight = np.full(X.shape[0], sample_weight)
+            weight = check_sample_weight(sample_weight, X, dtype=dtype)
+        targets = np.ascontiguousarray(Y, dtype=dtype)
+    if Y.dtype.kind not in "biu" and not np.isfinite(targets).all():
+        raise ValueError(f"Input y contains infinity or a value too large for {dtype!r}.")
     if sample_weight is not None:
-        weight = check_sample_weight(sample_weight, X, dtype=dtype)
         if not weight.any():  # scikit-learn before 1.9 lets these pass
             raise ValueError("Sample weights must contain at least one non-zero number.")
         if weight.sum(dtype=np.float64) == 0:
             raise ValueError("Sample weights must not sum to zero.")
-    return declare_writeable(np.ascontiguousarray(Y, dtype=dtype)), declare_writeable(weight)
+    return declare_writeable(targets), declare_writeable(weight)
 
 
 def ravel_column(y):

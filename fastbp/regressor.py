@@ -518,7 +518,10 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         """Return the levels of the loss "quantile", one number for another loss."""
         if self.loss != "quantile":
             return [0.5]
-        levels = np.atleast_1d(np.asarray(self.quantile, dtype=np.float64))
+        try:
+            levels = np.atleast_1d(np.asarray(self.quantile, dtype=np.float64))
+        except (TypeError, ValueError):  # no numbers
+            levels = np.empty(0)
         if levels.ndim != 1 or levels.size == 0 or not ((levels > 0) & (levels < 1)).all():
             raise ValueError(f"quantile must be a number between 0 and 1, or a list of them, got {self.quantile!r}.")
         if len(levels) > 1 and n_targets > 1:

@@ -42,7 +42,7 @@ def step_rates(schedule, rate, first_step, n_steps, total_steps):
     """
     if schedule not in FINITE_SCHEDULES:
         return np.full(n_steps, rate)
-    done = np.minimum((first_step + np.arange(n_steps)) / max(1, total_steps - 1), 1.0)
+    done = np.minimum((first_step + np.arange(n_steps)) / max(1.0, total_steps - 1.0), 1.0)
     if schedule == "cosine":
         return rate * _half_cosine(done, 1.0, 0.0)
     rising = _half_cosine(np.minimum(done / _RISE, 1.0), _FIRST, 1.0)

@@ -91,22 +91,6 @@ def test_sparse_labels():
             np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize(
-    ("labels", "class_weight", "message"),
-    [
-        ("three", [{0: 1, 1: 1}], "must be a dict or 'balanced', as y has one column"),
-        ("several", {0: 1, 1: 2}, "a list with a dict for each of the 3 columns"),
-        ("several", [{0: 1, 1: 2}], "a list with a dict for each of the 3 columns"),
-        ("three", {0: 1, 7: 2}, r"The classes, \[1, 2\], are not in class_weight"),
-        ("three", {0: 0, 1: 0, 2: 0}, "at least one non-zero number"),
-        ("three", "heavy", "'class_weight' parameter"),
-    ],
-)
-def test_wrong_weights_are_refused(labels, class_weight, message):
-    with pytest.raises(ValueError, match=message):
-        BackpropClassifier(class_weight=class_weight, **OPTIONS).fit(X, LABELS[labels])
-
-
 def test_smoothed_targets():
     y = np.eye(4, dtype=np.float32)[[0, 2]]
     smoothed = smooth_targets(y, 0.2, 4)
@@ -146,12 +130,3 @@ def test_scores_use_the_true_labels(labels):
         X, y, random_state=draws, test_size=0.1, stratify=y if labels == "two" else None
     )  # fmt: skip
     assert clf.validation_scores_ == [clf.score(X_val, y_val)]
-
-
-def test_label_smoothing_is_for_log_loss():
-    clf = BackpropClassifier(loss="squared_error", label_smoothing=0.1)
-    with pytest.raises(ValueError, match=r"label_smoothing=0.1 is not supported with loss='squared_error'. Use"):
-        clf.fit(X, THREE)
-    for value in (1.0, -0.1):
-        with pytest.raises(ValueError, match="'label_smoothing' parameter"):
-            BackpropClassifier(label_smoothing=value).fit(X, THREE)

@@ -3,14 +3,13 @@
 import pickle
 import signal
 import threading
-import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.base import clone
 from sklearn.datasets import load_digits, load_iris, make_multilabel_classification
-from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
@@ -18,7 +17,7 @@ from sklearn.preprocessing import LabelBinarizer, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from fastbp import BackpropClassifier
-from fastbp.activations import Logistic, Softmax
+from fastbp.activations import Logistic
 from fastbp.classifier import _fit_binarizer
 from fastbp.kernels import threads
 from fastbp.kernels.tuner import ThreadTuner
@@ -202,24 +201,6 @@ def test_dtype(dtype, source, expected, digits):
     clf = BackpropClassifier((5,), dtype=dtype, max_iter=2).fit((X * 16).astype(source), y)
     assert clf.coefs_[0].dtype == expected
     assert clf.predict_proba(X).dtype == expected
-
-
-def test_any_layout_gives_the_same_bits(digits):
-    X, y = digits
-    wide = np.zeros((len(X), 2 * X.shape[1]))
-    wide[:, ::2] = X
-    readonly = X.copy()
-    readonly.flags.writeable = False
-    misaligned = np.frombuffer(b"x" + X.tobytes(), dtype=np.uint8)[1:].view(X.dtype).reshape(X.shape)
-    assert not misaligned.flags.aligned
-    options = dict(hidden_layer_sizes=(9,), max_iter=3, random_state=0)
-    expected = BackpropClassifier(**options).fit(X, y)
-    layouts = [np.asfortranarray(X), wide[:, ::2], X[::-1][::-1], readonly, misaligned, pd.DataFrame(X), X.tolist()]
-    for other in layouts:
-        clf = BackpropClassifier(**options).fit(other, y)
-        for a, b in zip(clf.coefs_, expected.coefs_, strict=True):
-            np.testing.assert_array_equal(a, b)
-        np.testing.assert_array_equal(clf.predict_proba(other), expected.predict_proba(X))
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.float64])
@@ -412,123 +393,6 @@ def test_steps_are_counted_when_interrupted(digits, monkeypatch):
     with pytest.warns(UserWarning, match="interrupted"):
         clf.fit(X, y)
     assert clf._optimizer["steps"] == sum(calls)
-
-
-BAD_VALUES = [
-    (dict(activation=Softmax()), ValueError, "only"),
-    (dict(loss="squared_error", output_activation=Softmax()), ValueError, "only"),
-    (dict(hidden_layer_sizes=(5, 0)), ValueError, "hidden_layer_sizes must be > 0"),
-    (dict(hidden_layer_sizes=(5.5,)), ValueError, "hidden_layer_sizes must be integers"),
-    (dict(activation="swish"), ValueError, "'activation' parameter"),
-    (dict(activation=["relu", "tanh"]), ValueError, "2 entries for 1 hidden layers"),
-    (dict(activation=["swish"]), ValueError, "activation='swish' is unknown"),
-    (dict(solver="newton"), ValueError, "'solver' parameter"),
-    (dict(early_stopping="yes"), ValueError, "'early_stopping' parameter"),
-    (dict(validation_fraction=1.0), ValueError, "'validation_fraction' parameter"),
-    (dict(max_fun=0), ValueError, "'max_fun' parameter"),
-    (dict(alpha=-1), ValueError, "'alpha' parameter"),
-    (dict(batch_size=0), ValueError, "'batch_size' parameter"),
-    (dict(learning_rate_init=0), ValueError, "'learning_rate_init' parameter"),
-    (dict(max_iter=0), ValueError, "'max_iter' parameter"),
-    (dict(loss="hinge"), ValueError, "'loss' parameter"),
-    (dict(output_activation="tanh"), ValueError, "not supported with loss='log_loss'"),
-    (dict(dtype="float16"), ValueError, "'dtype' parameter"),
-    (dict(n_jobs=0), ValueError, "'n_jobs' parameter"),
-]
-
-
-@pytest.mark.parametrize(("parameters", "error", "message"), BAD_VALUES)
-def test_bad_parameters_are_refused(digits, parameters, error, message):
-    clf = BackpropClassifier(**{"hidden_layer_sizes": (5,), "max_iter": 2} | parameters)
-    before = dict(clf.__dict__)
-    with pytest.raises(error, match=message):
-        clf.fit(*digits)
-    assert clf.__dict__ == before
-
-
-def _spoil(X, value):
-    X = X.copy()
-    X[3, 2] = value
-    return X
-
-
-BAD_INPUT = [
-    (lambda X, y: (_spoil(X, np.nan), y, None), "NaN"),
-    (lambda X, y: (_spoil(X, np.inf), y, None), "infinity"),
-    (lambda X, y: (X + 0j, y, None), "Complex data not supported"),
-    (lambda X, y: (X[0], y[:1], None), "Expected 2D array"),
-    (lambda X, y: (X[:0], y[:0], None), "0 sample"),
-    (lambda X, y: (X[:, :0], y, None), "0 feature"),
-    (lambda X, y: (X[:5], y, None), "inconsistent numbers of samples"),
-    (lambda X, y: (X, y + 0.5, None), "Unknown label type"),
-    (lambda X, y: (X, y, np.zeros(len(y))), "at least one non-zero"),
-    (lambda X, y: (X, y, np.ones(3)), "sample_weight"),
-    (lambda X, y: (X, np.full(len(y), None), None), "not supported between"),
-    (lambda X, y: (X, np.array(["a", 1] * (len(y) // 2), dtype=object), None), "not supported between"),
-]
-
-
-@pytest.mark.parametrize(("make", "message"), BAD_INPUT)
-def test_bad_input_is_refused_and_changes_nothing(digits, make, message):
-    clf = BackpropClassifier((5,), max_iter=2, random_state=0).fit(*digits)
-    before = dict(clf.__dict__)
-    coefs = [coef.copy() for coef in clf.coefs_]
-    X, y, weight = make(*digits)
-    with pytest.raises((ValueError, TypeError), match=message), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        clf.fit(X, y, sample_weight=weight)
-    assert clf.__dict__ == before
-    for a, b in zip(clf.coefs_, coefs, strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-def test_infinity_after_the_cast_is_refused(digits):
-    X, y = digits
-    with pytest.raises(ValueError, match="infinity or a value too large"), np.errstate(over="ignore"):
-        BackpropClassifier(dtype="float32").fit(_spoil(X, 1e300), y)
-
-
-def test_prediction_refuses_what_it_must(digits):
-    X, y = digits
-    with pytest.raises(NotFittedError):
-        BackpropClassifier().predict(X)
-    clf = BackpropClassifier((5,), max_iter=2).fit(X, y)
-    with pytest.raises(ValueError, match="features"):
-        clf.predict(X[:, :5])
-    with pytest.raises(ValueError, match="NaN"):
-        clf.predict_proba(_spoil(X, np.nan))
-
-
-def test_partial_fit_refuses_unknown_classes(digits):
-    X, y = digits
-    clf = BackpropClassifier((5,)).partial_fit(X, y, classes=np.arange(10))
-    before = dict(clf.__dict__)
-    with pytest.raises(ValueError, match="classes not in"):
-        clf.partial_fit(X, y + 1)
-    with pytest.raises(ValueError, match="not the same as on last call"):
-        clf.partial_fit(X, y, classes=np.arange(11))
-    assert clf.__dict__ == before
-    with pytest.raises(ValueError, match="classes must be passed"):
-        BackpropClassifier().partial_fit(X, y)
-
-
-def test_warm_start_refuses_another_shape_and_other_classes(digits):
-    X, y = digits
-    clf = BackpropClassifier((5,), max_iter=2, warm_start=True).fit(X, y)
-    with pytest.raises(ValueError, match="same classes"):
-        clf.fit(X, y > 4)
-    clf.set_params(hidden_layer_sizes=(6,))
-    with pytest.raises(ValueError, match="Training can continue only in the same shape"):
-        clf.fit(X, y)
-
-
-def test_divergence_is_reported_and_changes_nothing(digits):
-    X, y = digits
-    clf = BackpropClassifier((5,), max_iter=50, solver="sgd", learning_rate_init=1e30, activation="identity")
-    before = dict(clf.__dict__)
-    with pytest.raises(ValueError, match="non-finite parameter weights"):
-        clf.fit(X, y)
-    assert clf.__dict__ == before
 
 
 def test_ctrl_c_keeps_the_model(digits, ctrl_c_interrupts):

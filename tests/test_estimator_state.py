@@ -12,7 +12,6 @@ from fastbp import estimator, training
 from fastbp.classifier import BackpropClassifier
 from fastbp.kernels.session import Session
 from fastbp.prediction import Predictor
-from fastbp.regressor import BackpropRegressor
 from fastbp.validation import Validation
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -114,14 +113,6 @@ def test_early_stopping_is_the_same_for_sparse_rows(n_rows):
     twin = BackpropClassifier(**kwargs).fit(dense, y)
     assert clf.validation_scores_ == twin.validation_scores_
     assert len(set(clf.validation_scores_)) > 1
-
-
-@pytest.mark.parametrize("estimator", [BackpropClassifier, BackpropRegressor])
-def test_held_out_samples_without_weight_are_refused(estimator):
-    weight = np.zeros(60)
-    weight[:2] = 1
-    with pytest.raises(ValueError, match=r"at least one non-zero number.*validation_fraction=0.1"):
-        estimator(early_stopping=True, random_state=0).fit(X, Y, sample_weight=weight)
 
 
 @pytest.mark.parametrize("edit", [lambda w: w.astype(int), lambda w: w.tolist(), lambda w: w[:, 1:]])

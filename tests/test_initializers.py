@@ -42,8 +42,3 @@ def test_training_begins_with_them(estimator, weight_init):
         model.fit(X, y)
     for a, b in zip(start, [*model.coefs_, *model.intercepts_], strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-90)
-
-
-def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="'weight_init' parameter"):
-        BackpropRegressor(weight_init="he").fit([[0.0], [1.0]], [0, 1])

@@ -200,9 +200,3 @@ def test_lbfgs_keeps_the_last_iteration(clock):
     for a, b in zip(late.coefs_, same.coefs_, strict=True):
         np.testing.assert_array_equal(a, b)
     assert late.loss_ == same.loss_ == late.loss_curve_[-1]
-
-
-@pytest.mark.parametrize("value", [0, -1.0, "1 h"])
-def test_wrong_values_are_refused(value):
-    with pytest.raises(ValueError, match="'max_time' parameter"):
-        BackpropRegressor(max_time=value).fit(X, Y)

@@ -7,7 +7,7 @@ import pytest
 import reference
 from sklearn.base import clone
 from sklearn.datasets import load_diabetes
-from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import QuantileRegressor
 from sklearn.metrics import d2_pinball_score, r2_score
 
@@ -141,50 +141,6 @@ def test_validation_scores_are_r2(weighted, diabetes):
     np.testing.assert_allclose(reg.validation_scores_, [expected], rtol=1e-9)
 
 
-BAD = [
-    (dict(loss="log_loss"), "'loss' parameter"),
-    (dict(loss="huber", delta=0.0), "'delta' parameter"),
-    (dict(loss="quantile", quantile=1.0), "'quantile' parameter"),
-    (dict(loss="quantile", quantile=[0.5, 2.0]), "quantile must be a number between 0 and 1, or a list"),
-    (dict(loss="quantile", quantile=[]), "quantile must be a number between 0 and 1, or a list"),
-    (dict(loss="poisson", output_activation="relu"), "not supported with loss='poisson'"),
-    (dict(output_activation="exp"), "'output_activation' parameter"),
-]
-
-
-@pytest.mark.parametrize(("parameters", "message"), BAD)
-def test_bad_parameters_are_refused(parameters, message, diabetes):
-    reg = BackpropRegressor(hidden_layer_sizes=(5,), **parameters)
-    before = dict(reg.__dict__)
-    with pytest.raises(ValueError, match=message):
-        reg.fit(*diabetes)
-    assert reg.__dict__ == before
-
-
-def test_levels_are_for_one_target(diabetes):
-    X, y = diabetes
-    reg = BackpropRegressor("quantile", quantile=[0.1, 0.9])
-    with pytest.raises(ValueError, match="gives one output for each level of a single target"):
-        reg.fit(X, np.stack([y, y], axis=1))
-    assert not hasattr(reg, "coefs_") and not hasattr(reg, "n_features_in_")
-
-
-def test_a_failed_fit_changes_nothing(diabetes):
-    X, y = diabetes
-    reg = BackpropRegressor(hidden_layer_sizes=(5,), max_iter=2, random_state=0).fit(X, y)
-    before, coefs = dict(reg.__dict__), [coef.copy() for coef in reg.coefs_]
-    for bad in (np.full(len(y), np.nan), np.array(["a"] * len(y)), y[:5], np.stack([y, y], axis=1)):
-        with pytest.raises(ValueError):
-            reg.set_params(warm_start=True).fit(X, bad)
-        reg.set_params(warm_start=False)
-        assert reg.__dict__ == before
-        for a, b in zip(reg.coefs_, coefs, strict=True):
-            np.testing.assert_array_equal(a, b)
-    with pytest.raises(ValueError, match="non-finite parameter weights"):
-        reg.fit(X * 1e200, y * 1e200)
-    assert reg.__dict__ == before
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_types_and_shapes_of_predictions(dtype, diabetes):
     X, y = diabetes
@@ -223,11 +179,6 @@ def test_pickle_continues(diabetes):
     for model in (reg, copy):
         model.partial_fit(X, y)
     np.testing.assert_array_equal(copy.coefs_[0], reg.coefs_[0])
-
-
-def test_not_fitted():
-    with pytest.raises(NotFittedError):
-        BackpropRegressor().predict([[0.0]])
 
 
 def test_warns_at_the_end():

@@ -297,12 +297,6 @@ def test_the_same_errors(options, message, n):
     assert texts[0] == texts[1]
 
 
-def test_early_stopping_is_refused_by_partial_fit():
-    X, y = PROBLEMS["squared_error"]()
-    with pytest.raises(ValueError, match="partial_fit does not support early_stopping=True"):
-        BackpropRegressor(early_stopping=True).partial_fit(X, y)
-
-
 def test_early_stopping_keeps_the_best_weights():
     X, y = PROBLEMS["squared_error"]()
     reg = BackpropRegressor(early_stopping=True, max_iter=60, learning_rate_init=0.05, random_state=0).fit(X, y)

@@ -252,34 +252,6 @@ def test_nan_is_no_score():
     assert same(model, begun)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (dict(X_val=None), "X_val and y_val must be passed together"),
-        (dict(y_val=None), "X_val and y_val must be passed together"),
-        (dict(X_val=np.zeros((60, 3))), "do not fit the training data: X has 3 features"),
-        (dict(X_val=np.full((60, 64), np.nan)), "do not fit the training data: .*NaN"),
-        (dict(y_val=np.full(60, 77)), "do not fit the training data: .*classes not in"),
-        (dict(y_val=np.zeros(59)), "do not fit the training data: .*inconsistent numbers of samples"),
-    ],
-)
-def test_wrong_validation_data_are_refused_and_change_nothing(change, message):
-    model, X, y, X_val, y_val = problem("multiclass")
-    model.fit(X, y)
-    before = dict(model.__dict__)
-    with pytest.raises(ValueError, match=message):
-        model.fit(X, y, **(dict(X_val=X_val, y_val=y_val) | change))
-    assert model.__dict__ == before
-
-
-def test_unknown_scorers_are_refused():
-    model, X, y, _, _ = problem("multiclass", early_stopping=True, scoring="precise")
-    with pytest.raises(ValueError, match="'precise' is not a valid scoring value"):
-        model.fit(X, y)
-    with pytest.raises(ValueError, match="'scoring' parameter"):
-        model.set_params(scoring=3).fit(X, y)
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("n", [1, 3, 4, 9, 17])
 def test_losses_do_not_mix_the_rows(n, dtype):
