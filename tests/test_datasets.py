@@ -68,7 +68,7 @@ def write_huge(path: Path, begin: bytes = b"") -> Path:
 
 def gzip_bomb(begin: bytes = b"") -> bytes:
     """Compress a gigabyte to one megabyte."""
-    return gzip.compress(begin) + 64 * gzip.compress(bytes(2**24))
+    return gzip.compress(begin, mtime=0) + 64 * gzip.compress(bytes(2**24), mtime=0)
 
 
 @contextmanager
