@@ -262,8 +262,8 @@ def thread_count(n_jobs, work, min_work=MIN_WORK_PER_THREAD):
 
 
 # Whether this process was forked: of libraries that use OpenMP, or of Numba itself, one may have started its threads
-# before, and a forked child must not use that OpenMP again. And whether Numba had started its own: after a fork by
-# another thread than the one that has started it, Numba does not promise that TBB works. Numba's threads that were there
+# before, and a forked child must not use that OpenMP again. And whether Numba had started its own: where another thread
+# has forked than the one that has started them, Numba does not promise that TBB works. Numba's threads that were there
 # before this module was imported may have come with a fork too.
 _may_be_forked = numba_threads_are_started() and multiprocessing.parent_process() is not None
 _was_started_before = _may_be_forked
