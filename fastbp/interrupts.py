@@ -3,6 +3,7 @@
 import signal
 from contextlib import contextmanager
 from threading import current_thread, main_thread
+from typing import Any
 
 
 class Interrupts:
@@ -15,7 +16,7 @@ class Interrupts:
     """
 
     def __init__(self):
-        self._handler = None  # the program's
+        self._handler: Any = None  # the program's
         self._received = self._raises_at_end = False
 
     def __enter__(self):

@@ -156,6 +156,9 @@ class PartialFits(Fit):
 
     is_loop = True
 
+    def __init__(self, X, n_epochs=3):
+        super().__init__(X, n_epochs)
+
     def __call__(self, model, n_epochs=None):
         classes = {"classes": [0, 1]} if isinstance(model, BackpropClassifier) else {}
         for _ in range(n_epochs or self.n_epochs):
@@ -245,7 +248,7 @@ def some_lines(train, model, n):
 
 
 # Some of all moments.
-FEW_LINES = pytest.mark.parametrize("n", [15, pytest.param(400, marks=pytest.mark.slow)])
+FEW_LINES = pytest.mark.parametrize("n", [15, pytest.param(200, marks=pytest.mark.slow)])
 MODELS = {
     "adam": BackpropClassifier((4,), batch_size=20, random_state=0),
     "adaptive": BackpropClassifier(

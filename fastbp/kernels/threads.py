@@ -262,9 +262,9 @@ def thread_count(n_jobs, work, min_work=MIN_WORK_PER_THREAD):
 
 
 # Whether this process was forked: of libraries that use OpenMP, or of Numba itself, one may have started its threads
-# before, and a forked child must not use that OpenMP again. And whether Numba had started its own: TBB survives only a
-# fork by the thread that has started it. Numba's threads that were there before this module was imported may have come
-# with a fork too.
+# before, and a forked child must not use that OpenMP again. And whether Numba had started its own: where another thread
+# has forked than the one that has started them, Numba does not promise that TBB works. Numba's threads that were there
+# before this module was imported may have come with a fork too.
 _may_be_forked = numba_threads_are_started() and multiprocessing.parent_process() is not None
 _was_started_before = _may_be_forked
 
@@ -299,8 +299,8 @@ def _parallel_is_safe():
     """Whether a parallel region is sure not to abort the process.
 
     Numba's threading layer "workqueue" aborts it when two threads enter a parallel region (numba issues 8563,
-    9288), the OpenMP layer aborts, or hangs, a child that was forked after OpenMP's threads had started, and so does
-    that of TBB where another thread has started them than the one that forks.
+    9288), and the OpenMP layer aborts, or hangs, a child that was forked after OpenMP's threads had started. With TBB
+    such a child works if the thread that has started TBB has forked it, which nobody knows here.
     """
     if _was_started_before:
         return False
