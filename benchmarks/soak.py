@@ -7,8 +7,8 @@ dense or sparse input, shapes, number of threads. It fits the estimator, and use
 scores, continues training, pickles, saves and loads, clones, exports to ONNX, and calls the compiled predictor, from
 compiled code and as C does. Copies must have the same bits. Meanwhile one thread fits a shared estimator again and
 again, on sets of 20 and of 600 features, and two predict with it: they get the bits of one of its models, or hear that
-the number of features is another. No warning is expected but that of convergence. What needs safetensors or onnx is left
-out where they are not installed.
+the number of features is another. No warning is expected but that of convergence. What needs safetensors or onnx is
+left out where they are not installed.
 
 The threads work in rounds of some seconds. Then all of them end; one case of the round is repeated, alone, and must
 have the same bits; and the process is measured at rest. The first rounds, in which everything is compiled or loaded, do
