@@ -5,10 +5,10 @@ Run: ``python benchmarks/soak.py [--minutes 30] [--seed 0] [--threads 4]``
 Each thread takes one random case after the other: classifier or regressor, targets, loss, solver, activation, types,
 dense or sparse input, shapes, number of threads. It fits the estimator, and uses it in a random order: it predicts,
 scores, continues training, pickles, saves and loads, clones, exports to ONNX, and calls the compiled predictor, from
-compiled code too. Copies must have the same bits. Meanwhile one thread fits a shared estimator again and again, on sets
-of 20 and of 600 features, and two predict with it: they get the bits of one of its models, or hear that the number of
-features is another. No warning is expected but that of convergence. What needs safetensors or onnx is left out where
-they are not installed.
+compiled code and as C does. Copies must have the same bits. Meanwhile one thread fits a shared estimator again and
+again, on sets of 20 and of 600 features, and two predict with it: they get the bits of one of its models, or hear that
+the number of features is another. No warning is expected but that of convergence. What needs safetensors or onnx is
+left out where they are not installed.
 
 The threads work in rounds of some seconds. Then all of them end; one case of the round is repeated, alone, and must
 have the same bits; and the process is measured at rest. The first rounds, in which everything is compiled or loaded, do
@@ -273,6 +273,9 @@ def export(case, model, path):
     check(parts[0] == parts[1], "a copy is exported with other bits")
 
 
+C_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)
+
+
 @njit(nogil=True)
 def call_predictor(predictor, X):
     return predictor(X)
@@ -283,6 +286,10 @@ def compile_predictor(case, model, path):
     X = np.ascontiguousarray(case.probe, predictor.dtype)
     check(digest(predictor(X)) == expected, "the compiled predictor has other bits")
     check(digest(call_predictor(predictor, X)) == expected, "compiled code gets other bits")
+    out = predictor(X)
+    out[...] = np.nan
+    C_FUNCTION(predictor.address)(X.ctypes.data, len(X), out.ctypes.data)
+    check(digest(out) == expected, "C gets other bits")
 
 
 USES = {function.__name__: function for function in (predict, score, partial_fit, pickle_and_load, clone_and_fit)}
@@ -386,7 +393,7 @@ def cache_sizes():
             for name, value in list(vars(of).items()):
                 size = _size(getattr(value, "__func__", value))
                 if size is not None and not name.startswith("__"):
-                    sizes[f"{owner}.{name}"] = size
+                    sizes[sys.intern(f"{owner}.{name}")] = size
     return sizes
 
 

@@ -6,6 +6,7 @@ disk.
 """
 
 from functools import cached_property
+from weakref import finalize
 
 import numpy as np
 from numba import cfunc, from_dtype, types
@@ -153,14 +154,15 @@ class CompiledPredictor:
 
     @cached_property
     def _c_function(self):
-        place, kernel = self._place, self._description.item(prediction.KERNEL)
-        values = types.CPointer(from_dtype(self.dtype))
-
-        @cfunc(types.void(values, types.int64, values))
-        def predict(x, n_samples, out):
-            call_at(kernel, (integers_at(place), x, n_samples, out))
-
-        return predict
+        free = _FREE_C_FUNCTIONS.setdefault(self.dtype, [])
+        try:
+            function = free.pop()
+        except IndexError:
+            function = _CFunction(self.dtype, self._description.item(prediction.KERNEL))
+        function.description[0] = self._place
+        # By then nobody may call it for this predictor any more.
+        finalize(self, free.append, function).atexit = False
+        return function
 
     def __repr__(self):
         return f"CompiledPredictor(n_features={self.n_features}, n_outputs={self.n_outputs}, dtype={self.dtype})"
@@ -170,6 +172,24 @@ class CompiledPredictor:
             "A CompiledPredictor belongs to its process. Pickle or copy the estimator, and call its "
             "compiled_predictor() there."
         )
+
+
+class _CFunction:
+    """A C function that predicts with the network whose description is at the address in `description`."""
+
+    def __init__(self, dtype, kernel):
+        self.description = np.zeros(1, np.int64)
+        place, values = self.description.ctypes.data, types.CPointer(from_dtype(dtype))
+
+        @cfunc(types.void(values, types.int64, values))
+        def predict(x, n_samples, out):
+            call_at(kernel, (integers_at(load_scalar(integers_at(place), 0)), x, n_samples, out))
+
+        self._compiled, self.address = predict, predict.address
+
+
+# Those of predictors that are no more, for the next ones: Numba keeps machine code until the process ends.
+_FREE_C_FUNCTIONS: dict[np.dtype, list[_CFunction]] = {}
 
 
 def _aligned_copy(array, dtype):

@@ -100,7 +100,7 @@ def load_idx(path: _Path, *, max_bytes: int = _MAX_BYTES) -> np.ndarray:
             raise _damaged(path, f"a broken gzip stream ({error})", "a complete one") from error
 
 
-def _read_idx(path: Path, file: BinaryIO, max_bytes: int) -> np.ndarray:
+def _read_idx(path: Path, file: BinaryIO | gzip.GzipFile, max_bytes: int) -> np.ndarray:
     """Read an array of at most so many bytes, and no more than its header declares."""
     magic = file.read(4)
     n_sizes = magic[3] if len(magic) == 4 else 0

@@ -390,3 +390,15 @@ def test_numba_says_nothing_else():
         warnings.simplefilter("error", NumbaWarning)
         call(predictor, np.zeros(4))
         make_closure(predictor)(np.zeros((2, 4)))
+
+
+def test_c_functions_of_predictors_that_are_no_more_are_used_again():
+    X, y = samples(20, 4), np.arange(20) % 3
+    networks = [BackpropClassifier((5,), max_iter=1, random_state=seed).fit(X, y) for seed in range(3)]
+    predictors = [network.compiled_predictor() for network in networks[:2]]
+    addresses = {predictor.address for predictor in predictors}
+    assert len(addresses) == 2
+    predictors[1] = networks[2].compiled_predictor()
+    assert {predictor.address for predictor in predictors} == addresses
+    for network, predictor in zip(networks[::2], predictors, strict=True):
+        np.testing.assert_array_equal(call_from_c(predictor, X), network.predict_proba(X))
