@@ -319,13 +319,13 @@ def _check(case, shape, dtype, seed, most_threads=3):
 
 
 # Where more comes into play than the remainders.
+GROUPS = {"fastbp.kernels.session.workspace_rows": lambda network: MASK_BITS + 1}
 LARGE_CASES = [
     # So many parameters that whole blocks are prefetched: the lists of cache lines.
     (Case("softmax"), Shape(BLOCK_ROWS, 9000, 16, 70)),
     (Case("softmax", "zeros"), Shape(BLOCK_ROWS, 9000, 16, 70)),
     # Chunks, with a row in a group of masks of its own: the masks, and the lists over the rows.
-    (Case("squared_error", "zeros", 1, CLIPPED, {"fastbp.kernels.session.workspace_rows": lambda network: MASK_BITS + 1}),
-     Shape(5 * BLOCK_ROWS, 48, 16, 2 * (MASK_BITS + 1))),
+    (Case("squared_error", "zeros", 1, CLIPPED, GROUPS), Shape(5 * BLOCK_ROWS, 48, 16, 2 * (MASK_BITS + 1))),
     # More inputs than rows, one of them in a group of its own: the list over the inputs. Transposed storage.
     (Case("binary", "zeros"), Shape(6 * MASK_BITS + 1, 48, 1, 2)),
     (Case("binary"), Shape(6 * MASK_BITS + 1, 48, 1, 2)),

@@ -152,7 +152,8 @@ def problems(draw, estimator):
 # Why valid parameters are refused, together with others or with the data.
 REASONS = [
     "hidden_layer_sizes must be", "entries for", "is unknown; the known ones are", "is for the outputs of",
-    "A threshold has no derivative", "is for solver='adamw'", "is not for solver='lbfgs'", "is not supported with loss=",
+    "A threshold has no derivative", "is for solver='adamw'", "is not for solver='lbfgs'",
+    "is not supported with loss=",
     "quantile must be a number between 0 and 1", "gives one output for each level", "class_weight must be",
     "are not in class_weight", "class_weight='balanced' is not supported by partial_fit",
     "partial_fit does not support early_stopping", "has no attribute 'partial_fit'", "is not a valid scoring value",
