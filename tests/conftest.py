@@ -9,9 +9,9 @@ import pytest
 
 # Tests whose results depend on the vector instructions in use; `.ci/run` repeats them for each width of vectors.
 NUMERICAL = {
-    "test_activations", "test_backprop", "test_bitmask", "test_csr", "test_dropout", "test_elementary",
+    "test_activations", "test_backprop", "test_bitmask", "test_bounds", "test_csr", "test_dropout", "test_elementary",
     "test_inspection", "test_losses", "test_matmul", "test_memory", "test_optimizers", "test_processor",
-    "test_random_bits", "test_sparse", "test_tiles", "test_transpose", "test_vectors", "test_workspace",
+    "test_random_bits", "test_sparse", "test_tiles", "test_transpose", "test_vectors",
 }  # fmt: skip
 # The others that `.ci/run` repeats with the oldest versions. Of the estimators what holds for all versions of
 # scikit-learn: other tests of theirs compare with the texts and rules of 1.9.
@@ -20,10 +20,11 @@ VERSIONS = {
     "test_sparse_input", "test_target",
 }  # fmt: skip
 # In files of the first kind but of the second: they choose the vector instructions, or count beyond 2^31.
-NOT_NUMERICAL = ("test_nothing_after_an_array_is_read_on_the_least_", "test_more_than_two_to_the_31_")
+NOT_NUMERICAL = ("test_kernels_stay_inside_their_arrays_on_the_least_", "test_more_than_two_to_the_31_")
 # Of the estimators' tests those that compare with scikit-learn's results.
 NUMERICAL_OF_THE_ESTIMATORS = {
-    "test_classifier": ("test_same_", "test_float32_", "test_any_layout_", "test_a_prediction_", "test_squared_"),
+    "test_classifier": ("test_same_", "test_float32_", "test_a_prediction_", "test_squared_"),
+    "test_inputs": ("test_layouts_",),
     "test_regressor": ("test_the_gradient_",),
 }
 

@@ -5,6 +5,7 @@ import mmap
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -37,22 +38,55 @@ class Guards:
             assert whole[:GUARD].tobytes() == whole[-GUARD:].tobytes() == canaries
 
 
-class Fences(Guards):
-    """Arrays that end where the memory ends: a read or write after them ends the process."""
+# --- memory beside which there is none ---
 
-    PROTECT_NONE = 0
+PAGE = mmap.PAGESIZE
+_PROT_NONE = 0
+
+
+@cache
+def _mprotect():
+    function = ctypes.CDLL(None, use_errno=True).mprotect
+    function.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    return function
+
+
+class Fences:
+    """Arrays between two pages that cannot be used: a read or a write there ends the process.
+
+    Parameters
+    ----------
+    side : {"begin", "end"}
+        Where an array touches such a page. Between it and the other page there are canaries, of less than a page.
+    """
+
+    def __init__(self, side="end"):
+        self.side = side
+        self._wholes = []
+
+    def memory(self, n_bytes):
+        """Return an array of `n_bytes` bytes, zeros."""
+        length = -(-n_bytes // PAGE) * PAGE
+        pages = np.frombuffer(mmap.mmap(-1, length + 2 * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
+        for place in (0, PAGE + length):
+            assert _mprotect()(pages.ctypes.data + place, PAGE, _PROT_NONE) == 0, ctypes.get_errno()
+        whole = pages[PAGE : PAGE + length]
+        begin = 0 if self.side == "begin" else length - n_bytes
+        whole[:begin] = whole[begin + n_bytes :] = CANARY % 251
+        self._wholes.append((whole, begin, begin + n_bytes))
+        return whole[begin : begin + n_bytes]
 
     def array(self, values, dtype=None):
+        """Return a copy of an array."""
         values = np.asarray(values, dtype)
-        length = -(-values.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        memory = mmap.mmap(-1, length + mmap.PAGESIZE)
-        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        protect = ctypes.CDLL(None, use_errno=True).mprotect
-        fence = ctypes.c_void_p(address + length), ctypes.c_size_t(mmap.PAGESIZE)
-        assert protect(*fence, self.PROTECT_NONE) == 0
-        array = np.frombuffer(memory, values.dtype, values.size, length - values.nbytes).reshape(values.shape)
-        array[...] = values
-        return array
+        copy = self.memory(values.nbytes).view(values.dtype).reshape(values.shape)
+        copy[...] = values
+        return copy
+
+    def check(self):
+        """Check that the canaries are there."""
+        for whole, begin, end in self._wholes:
+            assert (whole[:begin] == CANARY % 251).all() and (whole[end:] == CANARY % 251).all()
 
 
 def run_alone(call, folder, **changes):

@@ -1,12 +1,10 @@
-import sys
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise, product
 
 import numpy as np
 import pytest
 import reference
-from guards import Fences, Guards, run_alone
-from numba import njit
+from guards import Guards, run_alone
 
 from fastbp import BackpropClassifier
 from fastbp.activations import (
@@ -22,10 +20,8 @@ from fastbp.activations import (
     Threshold,
 )
 from fastbp.codegen.bitmask import MASK_BITS
-from fastbp.codegen.memory import pointer
 from fastbp.codegen.target import CACHE_LINE, lanes
 from fastbp.codegen.tiles import MR, NV
-from fastbp.codegen.vectors import load_converted, store
 from fastbp.dropout import Dropout
 from fastbp.kernels import backprop, plan, prediction, threads
 from fastbp.kernels.addresses import kernel_addresses
@@ -173,7 +169,7 @@ class Trainer:
 
     def __init__(
         self, problem, *, optimizer=None, rate=0.1, batch_size=None, chunk=None, order=None, sparse=False,
-        n_threads=1, guards=Guards, kernel=backprop.train, pass_rows=10**6, max_norm=0.0,
+        n_threads=1, kernel=backprop.train, pass_rows=10**6, max_norm=0.0,
     ):  # fmt: skip
         problem = replace(problem, transpose_narrow=problem.transpose_narrow and kernel is not train_online)
         if max_norm > 0:
@@ -189,7 +185,7 @@ class Trainer:
         self.pass_rows = pass_rows
         self.max_norm = max_norm
         self.n_batches = -(-len(order) // self.batch_size)
-        self.guards = guards = guards()
+        self.guards = guards = Guards()
         self.data = Data(*map(guards.array, (problem.X, problem.Y, problem.weight, order)))
         keeps_grads = self.chunk < self.batch_size or kernel is train_online or max_norm > 0
         n_blocks = network.count_blocks(BLOCK_ROWS)
@@ -817,10 +813,10 @@ def test_same_bits_with_any_number_of_threads(tmp_path):
 # --- prediction ---
 
 
-def _predict(problem, X, block, n_threads=1, sparse=False, guards=Guards):
+def _predict(problem, X, block, n_threads=1, sparse=False):
     """Outputs of the kernel for all inputs, or of that for inputs that are mostly zero."""
     problem = replace(problem, transpose_narrow=False)
-    network, guards = problem.network, guards()
+    network, guards = problem.network, Guards()
     out = guards.array(np.full((len(X), network.units[-1]), np.nan, problem.dtype))
     bad = guards.zeros(n_threads, np.int64)
     if sparse:
@@ -917,58 +913,6 @@ def test_inputs_that_are_not_finite_are_noticed(bad):
     assert predictor.outputs(X, 1)[1]
     X[3, 4] = 1e300
     assert not predictor.outputs(X, 1)[1]
-
-
-# --- memory ---
-
-
-FENCED = [("adam", 21, 21), ("plain", 9, 4), (None, 21, 10), ("adam", 1, 1)]
-
-
-@njit
-def _convert(values, count, out):
-    store(pointer(out, 0), 0, load_converted(pointer(values, 0), 0, count, pointer(out, 0)))
-
-
-def _check_fences(dtypes, predicts):
-    """Runs in a process that ends where anything after an array is read."""
-    for dtype, source in product(dtypes, (np.float32, np.float64, np.uint8)):
-        width = lanes(np.dtype(dtype).itemsize)
-        for count in range(1, width + 1):
-            out = np.zeros(width, dtype)
-            _convert(Fences().array(np.arange(count), source), count, out)
-            np.testing.assert_array_equal(out[:count], np.arange(count))
-    for dtype, sparse in product(dtypes, (False, True)):
-        for units in ([1, 1], [3, 2], [17, 33, 5], [48, 16, 64, 10], [31, 7, 1]):
-            problem = make(units, Tanh(), n=21, dtype=dtype, weighted=True, alpha=0.1)
-            for optimizer, batch_size, chunk in FENCED:
-                how = {"optimizer": optimizer, "batch_size": batch_size, "chunk": chunk, "sparse": sparse}
-                fenced = Trainer(problem, guards=Fences, **how).run()
-                assert fenced.bits() == Trainer(problem, **how).run().bits()
-                if optimizer is None:
-                    _, coef_grads, intercept_grads = problem.naive()
-                    assert_close(fenced.gradients(), [*coef_grads, *intercept_grads], 2e-5)
-            if not sparse and is_small(replace(problem, transpose_narrow=False).network):
-                how = {"optimizer": "adam", "batch_size": 1, "kernel": train_online}
-                assert Trainer(problem, guards=Fences, **how).run().bits() == Trainer(problem, **how).run().bits()
-            if predicts:
-                expected = _predict(problem, problem.X, 5).tobytes()
-                for block in (1, 2, 3, 5, 21):
-                    fenced = _predict(problem, problem.X, block, sparse=sparse, guards=Fences)
-                    assert fenced.tobytes() == expected
-    print("inside")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect")
-def test_nothing_after_an_array_is_read(tmp_path):
-    assert run_alone("test_backprop._check_fences(test_backprop.DTYPES, True)", tmp_path) == "inside\n"
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect")
-def test_nothing_after_an_array_is_read_on_the_least_of_machines(tmp_path):
-    """Newer instructions forgive reading numbers that are masked out."""
-    code = "test_backprop._check_fences([test_backprop.np.float32], False)"
-    assert run_alone(code, tmp_path, NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="") == "inside\n"
 
 
 # --- the processor's mode, and what must be seen ---

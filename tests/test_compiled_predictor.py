@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from guards import Fences, Guards, run_alone
 from numba import njit, prange, typeof
 from numba.core.errors import NumbaWarning, TypingError
 from scipy.sparse import csr_array
@@ -189,31 +188,6 @@ def test_no_rows():
     clf = BackpropClassifier((8,), random_state=0).initialize(4, range(3))
     predictor, X = clf.compiled_predictor(), np.zeros((0, 4), np.float32)
     assert predictor(X).shape == call(predictor, X).shape == call_from_c(predictor, X).shape == (0, 3)
-
-
-def check_memory(guards):
-    for dtype in DTYPES:
-        for n_classes in (2, 3, 9):
-            clf = BackpropClassifier((8,), dtype=dtype, random_state=0).initialize(5, range(n_classes))
-            predictor = clf.compiled_predictor()
-            for n in (1, 2, 5, 97):
-                x, out = guards.array(samples(n, 5, dtype)), guards.array(np.zeros((n, n_classes), dtype))
-                call_with_out(predictor, x, out)
-                np.testing.assert_array_equal(out, clf.predict_proba(samples(n, 5, dtype)))
-    guards.check()
-
-
-def test_nothing_beside_the_arrays_is_written():
-    check_memory(Guards())
-
-
-def fenced():
-    check_memory(Fences())
-
-
-@pytest.mark.skipif(os.name != "posix", reason="needs mprotect")
-def test_nothing_after_the_arrays_is_read(tmp_path):
-    run_alone("test_compiled_predictor.fenced()", tmp_path)
 
 
 def test_it_is_a_snapshot_and_keeps_its_weights():

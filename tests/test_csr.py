@@ -4,11 +4,10 @@ import mmap
 import sys
 from dataclasses import replace
 from itertools import chain, product
-from unittest import mock
 
 import numpy as np
 import pytest
-from guards import Fences, run_alone
+from guards import run_alone
 from numba import njit
 from reference import lazy_adam_naive, lazy_sgd_naive
 from scipy.sparse import csr_array
@@ -18,13 +17,12 @@ from fastbp.codegen.memory import pointer
 from fastbp.codegen.rows import ROW_VECTORS, row_kernel, row_kernel_indexed
 from fastbp.codegen.target import lanes
 from fastbp.initializers import initial_parameters
-from fastbp.kernels import csr, lazy, session, threads
-from fastbp.kernels.csr_matrix import CsrMatrix, csr_matrix_of
+from fastbp.kernels import csr, lazy, session
+from fastbp.kernels.csr_matrix import csr_matrix_of
 from fastbp.kernels.network import make_network
 from fastbp.kernels.plan import BLOCK_ROWS
 from fastbp.kernels.records import Data
 from fastbp.kernels.session import OptimizerState, Session, StepSettings
-from fastbp.kernels.tuner import ThreadTuner
 from fastbp.losses import Loss
 from fastbp.optimizers import step_sizes
 from fastbp.prediction import Predictor
@@ -577,107 +575,7 @@ def test_predictions_have_the_bits_of_dense_ones(dtype):
                 np.testing.assert_array_equal(outputs, dense)
 
 
-# --- threads, and the ends of all arrays, in a process that may die of it ---
-
-
-def _fence(trained):
-    """Let all arrays of a session end at fences."""
-    inner = trained._csr
-    arrays, matrix = inner._keep
-    arrays = {name: Fences().array(array) for name, array in arrays.items()}
-    inner._keep, inner._clock = (arrays, matrix), arrays["clock"]
-    addresses = {name: array.ctypes.data for name, array in arrays.items()}
-    inner.table = Fences().array(np.array(csr._Table(*map(int, inner.table))._replace(**addresses), np.int64))
-    trained.params = Fences().array(trained.params)
-    state = trained.optimizer
-    state.first, state.second = Fences().array(state.first), Fences().array(state.second)
-
-    def fenced(record, **given):
-        arrays = {name: Fences().array(array) for name, array in record._asdict().items() if name not in given}
-        return record._replace(**arrays, **given)
-
-    trained._arrays = fenced(trained._arrays, params=trained.params, csr=inner.table)
-    trained._training_arrays = fenced(trained._training_arrays, first=state.first, second=state.second)
-
-
-def _train_inside(case, n_threads, is_fenced):
-    """Train, and return the bits of all that it leaves."""
-    X, units, solver, options, alpha, batch_size, chunk, dtype = case
-    session.workspace_rows = lambda network: chunk
-    settings = settings_for(units, solver, batch_size, alpha=alpha, n_jobs=n_threads, **options)
-    whole = session.Csr
-    if is_fenced:
-        session.Csr = lambda matrix, *rest: whole(
-            CsrMatrix(*map(Fences().array, matrix[:3]), matrix.n_features), *rest
-        )  # fmt: skip
-    trained, data = start(X, units, settings, dtype, True)
-    session.Csr = whole
-    assert trained.n_threads == n_threads
-    if is_fenced:
-        _fence(trained)
-    trained._tuner = ThreadTuner({n_threads}, 1e-9)
-    losses, arrays = run_epochs(trained, data, 2)
-    assert np.isfinite(losses).all()
-    return losses, [array.tobytes() for array in arrays]
-
-
-def _check_training():
-    teams = []
-    new_team, threads.new_team = threads.new_team, lambda wanted: teams.append(new_team(wanted)) or teams[-1]
-    threads.thread_count = lambda n_jobs, work, least: n_jobs
-    lazy.MAX_STEPS = 4
-    rng = np.random.default_rng(0)
-    inputs = [
-        sparse_rows(60, 70), csr_array((60, 40)), csr_array(rng.normal(size=(60, 33))),
-        csr_array((np.ones(60), np.full(60, 99), np.arange(61)), shape=(60, 100)),
-    ]  # fmt: skip
-    sizes = set()
-    for X, (solver, options), dtype in product(inputs, [*SOLVERS, ("adam", {"max_grad_norm": 0.05})], DTYPES):
-        for alpha, (batch_size, chunk), units in product((0.0, 0.1), ((60, 60), (60, 17), (8, 8)), ([5, 3], [33, 3])):
-            if solver == "lbfgs" and batch_size < 60:
-                continue
-            case = X, units, solver, options, alpha, batch_size, chunk, dtype
-            expected = _train_inside(case, 1, False)
-            assert _train_inside(case, 1, True) == expected
-            for n_threads in (2, 3):
-                assert _train_inside(case, n_threads, True) == expected, (case, n_threads)
-                sizes.update((n_threads, int(team[threads._SIZE])) for team in teams if len(team) > len(new_team(2)))
-                sizes.update((2, int(team[threads._SIZE])) for team in teams if len(team) == len(new_team(2)))
-                teams.clear()
-    # Threads that come late are not waited for, but some must have been in time, or nothing was tested.
-    assert {(2, 2), (3, 3)} <= sizes, sizes
-    print("inside")
-
-
-def _check_prediction():
-    from fastbp import prediction
-
-    threads.thread_count = lambda n_jobs, work, min_work: n_jobs
-
-    def fenced_memory(n, dtype):
-        return Fences().array(np.full(n, np.nan, dtype))
-
-    for units, dtype, n in product(([1], [3], [17, 3], [100, 33, 1]), DTYPES, (1, 9, 97, 200)):
-        units = [70, *units]
-        activations = [Tanh()] * (len(units) - 1)
-        coefs, intercepts = initial_parameters(units, [6.0] * len(activations), np.random.RandomState(0), dtype)
-        for X in (sparse_rows(n, 70), csr_array((n, 70)), csr_array(np.ones((n, 70)))):
-            expected = Predictor(coefs, intercepts, activations, 70).outputs(X, 1)[0]
-            predictor = Predictor(*([Fences().array(w) for w in part] for part in (coefs, intercepts)), activations, 70)
-            matrix = csr_matrix_of(X, np.dtype(dtype))
-            matrix = CsrMatrix(*map(Fences().array, matrix[:3]), 70)
-            for n_threads in (1, 2, 3):
-                out = Fences().zeros(expected.shape, dtype)
-                with mock.patch.object(prediction, "aligned_zeros", fenced_memory):
-                    predictor._predict_csr(matrix, out, n_threads)
-                np.testing.assert_array_equal(out, expected)
-    print("inside")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect")
-@pytest.mark.parametrize("what", ["training", "prediction"])
-def test_stays_inside_its_arrays_on_any_number_of_threads(what, tmp_path):
-    assert run_alone(f"test_csr._check_{what}()", tmp_path) == "inside\n"
+# --- more weights than an int32 counts ---
 
 
 def _untouched(n, dtype):

@@ -117,6 +117,12 @@ def _memmap(X, path):
     return joblib.load(path / "X.pkl", mmap_mode="r")
 
 
+def _read_only(X):
+    X = X.copy()
+    X.flags.writeable = False
+    return X
+
+
 def _misaligned(X):
     memory = np.zeros(X.nbytes + 1, np.uint8)[1:].view(X.dtype).reshape(X.shape)
     memory[...] = X
@@ -125,10 +131,12 @@ def _misaligned(X):
 
 LAYOUTS = {
     "Fortran": lambda X, path: np.asfortranarray(X),
-    "strided": lambda X, path: np.repeat(X, 2, axis=0)[::2],
+    "strided": lambda X, path: np.repeat(np.repeat(X, 2, axis=0), 3, axis=1)[::2, ::3],
+    "a part": lambda X, path: np.pad(X, 1, constant_values=np.nan)[1:-1, 1:-1],
     "negative strides": lambda X, path: X[::-1, ::-1].copy()[::-1, ::-1],
+    "read-only": lambda X, path: _read_only(X),
     "misaligned": lambda X, path: _misaligned(X),
-    "byte order": lambda X, path: X.astype(">f8"),
+    "byte order": lambda X, path: X.astype(X.dtype.newbyteorder(">")),
     "longdouble": lambda X, path: X.astype(np.longdouble),
     "memory map": _memmap,
     "lists": lambda X, path: X.tolist(),
@@ -138,24 +146,62 @@ LAYOUTS = {
 }
 
 
+BOTH = [BackpropClassifier, BackpropRegressor]
+OPTIONS = dict(hidden_layer_sizes=(5,), max_iter=3, batch_size=20, random_state=0)
+
+
+@pytest.mark.parametrize("estimator", BOTH)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_layouts_give_the_same_bits(name, iris, tmp_path):
+def test_layouts_give_the_same_bits(name, dtype, estimator, iris, tmp_path):
     X, y = iris
+    X = X.astype(dtype)
     other = LAYOUTS[name](X, tmp_path)
-    dtype = {"dtype": "float64"} if name == "matrix of objects" else {}
-    expected = fitted(X, y)
-    assert same(fitted(other, y, **dtype), expected)
+    model, expected = (estimator(**OPTIONS, dtype=dtype).fit(inputs, y) for inputs in (other, X))
+    assert same(model, expected)
+    assert same(model.partial_fit(other, y), expected.partial_fit(X, y))
     for rows in (2, len(X)):
         part = other.iloc[:rows] if name == "pandas" else other[:rows]
-        np.testing.assert_array_equal(expected.predict_proba(part), expected.predict_proba(X[:rows]))
+        for ask in ("predict", "predict_proba")[: 2 if estimator is BackpropClassifier else 1]:
+            np.testing.assert_array_equal(getattr(model, ask)(part), getattr(model, ask)(X[:rows]))
+    assert model.score(other, y) == model.score(X, y)
 
 
-@pytest.mark.parametrize("kind", ["int8", "uint8", "int64", "float16", "bool", "uint16"])
-def test_numbers_of_other_types_are_float32(kind, iris):
+WHOLE = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool", ">i2", ">u8"]
+
+
+@pytest.mark.parametrize("estimator", BOTH)
+@pytest.mark.parametrize("kind", [*WHOLE, "float16", ">f2", "float32", ">f4"])
+def test_numbers_of_other_types_are_float32(kind, estimator, iris):
     X, y = iris
     X = np.round(X).astype(kind)
-    assert same(fitted(X, y), fitted(X.astype(np.float32), y))
-    np.testing.assert_array_equal(fitted(X, y).predict(X), fitted(X, y).predict(X.astype(np.float32)))
+    model, expected = (estimator(**OPTIONS).fit(inputs, y) for inputs in (X, X.astype(np.float32)))
+    assert model.coefs_[0].dtype == np.float32 and same(model, expected)
+    assert same(model.partial_fit(X, y), expected.partial_fit(X.astype(np.float32), y))
+    for rows in (2, len(X)):
+        np.testing.assert_array_equal(model.predict(X[:rows]), model.predict(X[:rows].astype(np.float32)))
+
+
+@pytest.mark.parametrize("estimator", BOTH)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", [np.float64, np.longdouble, np.float16])
+def test_parameters_of_numpys_types(kind, dtype, estimator, iris):
+    """As from `numpy.linspace`, or from a search over a grid of them."""
+    X, y = iris
+    real = dict(alpha=0.25, learning_rate_init=0.0078125, power_t=0.5, momentum=0.5, beta_1=0.5, beta_2=0.75, tol=0.5)
+    real |= dict(epsilon=0.25, weight_decay=0.5, max_grad_norm=2.0, dropout=0.25, max_time=64.0)
+    real |= dict(label_smoothing=0.5) if estimator is BackpropClassifier else dict(loss="huber", delta=0.5)
+    whole = dict(hidden_layer_sizes=5, max_iter=3, batch_size=20, random_state=0, n_iter_no_change=2, n_jobs=1)
+    for solver, schedule in (("adamw", "cosine"), ("sgd", "adaptive"), ("sgd", "invscaling"), ("lbfgs", "constant")):
+        options = {name: value for name, value in real.items() if solver == "adamw" or name != "weight_decay"}
+        if solver == "lbfgs":
+            options = {name: value for name, value in options.items() if name not in ("dropout", "max_grad_norm")}
+        typed = {name: value if isinstance(value, str) else kind(value) for name, value in options.items()}
+        typed |= {name: np.int16(value) for name, value in whole.items()}
+        how = dict(solver=solver, learning_rate=schedule, dtype=dtype)
+        model, expected = estimator(**typed, **how).fit(X, y), estimator(**options, **whole, **how).fit(X, y)
+        assert same(model, expected)
+        assert same(pickle.loads(pickle.dumps(model)), expected)
 
 
 TARGETS = {
