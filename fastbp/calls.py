@@ -49,7 +49,7 @@ class Call:
     stop: Event | None = None
     resume_from: Any = None
     interrupts: Interrupts = field(default_factory=Interrupts)
-    begin: float = field(default_factory=time.perf_counter)
+    begin: float = field(default_factory=lambda: time.perf_counter())
 
 
 @dataclass

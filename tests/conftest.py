@@ -3,9 +3,15 @@
 import faulthandler
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
+import joblib
 import numba
 import pytest
+
+import fastbp
 
 # Tests whose results depend on the vector instructions in use; `.ci/run` repeats them for each width of vectors.
 NUMERICAL = {
@@ -38,6 +44,25 @@ def pytest_configure(config):
     config.stash[_terminal] = os.dup(2)  # pytest captures the stream itself during a test
     if numba.config.DISABLE_JIT:
         raise pytest.UsageError("NUMBA_DISABLE_JIT is set, and the kernels run only as compiled code")
+
+
+# --- several processes: pytest -n ---
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """The processes of `-n auto`: with more than four, most of the time each of them imports and compiles."""
+    return min(4, joblib.cpu_count())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config, specs):
+    """Fill the disk cache that they share: each would compile what the others compile at the same time."""
+    env = {**os.environ, "PYTHONPATH": str(Path(fastbp.__file__).parents[1])}
+    half = "from fastbp import system; system._VARIANTS = system._VARIANTS[{}::2]; system.warmup()"
+    commands = [[sys.executable, "-P", "-c", half.format(i)] for i in range(2)]
+    for process in [subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL) for command in commands]:
+        process.wait()  # whatever comes of it: the tests will show
 
 
 def pytest_collection_modifyitems(items):

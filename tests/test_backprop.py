@@ -290,7 +290,8 @@ def test_gradient(units, hidden, loss, output):
         np.testing.assert_allclose(trainer.losses, [value], rtol=1e-12)
         grads = trainer.gradients()
         assert_close(grads, [*coef_grads, *intercept_grads], 1e-12)
-        assert_close(grads, _central_differences(trainer), 1e-6)
+        if weighted:  # without weights: in some directions, below
+            assert_close(grads, _central_differences(trainer), 1e-6)
 
 
 EVERY = [*ACTIVATIONS.values(), Threshold("logistic"), Threshold("tanh"), Threshold("identity")]

@@ -165,7 +165,10 @@ TERABYTES = idx_head(*[2**32 - 1] * 4)
     [
         (TERABYTES, r"a truncated file: 20 bytes, expected \d{39} for uint8 of shape"),
         (gzip.compress(TERABYTES, mtime=0), r"a compressed file that declares \d{39} for uint8"),
-        (gzip.compress(idx_head(2**26), mtime=0), r"declares 67108872 .* at most 67108864 bytes, or a larger max_bytes"),
+        (
+            gzip.compress(idx_head(2**26), mtime=0),
+            r"declares 67108872 .* at most 67108864 bytes, or a larger max_bytes",
+        ),
         (gzip_bomb(idx_head(2**30)), r"declares 1073741832 .* at most 67108864 bytes, or a larger max_bytes"),
         (gzip_bomb(GOOD), r"found trailing bytes: 37 bytes, expected 36"),
         (idx_head(0, *[2**32 - 1] * 3), r"found the shape \(0, 4294967295, .*, expected one that NumPy can hold \("),

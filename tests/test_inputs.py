@@ -27,23 +27,24 @@ from fastbp import BackpropClassifier, BackpropRegressor
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning", "ignore:.*batch_size")
 
+# lbfgs ends before rounding decides where it stops; many evaluations by Python take the most time of all.
 CONFIGURATIONS = [
-    BackpropClassifier(solver="lbfgs", alpha=1.0, max_iter=20),  # before rounding decides where it stops
+    BackpropClassifier((10,), solver="lbfgs", alpha=1.0, max_iter=20),
     BackpropClassifier(solver="sgd", learning_rate="adaptive", learning_rate_init=0.1),
     BackpropClassifier(early_stopping=True, validation_fraction=0.5),
-    BackpropClassifier(dtype="float32", solver="lbfgs", alpha=1.0),
+    BackpropClassifier((10,), dtype="float32", solver="lbfgs", alpha=1.0, max_iter=20),
     BackpropClassifier(alpha=0.0, warm_start=True),
     BackpropClassifier(learning_rate="one_cycle", learning_rate_init=0.1, batch_size=50),
     BackpropClassifier((7, 5), "logistic", loss="squared_error", learning_rate_init=0.1),
     BackpropRegressor(),
-    BackpropRegressor(solver="lbfgs", max_iter=300),
+    BackpropRegressor(hidden_layer_sizes=(10,), solver="lbfgs", max_iter=20),
     BackpropRegressor(solver="sgd", hidden_layer_sizes=(), learning_rate_init=0.05),
     BackpropRegressor("absolute_error"),
     BackpropRegressor("huber", (7, 5), "tanh", delta=0.5),
     BackpropRegressor("quantile", quantile=0.7),
     BackpropRegressor(early_stopping=True, validation_fraction=0.5),
     BackpropRegressor(early_stopping=True, validation_fraction=0.5, scoring="loss", weight_init="lecun_uniform"),
-    BackpropRegressor(dtype="float32", solver="lbfgs", n_jobs=1),
+    BackpropRegressor(hidden_layer_sizes=(10,), dtype="float32", solver="lbfgs", max_iter=20, n_jobs=1),
     BackpropRegressor(alpha=0.0, warm_start=True),
     BackpropRegressor("squared_error", (50,), "silu", dtype="float64", shuffle=False, learning_rate_init=0.01),
     BackpropClassifier((6, 6), "elu", dtype="float64", shuffle=False, learning_rate_init=0.01),
@@ -89,7 +90,12 @@ def test_what_is_left_out_cannot_hold(estimator, check):
 
 def test_several_targets_follow_the_conventions():
     """Like scikit-learn's these estimators are not tagged as taking several targets: nothing above tries them."""
-    for options in (dict(), dict(solver="lbfgs"), dict(early_stopping=True), dict(hidden_layer_sizes=(5,), max_iter=3)):
+    for options in (
+        dict(),
+        dict(solver="lbfgs", max_iter=20),
+        dict(early_stopping=True),
+        dict(hidden_layer_sizes=(5,), max_iter=3),
+    ):
         check_regressor_multioutput("BackpropRegressor", BackpropRegressor(**options))
         check_classifier_multioutput("BackpropClassifier", BackpropClassifier(**options))
     for ours, theirs in ((BackpropClassifier(), MLPClassifier()), (BackpropRegressor(), MLPRegressor())):

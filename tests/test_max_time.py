@@ -58,7 +58,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    for module in ("estimator", "training", "lbfgs", "kernels.session"):
+    for module in ("calls", "training", "lbfgs", "kernels.session"):
         monkeypatch.setattr(f"fastbp.{module}.time", clock)
     run = threads.run
 

@@ -468,6 +468,7 @@ def test_many_mutations(files):
 
 GROWTH = """
 import contextlib
+import os
 import sys
 import fastbp
 from mutations import growth_during
@@ -476,19 +477,25 @@ def load():
     with contextlib.suppress(fastbp.FormatError):
         fastbp.load(path)
 
-small, path = sys.argv[1:]
+small, *paths = sys.argv[1:]
 fastbp.load(small)
-print(growth_during(load))
+for path in paths:  # each in a process that has read none before, as that would leave memory to use
+    child = os.fork()
+    if child == 0:
+        fastbp.load(small)  # for the pages that it shares with its parent
+        print(growth_during(load), flush=True)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
 """
 
 
-def growth(small, path):
-    """By how many bytes the memory of a process grows while it loads a file."""
+def growth(small, paths):
+    """By how many bytes the memory of a process grows while it loads a file, for each of some."""
     folders = [str(Path(fastbp.__file__).parents[1]), str(Path(__file__).parent)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
-    done = subprocess.run([sys.executable, "-c", GROWTH, small, path], env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", GROWTH, small, *paths], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return int(done.stdout)
+    return list(map(int, done.stdout.split()))
 
 
 def headers_of_a_megabyte():
@@ -502,27 +509,26 @@ def headers_of_a_megabyte():
         yield '{"a":[' + item * (room // len(item)) + "0]}"
 
 
-def check_growth(small, path):
-    found, size = growth(small, path), path.stat().st_size
-    print(f"{size / 1e6:.1f} MB: {found / 1e6:.1f} MB")
-    assert found < 3 * size + 50e6
-    return found
-
-
 @linux
 def test_memory(files, tmp_path):
-    small, path = files / "lbfgs.safetensors", tmp_path / "model"
-    for text in headers_of_a_megabyte():
-        path.write_bytes(len(text).to_bytes(8, "little") + text.encode())
-        assert check_growth(small, path) > 1e6  # which were read
-    path.write_bytes((2**62).to_bytes(8, "little") + b"{" * 2**24)
-    check_growth(small, path)
-    fastbp.save(BackpropClassifier((1500, 1500), dtype="float32").initialize(200, [0, 1, 2]), path)
-    assert check_growth(small, path) > path.stat().st_size > 25e6
+    headers = []
+    for i, text in enumerate(headers_of_a_megabyte()):
+        headers.append(tmp_path / f"header {i}")
+        headers[-1].write_bytes(len(text).to_bytes(8, "little") + text.encode())
+    long, weights, names = (tmp_path / name for name in ("long", "weights", "names"))
+    long.write_bytes((2**62).to_bytes(8, "little") + b"{" * 2**24)
+    fastbp.save(BackpropClassifier((1500, 1500), dtype="float32").initialize(200, [0, 1, 2]), weights)
     model = BackpropClassifier(()).initialize(100_000, [0, 1])
     model.feature_names_in_ = np.array([f"x{i}" for i in range(100_000)], dtype=object)
-    fastbp.save(model, path)
-    check_growth(small, path)
+    fastbp.save(model, names)
+    paths = [*headers, long, weights, names]
+    found = dict(zip(paths, growth(files / "lbfgs.safetensors", paths), strict=True))
+    for path in paths:
+        size = path.stat().st_size
+        print(f"{size / 1e6:.1f} MB: {found[path] / 1e6:.1f} MB")
+        assert found[path] < 3 * size + 50e6
+    assert all(found[path] > 1e6 for path in headers)  # which were read
+    assert found[weights] > weights.stat().st_size > 25e6
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
