@@ -159,7 +159,7 @@ class Interval(_Interval):
 
     def is_satisfied_by(self, val):
         """Whether a parameter has a value of this interval."""
-        if self.type is Real and isinstance(val, Integral) and not -_MAX_FLOAT <= int(val) <= _MAX_FLOAT:
+        if self.type is Real and isinstance(val, Integral) and abs(int(val)) > _MAX_FLOAT:
             return False
         return super().is_satisfied_by(val)
 

@@ -181,8 +181,8 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         batch is always trained. `partial_fit` ignores it.
 
     dtype : {"auto", "float32", "float64"}, default="auto"
-        Data type of the weights and of all computation. "auto" is float64 for float64 input (and longer floats), and
-        float32 for all other input: float32, float16, integers, booleans, object arrays and pandas' nullable types.
+        Data type of the weights and of all computation. "auto" is float64 for float64 input, longer floats and
+        objects, and float32 for all other input: float32, float16, integers and booleans, also those of pandas.
         `MLPRegressor` takes float64 for all of these but float32. float32 is about twice as fast as float64.
 
     n_jobs : int or None, default=None

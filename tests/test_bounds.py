@@ -252,7 +252,9 @@ def _samples(case, shape, dtype, rng):
         n += 4
     X = rng.uniform(0.5, 2, (n, shape.features))
     if case.form == "csr":
-        X = csr_array((X * (rng.random(X.shape) < SHARES[rng.integers(len(SHARES))])).astype(dtype))
+        # Few where rows of weights wait for their features.
+        share = 0.1 if case.options.get("alpha") == 0 else SHARES[rng.integers(len(SHARES))]
+        X = csr_array((X * (rng.random(X.shape) < share)).astype(dtype))
     else:
         X = (
             (100 * X).astype(np.uint8)
