@@ -42,7 +42,7 @@ def test_training_ends_in_time(estimator, options):
         pytest.fail(f"lbfgs ended by itself: {texts}")
     assert len(texts) == 1 and "max_time=0.4 seconds, in " in texts[0]
     assert 0.4 <= seconds < 2  # other processes use this machine, too
-    assert model.n_iter_ == len(model.loss_curve_) > 1 and model.score(X, Y) > 0.5
+    assert model.n_iter_ == len(model.loss_curve_) > 1 and model.loss_curve_[-1] < model.loss_curve_[0]
 
 
 class Clock:
