@@ -122,8 +122,8 @@ class _FencedHeap:
 
     def _allocate(self, n_bytes):
         fences = Fences(Fenced.side or "end")
-        # `predict_rows` begins at a multiple of 64 bytes, and has asked for so many more. Most of them are not there, so
-        # that what it uses, whole cache lines with narrow vectors, ends at the fence: it begins 8 bytes further on.
+        # `predict_rows` begins at a multiple of 64 bytes, and has asked for so many more. Most of them are not there:
+        # it begins 8 bytes further on, and what it uses ends at the fence, but for less than a cache line.
         spare = 56 - -n_bytes % 64 if fences.side == "end" else 0
         memory = fences.memory(n_bytes - spare)
         self._given[memory.ctypes.data] = memory, fences
