@@ -104,5 +104,7 @@ def pytest_runtest_protocol(item):
 
 
 def pytest_unconfigure(config):
-    # Python waits for all threads before it ends: one that a failed test has left behind may never come back.
-    _end_later(config, lambda limit: _GRACE)
+    # Python waits for all threads before it ends: one that a failed test has left behind may never come back. A process
+    # of pytest-xdist waits for the others, too, and is ended with the first.
+    if not hasattr(config, "workerinput"):
+        _end_later(config, lambda limit: _GRACE)
