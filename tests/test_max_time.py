@@ -27,7 +27,11 @@ def said(model, X=X, y=Y):
     return [str(warning.message) for warning in caught]
 
 
-@pytest.mark.parametrize("options", [{}, {"solver": "lbfgs", "tol": 0.0}, {"early_stopping": True}], ids=str)
+# So wide that lbfgs does not come to its end before.
+LBFGS = {"solver": "lbfgs", "tol": 0.0, "hidden_layer_sizes": (2000,)}
+
+
+@pytest.mark.parametrize("options", [{}, LBFGS, {"early_stopping": True}], ids=str)
 @pytest.mark.parametrize("estimator", [BackpropClassifier, BackpropRegressor])
 def test_training_ends_in_time(estimator, options):
     options = dict(hidden_layer_sizes=(40,), n_iter_no_change=np.inf, alpha=0.1, random_state=0) | options
@@ -38,8 +42,6 @@ def test_training_ends_in_time(estimator, options):
     begin = time.perf_counter()
     texts = said(model)
     seconds = time.perf_counter() - begin
-    if options.get("solver") == "lbfgs" and "max_time" not in texts[0]:
-        pytest.fail(f"lbfgs ended by itself: {texts}")
     assert len(texts) == 1 and "max_time=0.4 seconds, in " in texts[0]
     assert 0.4 <= seconds < 2  # other processes use this machine, too
     assert model.n_iter_ == len(model.loss_curve_) > 1 and model.loss_curve_[-1] < model.loss_curve_[0]
