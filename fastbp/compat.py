@@ -104,9 +104,8 @@ __all__ = [
     "CallbackSupportMixin", "DiskCache", "Interval", "Options", "PartCompiler", "StrOptions", "WholeCompiler",
     "array_fields", "begin_callbacks", "callbacks_of", "check_feature_names", "check_feature_names_in",
     "check_parameters", "check_partial_fit_first_call", "check_sample_weight", "cpu_features", "cpu_name",
-    "emit_call_of_compiled",
-    "fit_context", "machine_code_address", "mersenne_twister_of", "mersenne_twister_state", "numba_threads_are_started",
-    "open_disk_cache", "serialize", "set_disk_cache", "start_numba_threads",
+    "emit_call_of_compiled", "fit_context", "machine_code_address", "mersenne_twister_of", "mersenne_twister_state",
+    "numba_threads_are_started", "open_disk_cache", "serialize", "set_disk_cache", "start_numba_threads",
 ]  # fmt: skip
 
 _Function = TypeVar("_Function", bound=Callable)

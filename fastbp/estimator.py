@@ -210,8 +210,8 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         """Check the input and train. If anything fails, the estimator is as it was before."""
         if call.incremental:
             self._check_parameters_again()
-        # On this object, not on the copy: after an error scikit-learn takes down the callbacks that it finds here.
-        if not call.incremental:
+        else:
+            # On this object, not on the copy: after an error scikit-learn takes down the callbacks that it finds here.
             call.callbacks = FitCallbacks.of(self, X, y, sample_weight, call.interrupts)
         with call.interrupts, self._all_at_once() as model:
             model._learn(X, y, sample_weight, call)
