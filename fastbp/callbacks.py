@@ -5,14 +5,17 @@ They need scikit-learn 1.9 or newer, whose own callbacks fit the estimators too.
 
 import copy
 import os
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
 from sklearn.utils.validation import check_scalar
 
 from fastbp.classifier import BackpropClassifier
+from fastbp.files import prepare
 from fastbp.persistence import check_can_save, save
 from fastbp.regressor import BackpropRegressor
+from fastbp.user_warnings import warn_user
 
 
 class Checkpoint:
@@ -33,6 +36,12 @@ class Checkpoint:
     every : int, default=1
         Save after each so many epochs. A file has three times the size of the weights after training with Adam, and
         the disk has to have it before training goes on.
+
+    Warns
+    -----
+    UserWarning
+        If the file cannot be written after some epoch, as on a full disk: training goes on, with the file of before.
+        A path that cannot be written at all is an error before training begins.
 
     See Also
     --------
@@ -62,15 +71,18 @@ class Checkpoint:
     keeps_state = True  # so that the models that it is shown are those from which training goes on
 
     def __init__(self, path: str | os.PathLike, every: int = 1):
+        if isinstance(every, bool):
+            raise TypeError(f"every must be a number of epochs, got {every}.")
         self.path = Path(path)
-        self.every = check_scalar(every, "every", int, min_val=1)
+        self.every = check_scalar(every, "every", Integral, min_val=1)
+        self._fails = False  # whether the last file could not be written
 
     def setup(self, estimator, context):
         """Check that the estimator can be saved; scikit-learn calls this when `fit` begins."""
         if type(estimator) not in (BackpropClassifier, BackpropRegressor):
             raise TypeError(
-                f"Checkpoint is for BackpropClassifier and BackpropRegressor, got {type(estimator).__name__}. Set it "
-                "on the network inside: of a pipeline, on its last step."
+                f"Checkpoint saves BackpropClassifier and BackpropRegressor, got {type(estimator).__name__}. In a "
+                "pipeline set it on the network, its last step; a subclass cannot be saved."
             )
         if estimator.solver == "lbfgs":
             raise ValueError(
@@ -78,20 +90,39 @@ class Checkpoint:
                 "model after fit and train it further with warm_start=True."
             )
         check_can_save(_without_code(estimator))
+        self.path = self.path.absolute()  # also where the program changes its folder while it trains
         if not self.path.resolve().parent.is_dir():
             raise FileNotFoundError(f"Checkpoint has path={str(self.path)!r}, whose folder does not exist.")
+        try:
+            prepare(self.path)
+        except OSError as error:
+            raise type(error)(f"Checkpoint cannot write path={str(self.path)!r}: {error}") from error
 
     def on_fit_task_begin(self, estimator, context):
         """Do nothing."""
 
+    def is_due(self, n_epochs):
+        """Whether to save the model after so many epochs; else none is made."""
+        return n_epochs % self.every == 0
+
     def on_fit_task_end(self, estimator, context, *, fitted_estimator=None):
         """Save the model after an epoch."""
-        # The first is the call of `fit` itself, the second an epoch that is not complete.
-        if not hasattr(fitted_estimator, "_training_state") or fitted_estimator.n_iter_ % self.every:
+        # The end of `fit` itself, and of an epoch that is not complete, are tasks too.
+        if not hasattr(fitted_estimator, "_training_state") or not self.is_due(fitted_estimator.n_iter_):
             return
         # A network that has diverged cannot go on.
-        if all(np.isfinite(array).all() for array in (*fitted_estimator.coefs_, *fitted_estimator.intercepts_)):
+        if not all(np.isfinite(array).all() for array in (*fitted_estimator.coefs_, *fitted_estimator.intercepts_)):
+            return
+        try:
             save(_without_code(fitted_estimator), self.path)
+            self._fails = False
+        except OSError as error:  # a full disk, say, is no reason to lose the training
+            if not self._fails:
+                warn_user(
+                    f"Checkpoint could not write {str(self.path)!r} after epoch {fitted_estimator.n_iter_}: {error}. "
+                    "Training goes on, and tries again; until then the file is that of an earlier epoch."
+                )
+            self._fails = True
 
     def teardown(self, estimator, context):
         """Do nothing."""

@@ -16,7 +16,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from fastbp import lbfgs, training
 from fastbp.activations import ACTIVATIONS, Activation, check_can_learn, get_activation
-from fastbp.calls import Start, check_checkpoint, check_same_training, compact, digest_of
+from fastbp.calls import Start
+from fastbp.checkpoints import Models, check_checkpoint, check_same_training, compact, digest_of
 from fastbp.compat import (
     CallbackSupportMixin,
     Interval,
@@ -322,25 +323,15 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         )  # fmt: skip
         settings, progress = self._loop_settings(call), start.progress
 
-        def model_of(coefs, intercepts):
-            model = object.__new__(type(self))
-            model.__dict__ = self.__dict__.copy()
+        def set_fitted(model, coefs, intercepts):
             model._set_fitted(network, coefs, intercepts, dtype, optimizer, progress.copy())
-            return model
 
-        def checkpoint_of(coefs, intercepts, best):
-            model = model_of(coefs, intercepts)
-            model._training_state = TrainingState(
-                copy.deepcopy(start.random_state), compact(data.order), None if held_out is None else compact(held_out),
-                best, digest,
-            )  # fmt: skip
-            return model
-
+        models = Models(self, set_fitted, start.random_state, data.order, held_out, digest)
         if call.callbacks is not None:
-            call.callbacks.set_model(checkpoint_of if keeps_state else model_of)
+            call.callbacks.models = models
         validation = None
         if samples is not None:
-            score, loss = self._score_function(samples, model_of), step_settings.loss
+            score, loss = self._score_function(samples, models.model), step_settings.loss
             validation = Validation(samples, start.coefs, start.intercepts, activations, loss, self.n_jobs, score)
         if self.solver == "lbfgs":
             coefs, intercepts = lbfgs.fit(session, data, settings, progress, self.max_fun, validation, call.callbacks)
@@ -355,8 +346,6 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
                 "to be preprocessed."
             )
         self._set_fitted(network, coefs, intercepts, dtype, optimizer, progress)
-        for name in ("_shuffling", "_training_state"):
-            self.__dict__.pop(name, None)
         if call.incremental:
             self._keep_shuffling(start.random_state, data.order)
 
@@ -537,6 +526,8 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         self._progress = progress
         self._activations = network.activations
         self._loss = self._loss_of(network.units[-1])
+        for name in ("_shuffling", "_training_state"):  # which belong to other weights
+            self.__dict__.pop(name, None)
         self._set_results()
 
     def _set_results(self):

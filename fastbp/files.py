@@ -1,7 +1,11 @@
 """Files that are there as a whole, or not at all."""
 
+import glob
 import os
 import secrets
+import shutil
+import time
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -23,23 +27,53 @@ def write_atomically(path, data, *, durable=True):
         If it cannot be written. The old file, if there is one, is as it was.
     """
     path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file():  # a device, say, which the file would take the place of
-        raise OSError(f"{str(path)!r} is not a file.")
-    # In the same folder: a file system can rename a file only within itself.
-    part = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
+    part = _part(path, secrets.token_hex(4))
     try:
         with open(part, "xb") as file:
             file.write(data)
             file.flush()
             if durable:
                 os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, part)
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
     if durable and os.name == "posix":  # elsewhere a folder cannot be opened
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        with suppress(OSError):  # some file systems cannot: the file is there all the same
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+
+# Seconds after which nobody writes a part any more.
+_ABANDONED = 3600.0
+
+
+def prepare(path):
+    """Check that a file can be written, and remove what processes have left that were killed while they wrote it.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
+    path = Path(os.path.realpath(path))
+    part = _part(path, secrets.token_hex(4))
+    part.touch(exist_ok=False)
+    part.unlink()
+    for left in path.parent.glob(f"{glob.escape(part.name[:-13])}*.part"):
+        with suppress(OSError):  # another process may have been faster
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                left.unlink()
+
+
+def _part(path, key):
+    """Return the name under which a file is written, before it takes its place."""
+    if path.exists() and not path.is_file():  # a device, say, which the file would take the place of
+        raise OSError(f"{str(path)!r} is not a file.")
+    # In the same folder: a file system can rename a file only within itself.
+    return path.with_name(f".{path.name[:200]}.{key}.part")

@@ -1,5 +1,6 @@
 """scikit-learn's callbacks, which it has from version 1.9 on, during a call of `fit`."""
 
+import inspect
 from typing import Any
 
 from fastbp.compat import begin_callbacks, callbacks_of
@@ -25,14 +26,18 @@ class FitCallbacks:
     ----------
     keeps_state : bool
         Whether any of them saves models from which training goes on; see `fastbp.callbacks.Checkpoint`.
+    models : checkpoints.Models
+        Makes the models that they see; to be set before the first epoch ends.
     """
 
     def __init__(self, estimator, context, arguments, task_name, interrupts):
         self._arguments = {"estimator": estimator, **arguments}
         self._fit, self._task_name, self._interrupts = context, task_name, interrupts
         self._epoch: Any = None
-        self._model_of: Any = None
-        self.keeps_state = any(getattr(callback, "keeps_state", False) for callback in callbacks_of(estimator))
+        self.models: Any = None
+        callbacks = callbacks_of(estimator)
+        self.keeps_state = any(getattr(callback, "keeps_state", False) for callback in callbacks)
+        self._viewers = [callback for callback in callbacks if _sees_models(callback)]
         context.call_on_fit_task_begin(**self._arguments)
 
     @classmethod
@@ -49,10 +54,6 @@ class FitCallbacks:
         name = "iteration" if estimator.solver == "lbfgs" else "epoch"
         return cls(estimator, context, arguments, name, interrupts)
 
-    def set_model(self, model_of):
-        """Set the function that makes a fitted estimator from what the `parts` of `end_epoch` returns."""
-        self._model_of = model_of
-
     def begin_epoch(self):
         """Begin an epoch, unless one has begun."""
         if self._epoch is None:
@@ -60,13 +61,15 @@ class FitCallbacks:
                 self._epoch = self._fit.subcontext(task_name=self._task_name)
                 self._epoch.call_on_fit_task_begin(**self._arguments)
 
-    def end_epoch(self, parts):
+    def end_epoch(self, model, n_epochs):
         """End the epoch.
 
         Parameters
         ----------
-        parts : callable
-            Returns what a model is made of; called if a callback wants to see it.
+        model : callable
+            Returns the model of this moment; called if a callback wants to see it.
+        n_epochs : int
+            Epochs of this fit.
 
         Returns
         -------
@@ -76,8 +79,10 @@ class FitCallbacks:
         epoch, self._epoch = self._epoch, None  # an error, or Ctrl-C, in a callback ends it too
 
         def attributes():
+            if not any(getattr(viewer, "is_due", _always)(n_epochs) for viewer in self._viewers):
+                return None
             # scikit-learn copies the estimator and sets these: the copy becomes the model, with no attribute of before.
-            return {"__dict__": vars(self._model_of(*parts()))}
+            return {"__dict__": vars(model())}
 
         with self._interrupts.let_through():
             return epoch.call_on_fit_task_end(**self._arguments, reconstruction_attributes=attributes)
@@ -92,3 +97,11 @@ class FitCallbacks:
     def end(self):
         """End the call of `fit`: the estimator itself is the model."""
         self._fit.call_on_fit_task_end(**self._arguments, reconstruction_attributes={})
+
+
+def _sees_models(callback):
+    return "fitted_estimator" in inspect.signature(callback.on_fit_task_end).parameters
+
+
+def _always(n_epochs):
+    return True

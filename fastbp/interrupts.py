@@ -1,8 +1,8 @@
 """Ctrl-C during training: held back until a whole batch is done and noted."""
 
+import os
 import signal
 from contextlib import contextmanager
-from threading import current_thread, main_thread
 from typing import Any
 
 
@@ -16,13 +16,17 @@ class Interrupts:
     """
 
     def __init__(self):
+        self._process = os.getpid()
+        self._is_over = False
         self._handler: Any = None  # the program's
-        self._received = self._raises_at_end = False
+        self._received: Any = None  # the arguments of a call that was held back
+        self._raises_at_end = False
 
     def __enter__(self):
         return self
 
     def __exit__(self, error, *_):
+        self._is_over = True
         self._release()
         self.check()
         if self._raises_at_end and error is None:
@@ -30,17 +34,19 @@ class Interrupts:
 
     def hold(self):
         """Hold back Ctrl-C from now on."""
-        if current_thread() is main_thread():
-            handler = signal.getsignal(signal.SIGINT)
-            if callable(handler) and handler != self._receive:
-                self._handler = handler
+        handler = signal.getsignal(signal.SIGINT)
+        if callable(handler) and handler != self._receive:
+            self._handler = handler
+            try:
                 signal.signal(signal.SIGINT, self._receive)
+            except ValueError:  # not in the main thread of the interpreter
+                self._handler = None
 
     def check(self):
         """Call the program's handler if there was a Ctrl-C."""
-        if self._received:
-            self._received = False
-            self._handler(signal.SIGINT, None)
+        if self._received is not None:
+            call, self._received = self._received, None
+            self._handler(*call)
 
     @contextmanager
     def let_through(self):
@@ -58,12 +64,18 @@ class Interrupts:
         self._raises_at_end = True
 
     def _receive(self, number, frame):
-        self._received = True
+        # A process that another thread forks meanwhile has this handler, and so has one in which the handler of
+        # another signal raises an error while ours is taken back.
+        if self._is_over or os.getpid() != self._process:
+            self._release()
+            self._handler(number, frame)
+        else:
+            self._received = number, frame
 
     def _release(self):
-        """Give the program its handler back; return whether it was not in place."""
+        """Give the program its handler back; return whether ours was in its place."""
         # Code of the user may have set another one meanwhile.
-        is_held = self._handler is not None and signal.getsignal(signal.SIGINT) == self._receive
-        if is_held:
+        was_held = self._handler is not None and signal.getsignal(signal.SIGINT) == self._receive
+        if was_held:
             signal.signal(signal.SIGINT, self._handler)
-        return is_held
+        return was_held

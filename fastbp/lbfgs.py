@@ -75,6 +75,9 @@ def fit(session, data, settings, progress, max_fun, validation=None, callbacks=N
             raise _TimeIsOverError
         return last["loss"], gradient
 
+    def model():
+        return callbacks.models.model(*session.parameters())
+
     def after_iteration(params):
         last["params"] = params.copy()
         progress.add_loss(last["loss"])  # a line search ends with the point that it accepts
@@ -85,7 +88,7 @@ def fit(session, data, settings, progress, max_fun, validation=None, callbacks=N
             with session.interrupts.let_through():
                 value = validation(*session.parameters())
             progress.add_validation(*value)
-        if callbacks is not None and callbacks.end_epoch(session.parameters):
+        if callbacks is not None and callbacks.end_epoch(model, progress.epochs):
             raise _StoppedError
 
     try:

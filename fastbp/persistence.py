@@ -28,6 +28,7 @@ from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils.validation import check_is_fitted
 
 from fastbp.activations import Activation
+from fastbp.checkpoints import A_CALLABLE
 from fastbp.classifier import BackpropClassifier
 from fastbp.compat import check_parameters
 from fastbp.files import write_atomically
@@ -197,8 +198,8 @@ def _describe(model, encoder, keeps_optimizer):
     state = model.__getstate__()
     state["_activations"] = model._activations
     progress = state["_progress"]
-    if callable(progress["scoring"]):  # no parameter can be equal to this: other scores begin anew
-        progress["scoring"] = "a callable"
+    if callable(progress["scoring"]):  # other scores begin anew
+        progress["scoring"] = A_CALLABLE
     if not keeps_optimizer:
         state["_optimizer"] |= {"parts": None, "steps": 0, "seed": None}
         for name in ("_shuffling", "_training_state"):
@@ -349,7 +350,8 @@ def _check_weights(model):
     dtypes = {array.dtype for arrays in _arrays(model) for array in arrays}
     if len(dtypes) > 1:
         raise FormatError(f"The arrays of a model must have one type, got {sorted(map(str, dtypes))}.")
-    if not all(np.isfinite(array).all() for array in (*model.coefs_, *model.intercepts_)):
+    best = [array for arrays in _best(model) for array in arrays]
+    if not all(np.isfinite(array).all() for array in (*model.coefs_, *model.intercepts_, *best)):
         raise FormatError("Weights and biases must be finite.")
 
 

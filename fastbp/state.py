@@ -115,6 +115,9 @@ def check_state(state):
             raise FormatError(f"{name} is {state[name]!r}, but the weights are those of {expected}.")
     loss = _loss_of(state["_loss"], units[-1])
     _check_section(state["_progress"], _PROGRESS, "_progress")
+    scores, losses = (state["_progress"][f"validation_{name}"] for name in ("scores", "losses"))
+    if (scores is None) != (losses is None) or len(scores or ()) != len(losses or ()):
+        raise FormatError("_progress must have a loss for each score of the validation samples.")
     _check_optimizer(state["_optimizer"], units, activations)
     if "_shuffling" in state:
         _check_shuffling(state["_shuffling"])
@@ -246,7 +249,8 @@ def _check_training_state(state, units, activations):
     _check_order(orders, "_training_state: order and held_out")
     if state["best"] is not None:
         coefs, intercepts = state["best"]
-        _units_of(coefs, intercepts, units[0], activations)
+        if _units_of(coefs, intercepts, units[0], activations) != units:
+            raise FormatError("The best weights of the checkpoint are not of the shape of the last ones.")
 
 
 def _check_order(parts, what):

@@ -1,5 +1,6 @@
 """Training: the loop over epochs, the order of samples, stopping rules, history, Ctrl-C."""
 
+import copy
 import math
 import time
 from dataclasses import dataclass
@@ -150,7 +151,7 @@ class _Loop:
         self.is_late = False
         self._resumes = resume is not None
         if resume is not None and settings.early_stopping:
-            self.best, self.is_scored = resume.best, True
+            self.best, self.is_scored = copy.deepcopy(resume.best), True
 
     def kept(self):
         """Return the parameters to keep: the best, or those of the last batch."""
@@ -169,7 +170,7 @@ class _Loop:
         # Python has something to do between the epochs if it scores or shuffles, or if there are callbacks.
         watched = self._validation is not None or self._callbacks is not None
         one_by_one = watched or (self._settings.shuffle and self._twister is None)
-        if self._resumes and self._stops():  # what follows an epoch, after its callbacks
+        if self._resumes and self._stops():  # by the rules of now, which may be others
             return True
         at_once = 1
         while self._progress.epochs < n_epochs:
@@ -228,22 +229,28 @@ class _Loop:
         progress.add_epoch(loss, rate, self._n_samples)
         if settings.verbose:
             print(f"Iteration {progress.epochs}, loss = {loss:.8f}")
+        # All notes are taken before code of the user runs, which Ctrl-C can end; only a score has to be there before.
+        stops = False
         if not settings.early_stopping:
             progress.watch_loss(settings.tol)
+            stops = self._stops()
         if self._validation is not None and scores:
             self._validate()
+        if settings.early_stopping:
+            stops = self._stops()
         if self._has_diverged():
             return True
         # Who presses Ctrl-C does not wait for what callbacks do with the model.
-        wanted = self._callbacks is not None and scores and self._callbacks.end_epoch(self._parts)
-        return self._stops() or wanted
+        wanted = self._callbacks is not None and scores and self._callbacks.end_epoch(self._model, progress.epochs)
+        return stops or wanted
 
-    def _parts(self):
-        """Return what callbacks make a model of: `coefs`, `intercepts`; for a checkpoint the best of them, too."""
+    def _model(self):
+        """Return the model that callbacks see."""
+        models = self._callbacks.models
         if not self._callbacks.keeps_state:
-            return self._session.peek()
+            return models.model(*self._session.peek())
         # Rows of weights that wait for their feature do so no more, as in training that goes on from the checkpoint.
-        return *self._session.parameters(), self.best
+        return models.checkpoint(*self._session.parameters(), self.best)
 
     def _validate(self):
         """Take loss and score of the parameters; with early stopping, keep them if the score is the highest."""

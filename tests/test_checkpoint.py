@@ -1,5 +1,6 @@
 """Training that ends with its process goes on from a file of `Checkpoint`, to the same bits."""
 
+import errno
 import os
 import pickle
 import subprocess
@@ -8,6 +9,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.sparse import csr_array, random
 from sklearn.base import clone
@@ -17,9 +19,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import fastbp
-from fastbp import BackpropClassifier, BackpropRegressor
+from fastbp import BackpropClassifier, BackpropRegressor, callbacks
 from fastbp.activations import Relu
 from fastbp.callbacks import Checkpoint
+from fastbp.checkpoints import Models
 
 pytest.importorskip("safetensors", reason="the extra 'save' is not installed")
 pytest.importorskip("sklearn.callback", reason="scikit-learn has callbacks from version 1.9 on")
@@ -191,6 +194,132 @@ def test_scoring_that_is_code(estimator, y, metric, tmp_path):
     assert_same(go_on(model, files[1], X, y, tmp_path / "m"), whole)
 
 
+def test_other_scoring_is_refused(tmp_path):
+    """Code cannot be compared, but that it is code, or is none, can."""
+    model = BackpropClassifier(**OPTIONS, early_stopping=True)
+    scorings = {"code": make_scorer(accuracy_score), "default": None, "name": "loss"}
+    for name, scoring in scorings.items():
+        path = tmp_path / name
+        train(clone(model).set_params(scoring=scoring), X, LABELS, path)
+        for other in scorings.keys() - {name}:
+            with pytest.raises(ValueError, match=r"scoring=.* but the checkpoint resume_from has scoring="):
+                clone(model).set_params(scoring=scorings[other]).fit(X, LABELS, resume_from=fastbp.load(path))
+
+
+def test_weights_are_of_one_model_only(tmp_path):
+    """Users edit them; the best of early stopping are the last ones, if no better follow."""
+    model, path = BackpropClassifier(**OPTIONS, early_stopping=True), tmp_path / "model.safetensors"
+    whole, files = train(clone(model), X, LABELS, path)
+    path.write_bytes(files[whole.best_iter_ - 1])
+    checkpoint = fastbp.load(path)
+    for _ in range(2):
+        again = clone(model).fit(X, LABELS, resume_from=checkpoint)
+        assert_same(again, whole)
+        for array in again.coefs_:
+            array[...] = 0
+
+
+@pytest.mark.parametrize(("schedule", "tol"), [("invscaling", 0.0), ("adaptive", 1.0)])
+def test_partial_fit_goes_on_from_a_checkpoint(schedule, tol, tmp_path):
+    """It is a model like any other: that of as many epochs, with the learning rate of the next."""
+    path = tmp_path / "model.safetensors"
+    options = OPTIONS | {"solver": "sgd", "learning_rate": schedule, "n_iter_no_change": 1, "tol": tol}
+    _, files = train(BackpropClassifier(**options), X, LABELS, path)
+    path.write_bytes(files[3])
+    loaded = fastbp.load(path)
+    fourth = BackpropClassifier(**options).set_params(max_iter=4).fit(X, LABELS)
+    assert_same(loaded, fourth)
+    assert_same(loaded.partial_fit(X, LABELS), fourth.partial_fit(X, LABELS))
+    with pytest.raises(ValueError, match="no checkpoint"):
+        BackpropClassifier(**options).fit(X, LABELS, resume_from=loaded)
+
+
+def test_what_belongs_to_other_weights_is_forgotten(tmp_path):
+    path = tmp_path / "model.safetensors"
+    model = BackpropClassifier(**OPTIONS, warm_start=True)
+    model.partial_fit(X, LABELS, classes=np.unique(LABELS))
+    train(model, X, LABELS, path)
+    loaded = fastbp.load(path)
+    assert not hasattr(loaded, "_shuffling") and not hasattr(model, "_shuffling")
+    loaded.initialize(7, np.unique(LABELS))
+    with pytest.raises(ValueError, match="no checkpoint"):
+        clone(model).fit(X, LABELS, resume_from=loaded)
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "cosine"])
+def test_schedules_that_are_made_for_some_epochs_take_no_others(schedule, tmp_path):
+    model, path = BackpropClassifier(**OPTIONS, learning_rate=schedule), tmp_path / "model.safetensors"
+    _, files = train(clone(model), X, LABELS, path)
+    with pytest.raises(ValueError, match="max_iter=9, but the checkpoint resume_from has max_iter=6"):
+        go_on(clone(model).set_params(max_iter=9), files[3], X, LABELS, path)
+
+
+def test_other_names_of_features_are_refused(tmp_path):
+    model, path = BackpropClassifier(**OPTIONS), tmp_path / "model.safetensors"
+    frame = pd.DataFrame(X, columns=list("abcdefg"))
+    whole, files = train(clone(model), frame, LABELS, path)
+    assert_same(go_on(model, files[2], frame, LABELS, path), whole)
+    for other in (frame.rename(columns={"a": "h"}), X):
+        with pytest.raises(ValueError, match="samples are not those"):
+            go_on(model, files[2], other, LABELS, path)
+
+
+def test_a_full_disk_does_not_end_training(tmp_path, monkeypatch):
+    model, path = BackpropClassifier(**OPTIONS), tmp_path / "model.safetensors"
+    calls = []
+
+    def save(*args):
+        calls.append(args)
+        if len(calls) > 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fastbp.save(*args)
+
+    monkeypatch.setattr(callbacks, "save", save)
+    with pytest.warns(UserWarning, match=r"Checkpoint could not write .* after epoch 4: .*No space left"):
+        whole, _ = train(clone(model), X, LABELS, path)
+    assert_same(whole, clone(model).fit(X, LABELS))
+    assert len(calls) == 6 and fastbp.load(path).n_iter_ == 3
+
+
+def test_a_path_that_cannot_be_written_is_refused_before_training(tmp_path):
+    model = BackpropClassifier(**OPTIONS)
+    (tmp_path / "folder").mkdir()
+    for path, error in ((tmp_path / "folder", "is not a file"), (tmp_path / ("x" * 300), "too long")):
+        with pytest.raises(OSError, match=f"Checkpoint cannot write path='.*': .*{error}"):
+            model.set_callbacks(Checkpoint(path, every=5)).fit(X, LABELS)
+    assert not hasattr(model, "coefs_") and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_killed_processes_have_left_is_removed(tmp_path):
+    old, new, other = (tmp_path / f".{name}.part" for name in ("m.12345678", "m.23456789", "mm.12345678"))
+    for file in (old, new, other):
+        file.touch()
+    for file in (old, other):
+        os.utime(file, (1e9, 1e9))
+    train(BackpropClassifier(**OPTIONS), X, LABELS, tmp_path / "m")
+    assert sorted(tmp_path.iterdir()) == sorted([new, other, tmp_path / "m"])
+
+
+def test_a_program_that_changes_its_folder(tmp_path, monkeypatch):
+    class Leave(Copies):
+        def on_fit_task_begin(self, estimator, context):
+            os.chdir(tmp_path / "elsewhere")
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    model = BackpropClassifier(**OPTIONS).set_callbacks(Checkpoint("m"), Leave(tmp_path / "m"))
+    model.fit(X, LABELS)
+    assert fastbp.load(tmp_path / "m").n_iter_ == 6
+
+
+def test_a_model_is_made_where_it_is_saved_only(tmp_path, monkeypatch):
+    made = []
+    checkpoint = Models.checkpoint
+    monkeypatch.setattr(Models, "checkpoint", lambda *args: made.append(1) or checkpoint(*args))
+    BackpropClassifier(**OPTIONS).set_callbacks(Checkpoint(tmp_path / "m", every=4)).fit(X, LABELS)
+    assert len(made) == 1
+
+
 def test_in_a_pipeline(tmp_path):
     model, path = BackpropClassifier(**OPTIONS), tmp_path / "model.safetensors"
     whole, files = train(clone(model), StandardScaler().fit_transform(X), LABELS, path)
@@ -242,7 +371,7 @@ def test_another_training_is_refused(tmp_path):
     ("model", "error", "message"),
     [
         (BackpropClassifier(solver="lbfgs"), ValueError, "not for solver='lbfgs'"),
-        (make_pipeline(BackpropClassifier()), TypeError, "got Pipeline.*on its last step"),
+        (make_pipeline(BackpropClassifier()), TypeError, "got Pipeline.*its last step"),
         (BackpropClassifier(random_state=np.random.RandomState(np.random.PCG64(0))), ValueError, "only MT19937"),
     ],
 )
@@ -256,8 +385,10 @@ def test_parameters():
     for every in (0, -1):
         with pytest.raises(ValueError, match="every"):
             Checkpoint("model.safetensors", every)
-    with pytest.raises(TypeError, match="every"):
-        Checkpoint("model.safetensors", 1.5)
+    for every in (1.5, True):
+        with pytest.raises(TypeError, match="every"):
+            Checkpoint("model.safetensors", every)
+    assert Checkpoint("model.safetensors", np.int64(5)).every == 5
     with pytest.raises(FileNotFoundError, match="whose folder does not exist"):
         BackpropClassifier(**OPTIONS).set_callbacks(Checkpoint("no such folder/model")).fit(X, LABELS)
 

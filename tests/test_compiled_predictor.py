@@ -153,7 +153,7 @@ def test_a_network_that_was_trained_with_sparse_input():
     np.testing.assert_array_equal(clf.compiled_predictor()(X), clf.predict_proba(csr_array(X)))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 def test_input_of_other_types_and_layouts(dtype):
     clf = BackpropClassifier((8,), dtype=dtype, random_state=0).initialize(6, range(3))
     predictor = clf.compiled_predictor()
@@ -230,7 +230,7 @@ def test_as_a_constant_it_lives_as_long_as_the_code():
     assert len(filler) == 499
 
 
-@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("parallel", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_as_a_constant(parallel):
     X, y = load_iris(return_X_y=True)
     clf = BackpropClassifier(random_state=0, max_iter=5).fit(X, y)

@@ -173,7 +173,7 @@ def test_batches_larger_than_the_workspace(solver, options, dtype, monkeypatch):
         dense = run_epochs(*start(X, units, settings, dtype, False))
         for chunk in (7, batch_size - 1):
             with monkeypatch.context() as patch:
-                patch.setattr(session, "workspace_rows", lambda network, chunk=chunk: chunk)
+                patch.setattr(session, "workspace_rows", lambda network, work, chunk=chunk: chunk)
                 trained, data = start(X, units, settings, dtype, True)
             assert trained._chunk == chunk and not trained._csr.is_lazy
             assert_same_bits(run_epochs(trained, data), dense)
@@ -189,7 +189,7 @@ def test_clipping(solver, options, dtype, monkeypatch):
         losses, dense = run_epochs(*start(X, units, settings, dtype, False))
         for chunk in {batch_size, min(7, batch_size)}:
             with monkeypatch.context() as patch:
-                patch.setattr(session, "workspace_rows", lambda network, chunk=chunk: chunk)
+                patch.setattr(session, "workspace_rows", lambda network, work, chunk=chunk: chunk)
                 trained, data = start(X, units, settings, dtype, True)
             waits = alpha == 0 and chunk == batch_size and "weight_decay" not in options
             assert trained._chunk == chunk and trained._csr.is_lazy == waits

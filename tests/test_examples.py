@@ -117,6 +117,7 @@ def test_forgetting(run):
     assert all_of_them[-2] > 0.9 and all_of_them[-1] > 0.9
 
 
+@pytest.mark.slow
 def test_documentation(run):
     shape, _, *rows = numbers(run("documentation"))
     assert shape[0] > 1000 and shape[2] > 10_000
@@ -150,6 +151,7 @@ def test_validation_curve(tmp_path, run):
     assert plot.stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_dropout(run):
     rows = numbers(run("dropout"))[1:]
     assert [row[:2] for row in rows] == [[n, rate] for n in (100, 200) for rate in (0, 0.2, 0.5)]

@@ -1,5 +1,6 @@
 """Ctrl-C, at whatever moment: what is kept is the model after some whole batch, with all that belongs to it."""
 
+import gc
 import os
 import pickle
 import random
@@ -96,6 +97,52 @@ def test_the_handler_of_the_program_decides():
     with Interrupts() as interrupts:
         interrupts.hold()
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_the_handler_of_the_program_sees_where_the_program_was():
+    lines = []
+    signal.signal(signal.SIGINT, lambda number, frame: lines.append(frame.f_code.co_name))
+    with Interrupts() as interrupts:
+        interrupts.hold()
+        ctrl_c()
+        interrupts.check()
+    assert len(lines) == 1
+
+
+def test_what_is_left_in_place_holds_nothing_back():
+    """The handler of another signal may raise an error while ours is taken back."""
+    interrupts = Interrupts()
+    with interrupts:
+        interrupts.hold()
+        left = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, left)
+    with pytest.raises(KeyboardInterrupt):
+        ctrl_c()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_process_that_another_thread_forks_can_be_interrupted():
+    codes = []
+
+    def fork():
+        child = os.fork()
+        if child == 0:
+            try:
+                ctrl_c()
+            except KeyboardInterrupt:
+                os._exit(3)
+            finally:
+                os._exit(4)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+    with warnings.catch_warnings(), Interrupts() as interrupts:
+        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12: a fork beside threads
+        interrupts.hold()
+        thread = threading.Thread(target=fork)
+        thread.start()
+        thread.join()
+    assert codes == [3]
 
 
 def test_other_threads_leave_it_alone():
@@ -229,11 +276,13 @@ def interrupt_at_line(line):
 
     def call(action):
         before = sys.gettrace()
+        gc.disable()  # which would run some lines whenever it likes
         sys.settrace(trace)
         try:
             action()
         finally:
             sys.settrace(before)
+            gc.enable()
         return count
 
     return call
@@ -242,7 +291,8 @@ def interrupt_at_line(line):
 def some_lines(train, model, n):
     """At most n of the lines of the package that run, from everywhere, others each time."""
     train(clone(model))  # compiles
-    n_lines = interrupt_at_line(None)(lambda: train(clone(model)))
+    tried = clone(model)
+    n_lines = interrupt_at_line(None)(lambda: train(tried))
     n = min(n, n_lines)
     return [1 + random.randrange(i * n_lines // n, (i + 1) * n_lines // n) for i in range(n)]
 
@@ -265,7 +315,9 @@ MODELS = {
 @pytest.mark.parametrize("train", [Fit(X[:60]), PartialFits(X[:60])], ids=["fit", "partial_fit"])
 @pytest.mark.parametrize("kind", MODELS)
 def test_at_any_line_of_ours(kind, train, n):
-    kept = {check_interrupted(MODELS[kind], train, interrupt_at_line(i)) for i in some_lines(train, MODELS[kind], n)}
+    lines = some_lines(train, MODELS[kind], n)
+    print("lines", lines)
+    kept = {check_interrupted(MODELS[kind], train, interrupt_at_line(i)) for i in lines}
     assert len(kept) > 1
 
 
@@ -330,6 +382,68 @@ def test_at_a_random_moment(kind, n):
     while not any(kept):  # on a busy machine nothing may have been learned
         seconds *= 2
         kept.append(check_interrupted(model, train, interrupt))
+
+
+# --- in code of the user ---
+
+
+class InterruptedScorer:
+    """Ctrl-C comes in one of its calls."""
+
+    def __init__(self, call):
+        self.left = call
+
+    def __call__(self, model, X, y):
+        self.left -= 1
+        if self.left == 0:
+            ctrl_c()
+        return 0.0
+
+
+class InterruptedCallback:
+    """Ctrl-C comes at the end of an epoch."""
+
+    def __init__(self, epoch):
+        self.left = epoch
+
+    def setup(self, estimator, context):
+        pass
+
+    def teardown(self, estimator, context):
+        pass
+
+    def on_fit_task_begin(self, estimator, context):
+        pass
+
+    def on_fit_task_end(self, estimator, context):
+        if context.task_name == "epoch":
+            self.left -= 1
+            if self.left == 0:
+                ctrl_c()
+
+
+@pytest.mark.parametrize("schedule", ["invscaling", "adaptive"])
+@pytest.mark.parametrize("place", ["scorer", "callback"])
+def test_what_follows_an_epoch_is_done_before(place, schedule):
+    """The next epoch has the learning rate that it would have had."""
+    model = BackpropClassifier(
+        (4,), batch_size=20, random_state=0, solver="sgd", learning_rate=schedule, n_iter_no_change=1, tol=10.0,
+        max_iter=3,
+    )  # fmt: skip
+    validation = {"X_val": X[60:80], "y_val": Y[60:80]}
+    whole = clone(model).fit(X[:60], Y[:60], **validation)
+    tried = clone(model).set_params(max_iter=6)
+    if place == "scorer":
+        tried.set_params(scoring=InterruptedScorer(3))
+    elif hasattr(tried, "set_callbacks"):
+        tried.set_callbacks(InterruptedCallback(3))
+    else:
+        pytest.skip("scikit-learn has callbacks from version 1.9 on")
+    with pytest.warns(UserWarning, match="interrupted by user"):
+        tried.fit(X[:60], Y[:60], **validation)
+    assert tried.n_iter_ == 3 and tried._optimizer["rate"] == whole._optimizer["rate"]
+    for one, other in zip(tried.partial_fit(X, Y).coefs_, whole.partial_fit(X, Y).coefs_, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 # --- what fails ---

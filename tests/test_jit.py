@@ -190,13 +190,44 @@ def test_each_processor_has_its_own_code(cache, small, monkeypatch):
 
 def test_code_of_other_sources_is_stale(cache, small, monkeypatch):
     cached_jit(small.twice)(4.0)
-    monkeypatch.setattr(jit, "source_stamp", lambda: "the stamp of another version")
+    for name in ("source_stamp", "_hash_sources"):
+        monkeypatch.setattr(jit, name, lambda: "the stamp of another version")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         other = cached_jit(small.twice)
         assert other(4.0) == 8
     assert hits_and_misses(other) == (0, 1)
     assert len(snapshot(cache)) == 1  # in the place of the old one
+
+
+def test_code_of_sources_that_were_replaced_is_not_kept(cache, small, monkeypatch):
+    """An update, while a notebook has imported the version before and compiles later."""
+    monkeypatch.setattr(jit, "_hash_sources", lambda: "the stamp of another version")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert cached_jit(small.twice)(4.0) == 8
+    assert not snapshot(cache) and not jit.all_code_is_kept()
+
+
+def test_sources_are_looked_at_when_they_are_imported(tmp_path):
+    copy_package(tmp_path / "fastbp")
+    script = """
+import json, pathlib
+from fastbp.codegen import jit
+path = pathlib.Path(jit.__file__)
+path.write_bytes(path.read_bytes() + b"# another version")
+print(json.dumps([jit.source_stamp(), jit._hash_sources()]))
+"""
+    ((stamp, later),) = finish(start(script, tmp_path))
+    assert stamp == jit.source_stamp() != later
+
+
+@pytest.mark.parametrize("name", ["OPT", "BOUNDSCHECK"])
+def test_code_with_other_checks_is_other_code(cache, small, monkeypatch, name):
+    cached_jit(small.twice)(4.0)
+    monkeypatch.setattr(numba.config, name, 2)
+    other = cached_jit(small.twice)
+    assert other(4.0) == 8 and hits_and_misses(other) == (0, 1)
 
 
 def test_source_stamp_covers_all_files(tmp_path, monkeypatch):
@@ -214,6 +245,7 @@ def test_source_stamp_covers_all_files(tmp_path, monkeypatch):
     assert len(stamps) == len(sources) + 1
 
 
+@pytest.mark.slow
 def test_source_stamp_of_a_package_in_an_archive(tmp_path):
     copy_package(tmp_path / "source" / "fastbp")
     archive = shutil.make_archive(str(tmp_path / "package"), "zip", tmp_path / "source")
@@ -350,6 +382,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_workers_are_silent(tmp_path):
     """Each would say the same, and none knows of `setLevel` in the process that started it."""
     (tmp_path / "small.py").write_text(
@@ -440,6 +473,11 @@ def start(script, folder, **changes):
     )  # fmt: skip
 
 
+def start_fit(script, folder, **changes):
+    """Start a process that compiles for training, with the least effort of LLVM: its speed does not matter."""
+    return start(script, folder, NUMBA_OPT="1", **changes)
+
+
 def finish(*processes):
     """Return what each process prints; none of them is left running."""
     results = []
@@ -464,8 +502,8 @@ import small
 warnings.simplefilter("error")
 print(small.twice(4.0) + small.thrice(4.0))
 """
-    processes = [start(script, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache")) for _ in range(3)]
-    assert finish(*processes) == [20.0] * 3
+    processes = [start(script, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache")) for _ in range(2)]
+    assert finish(*processes) == [20.0] * 2
 
 
 # What a user does, with the warnings of ours and what was compiled.
@@ -498,93 +536,91 @@ COMPILED = [
 
 
 @pytest.fixture(scope="module")
-def first_fits(tmp_path_factory):
-    """A first fit with a folder for the cache, and one without; both at once, as they have to compile."""
-    folder, nowhere = tmp_path_factory.mktemp("cache"), tmp_path_factory.mktemp("nowhere")
-    (nowhere / "file").touch()
-    below = str(nowhere / "file" / "below")
-    copy = nowhere / "fastbp"
-    copy_package(copy)
-    for path in {path.parent for path in copy.rglob("*.py")}:
-        (path / "__pycache__").touch()
-    processes = [
-        start(FIT, folder, NUMBA_CACHE_DIR=str(folder)),
-        start(FIT, nowhere, NUMBA_CACHE_DIR=below, HOME=below, XDG_CACHE_HOME=below),
-    ]
-    return folder, *finish(*processes)
+def first_fit(tmp_path_factory):
+    """The folder of the cache, and what a first fit with it prints."""
+    folder = tmp_path_factory.mktemp("cache")
+    return folder, *finish(start_fit(FIT, folder, NUMBA_CACHE_DIR=str(folder)))
 
 
-def test_fit_with_an_empty_cache(first_fits):
-    _, result, _ = first_fits
+def test_fit_with_an_empty_cache(first_fit):
+    _, result = first_fit
     assert (result["warnings"], result["compiled"]) == ([], COMPILED)
 
 
-def test_fit_without_a_folder_for_the_cache(first_fits):
+@pytest.mark.slow
+def test_fit_without_a_folder_for_the_cache(first_fit, tmp_path):
     """Nothing can be written anywhere: not beside the package, not in the home folder."""
-    _, cached, result = first_fits
+    _, cached = first_fit
+    (tmp_path / "file").touch()
+    below = str(tmp_path / "file" / "below")
+    copy = tmp_path / "fastbp"
+    copy_package(copy)
+    for path in {path.parent for path in copy.rglob("*.py")}:
+        (path / "__pycache__").touch()
+    (result,) = finish(start_fit(FIT, tmp_path, NUMBA_CACHE_DIR=below, HOME=below, XDG_CACHE_HOME=below))
     assert len(result["warnings"]) == 1 and "compiles in memory" in result["warnings"][0]
     assert result["compiled"] == COMPILED
     assert result["probabilities"] == cached["probabilities"]
 
 
-def test_fit_in_a_second_process_compiles_nothing(first_fits, tmp_path):
-    folder, cached, _ = first_fits
+def test_fit_in_a_second_process_compiles_nothing(first_fit, tmp_path):
+    folder, cached = first_fit
     files = snapshot(folder)
     assert files
     # A home folder is not needed for it either.
-    (result,) = finish(start(FIT, tmp_path, NUMBA_CACHE_DIR=str(folder), HOME=None, XDG_CACHE_HOME=None))
+    (result,) = finish(start_fit(FIT, tmp_path, NUMBA_CACHE_DIR=str(folder), HOME=None, XDG_CACHE_HOME=None))
     assert result == {"warnings": [], "compiled": [], "probabilities": cached["probabilities"]}
     assert snapshot(folder) == files
 
 
-def test_fit_with_a_damaged_cache(first_fits, tmp_path):
-    folder, cached, _ = first_fits
+def test_fit_with_a_damaged_cache(first_fit, tmp_path):
+    folder, cached = first_fit
     shutil.copytree(folder, tmp_path / "cache")
-    (path,) = (tmp_path / "cache").rglob("*.predict-*.nbc")
+    (path,) = (tmp_path / "cache").rglob("*._relu_forward-*.nbc")
     path.write_bytes(path.read_bytes()[:-100])
-    (result,) = finish(start(FIT, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache")))
+    (result,) = finish(start_fit(FIT, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache")))
     assert len(result["warnings"]) == 1 and "could not be read" in result["warnings"][0]
-    assert (result["compiled"], result["probabilities"]) == (["predict"], cached["probabilities"])
+    assert (result["compiled"], result["probabilities"]) == (["_relu_forward"], cached["probabilities"])
 
 
 LIMITED = """
 import resource
-resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000))
 """
 
 
 @pytest.mark.skipif(os.name != "posix", reason="only there files can be limited")
-def test_fit_where_a_file_can_be_written_in_part_only(first_fits, tmp_path):
+def test_fit_where_a_file_can_be_written_in_part_only(first_fit, tmp_path):
     """As on a full disk."""
-    folder, cached, _ = first_fits
+    folder, cached = first_fit
     shutil.copytree(folder, tmp_path / "cache")
-    (path,) = (tmp_path / "cache").rglob("*.predict-*.nbc")
+    (path,) = (tmp_path / "cache").rglob("*._relu_forward-*.nbc")
     path.unlink()
     files = sorted((tmp_path / "cache").rglob("*"))
-    (result,) = finish(start(LIMITED + FIT, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache")))
+    (result,) = finish(start_fit(LIMITED + FIT, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache")))
     assert len(result["warnings"]) == 1 and "could not be written" in result["warnings"][0]
-    assert (result["compiled"], result["probabilities"]) == (["predict"], cached["probabilities"])
+    assert (result["compiled"], result["probabilities"]) == (["_relu_forward"], cached["probabilities"])
     assert sorted((tmp_path / "cache").rglob("*")) == files
 
 
 @pytest.mark.slow
-def test_sixteen_processes_fit_at_once_with_an_empty_cache(first_fits, tmp_path):
-    _, cached, _ = first_fits
-    processes = [start(FIT, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache")) for _ in range(16)]
+def test_sixteen_processes_fit_at_once_with_an_empty_cache(first_fit, tmp_path):
+    _, cached = first_fit
+    processes = [start_fit(FIT, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache")) for _ in range(16)]
     for result in finish(*processes):
         assert (result["warnings"], result["probabilities"]) == ([], cached["probabilities"])
-    (result,) = finish(start(FIT, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache")))
+    (result,) = finish(start_fit(FIT, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache")))
     assert result == {"warnings": [], "compiled": [], "probabilities": cached["probabilities"]}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_fit_where_all_files_of_the_cache_are_damaged(damage, first_fits, tmp_path):
-    folder, cached, _ = first_fits
+def test_fit_where_all_files_of_the_cache_are_damaged(damage, first_fit, tmp_path):
+    folder, cached = first_fit
     shutil.copytree(folder, tmp_path / "cache")
     for path in (tmp_path / "cache").rglob("*.nbc"):
         path.write_bytes(DAMAGES[damage](path.read_bytes()))
-    first, second = (finish(start(FIT, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache")))[0] for _ in range(2))
+    first, second = (finish(start_fit(FIT, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache")))[0] for _ in range(2))
     assert len(first["warnings"]) == 1 and first["compiled"] == COMPILED
     assert (second["warnings"], second["compiled"]) == ([], [])
     assert first["probabilities"] == second["probabilities"] == cached["probabilities"]
@@ -592,13 +628,13 @@ def test_fit_where_all_files_of_the_cache_are_damaged(damage, first_fits, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.skipif(not X86, reason="the name is that of an x86-64 processor")
-def test_fit_with_a_cache_of_another_processor(first_fits, tmp_path):
-    folder, cached, _ = first_fits
+def test_fit_with_a_cache_of_another_processor(first_fit, tmp_path):
+    folder, cached = first_fit
     shutil.copytree(folder, tmp_path / "cache")
     other = {"NUMBA_CPU_NAME": "x86-64-v2", "NUMBA_CPU_FEATURES": ""}
     results = []
     for changes in (other, {}, other):
-        results += finish(start(FIT, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache"), **changes))
+        results += finish(start_fit(FIT, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache"), **changes))
     assert [result["warnings"] for result in results] == [[], [], []]
     assert results[0]["compiled"] and not results[1]["compiled"] and not results[2]["compiled"]
     assert results[1]["probabilities"] == cached["probabilities"]

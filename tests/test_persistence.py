@@ -1,10 +1,12 @@
 """`save`, `load`, and the guard of pickles and skops files."""
 
 import copy
+import errno
 import json
 import os
 import pickle
 import re
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -567,6 +569,27 @@ def test_what_is_no_file_remains(tmp_path):
     with pytest.raises(OSError, match="is not a file"):
         fastbp.save(classifier(), path)
     assert path.is_fifo() and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_keeps_its_permissions(tmp_path):
+    path = tmp_path / "model"
+    fastbp.save(classifier(), path)
+    path.chmod(0o600)
+    fastbp.save(classifier(), path)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_file_system_that_cannot_save_folders(tmp_path, monkeypatch):
+    """The file is there all the same."""
+    fsync = os.fsync
+
+    def refuse(number):
+        if stat.S_ISDIR(os.fstat(number).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    assert isinstance(save_and_load(classifier(), tmp_path), BackpropClassifier)
 
 
 def test_links_are_followed(tmp_path):

@@ -92,6 +92,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_warnings_of_workers(tmp_path):
     """Where no line is the user's, as none calls `Thread(target=clf.fit)`, a warning points at fastbp."""
     (tmp_path / "script.py").write_text(WORKERS)

@@ -216,13 +216,7 @@ def _sources(folder):
             yield entry
 
 
-@cache
-def source_stamp():
-    """Hash all sources of the package, in a folder or an archive: machine code of another version is stale.
-
-    Numba's own stamp covers only the file of the cached function, not the files
-    of the functions that were compiled into it.
-    """
+def _hash_sources():
     sources = list(_sources(files("fastbp")))
     if not sources:
         raise RuntimeError("fastbp is installed without its sources, by which old machine code is told from new")
@@ -231,6 +225,20 @@ def source_stamp():
         digest.update(source.name.encode())
         digest.update(source.read_bytes())
     return digest.hexdigest()
+
+
+@cache
+def source_stamp():
+    """Hash all sources of the package, in a folder or an archive: machine code of another version is stale.
+
+    Numba's own stamp covers only the file of the cached function, not the files
+    of the functions that were compiled into it.
+    """
+    return _hash_sources()
+
+
+with suppress(Exception):  # who needs it will hear of it
+    source_stamp()  # of what this process imports now, though it may compile long after an update
 
 
 class _CodeFiles:
@@ -255,7 +263,8 @@ class _CodeFiles:
         self._head = self._MAGIC + f"{stamp}, Numba {numba.__version__}\n".encode()
 
     def _path(self, key):
-        return Path(f"{self._base}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.nbc")
+        key = f"{key!r} {config.OPT} {config.BOUNDSCHECK}"
+        return Path(f"{self._base}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.nbc")
 
     def load(self, key):
         """Return what was saved; None if there is nothing, or that of another version."""
@@ -334,6 +343,9 @@ class _ForgivingCache(DiskCache):
         if not self._enabled:
             return
         try:
+            if _hash_sources() != source_stamp():  # they were replaced after this process had imported them
+                self._enabled = _ForgivingCache.all_kept = False
+                return
             self._backend().save_overload(sig, data)
         except Exception as error:
             self._give_up(f"could not be written ({error!r})")

@@ -32,11 +32,15 @@ UPDATE_WORK = 10.0
 
 # Bytes of the workspace: a larger batch goes through the network in chunks of rows.
 MAX_WORKSPACE = 32 * 2**20
+# Operations of a chunk, some tenths of a second: between two of them Ctrl-C is answered.
+MAX_CHUNK_WORK = 2e10
+# The least rows of a chunk: each goes through all weights, their gradient and its sums.
+MIN_CHUNK_ROWS = 128
 
 
-def workspace_rows(network):
-    """Return how many rows the workspace may have at most."""
-    return max(256, MAX_WORKSPACE // network.row_bytes)
+def workspace_rows(network, work):
+    """Return how many rows the workspace may have at most, for so much work of each sample."""
+    return max(MIN_CHUNK_ROWS, min(max(256, MAX_WORKSPACE // network.row_bytes), int(MAX_CHUNK_WORK / max(work, 1.0))))
 
 
 # Rows that go through the network together in prediction: enough to use each weight many times while it is cached.

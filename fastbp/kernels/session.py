@@ -191,7 +191,8 @@ class Session:
         self._network = network
         batch_size = settings.batch_size
         n_inputs = network.units[0] if csr is None else csr.indices.size / csr.shape[0]
-        work = training_work([n_inputs, *network.units[1:]]) * min(batch_size, n_samples)
+        sample_work = training_work([n_inputs, *network.units[1:]])
+        work = sample_work * min(batch_size, n_samples)
         if csr is not None and (settings.alpha != 0 or settings.weight_decay != 0):
             work += UPDATE_WORK * network.n_params  # in every step, for the rows of absent features too
         clips = settings.max_grad_norm is not None
@@ -199,7 +200,7 @@ class Session:
         one_by_one = batch_size == 1 < n_samples and not general and online.is_small(network)
         least = threads.MIN_WORK_AFTER_PAUSE if settings.solver == "lbfgs" else threads.MIN_WORK_PER_THREAD
         self.n_threads = n_threads = 1 if one_by_one else threads.thread_count(settings.n_jobs, work, least)
-        self._chunk = batch_size if keep else min(batch_size, workspace_rows(network))
+        self._chunk = batch_size if keep else min(batch_size, workspace_rows(network, sample_work))
         self._pass_rows = pass_rows(network)
         self._train = online.train_online if one_by_one else backprop.train_clipped if clips else backprop.train
         prefetch = count_prefetched_arrays(params, optimizer.first, optimizer.second, n_threads) > 0
