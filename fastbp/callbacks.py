@@ -34,8 +34,8 @@ class Checkpoint:
         The file; by custom its name ends with ".safetensors". Each training needs a file of its own: do not set a
         checkpoint on an estimator that a search or an ensemble clones.
     every : int, default=1
-        Save after each so many epochs. A file has three times the size of the weights after training with Adam, and
-        the disk has to have it before training goes on.
+        Save after each so many epochs, and after the last. A file has three times the size of the weights after
+        training with Adam, and the disk has to have it before training goes on.
 
     Warns
     -----
@@ -49,8 +49,8 @@ class Checkpoint:
 
     Notes
     -----
-    After Ctrl-C, after `max_time` and at the end, `fit` returns the model, which `fastbp.save` saves; the file has that
-    of an epoch before. `partial_fit` has no callbacks: its models go on when they are loaded. Where X is sparse and
+    Ctrl-C and `max_time` end training within an epoch: `fit` returns that model, and the file has the one of the last
+    epoch that was saved. `partial_fit` has no callbacks: its models go on when they are loaded. Where X is sparse and
     `alpha` is 0, weights of absent features are brought up to date after each epoch, so that the results with and
     without checkpoints differ by rounding.
 
@@ -75,6 +75,7 @@ class Checkpoint:
             raise TypeError(f"every must be a number of epochs, got {every}.")
         self.path = Path(path)
         self.every = check_scalar(every, "every", Integral, min_val=1)
+        self._is_due = False  # in the epoch that ends now
         self._fails = False  # whether the last file could not be written
 
     def setup(self, estimator, context):
@@ -101,14 +102,18 @@ class Checkpoint:
     def on_fit_task_begin(self, estimator, context):
         """Do nothing."""
 
-    def is_due(self, n_epochs):
-        """Whether to save the model after so many epochs; else none is made."""
-        return n_epochs % self.every == 0
+    def __repr__(self):
+        return f"Checkpoint({str(self.path)!r}, every={self.every})"
+
+    def is_due(self, n_epochs, is_last):
+        """Whether to save the model after so many epochs; asked before it is made."""
+        self._is_due = is_last or n_epochs % self.every == 0
+        return self._is_due
 
     def on_fit_task_end(self, estimator, context, *, fitted_estimator=None):
         """Save the model after an epoch."""
         # The end of `fit` itself, and of an epoch that is not complete, are tasks too.
-        if not hasattr(fitted_estimator, "_training_state") or not self.is_due(fitted_estimator.n_iter_):
+        if not hasattr(fitted_estimator, "_training_state") or not self._is_due:
             return
         # A network that has diverged cannot go on.
         if not all(np.isfinite(array).all() for array in (*fitted_estimator.coefs_, *fitted_estimator.intercepts_)):

@@ -66,8 +66,8 @@ def check_checkpoint(estimator, checkpoint):
     name = type(estimator).__name__
     if type(checkpoint) is not type(estimator):
         raise TypeError(
-            f"resume_from must be a {name}, what fastbp.load returns for a file of fastbp.callbacks.Checkpoint, got "
-            f"{checkpoint!r}."
+            f"resume_from must be a {name}, what fastbp.load(path) returns for a file of fastbp.callbacks.Checkpoint, "
+            f"got {checkpoint!r}."
         )
     if not hasattr(checkpoint, "_training_state"):
         raise ValueError(
@@ -101,16 +101,16 @@ def check_same_training(estimator, checkpoint, digest):
                 f"{name}={value!r}, but the checkpoint resume_from has {name}={other!r}. Set the parameters with which "
                 "its training began, or leave out resume_from to begin anew."
             )
-    mine, its = ([getattr(model, name, ()) for name in _OF_SAMPLES] for model in (estimator, checkpoint))
-    if digest != checkpoint._training_state.data or not all(map(np.array_equal, mine, its)):
+    others = _different_parts(digest, checkpoint._training_state.data)
+    for name, what in (("classes_", "the classes of y"), ("feature_names_in_", "the names of the features")):
+        if not np.array_equal(getattr(estimator, name, ()), getattr(checkpoint, name, ())):
+            others.append(what)
+    if others:
         raise ValueError(
-            "The samples are not those with which the training of the checkpoint resume_from began: X, y, "
-            "sample_weight, X_val and y_val must be the same, of the same types. Use warm_start=True or partial_fit to "
-            "train a model with other samples."
+            "The samples are not those with which the training of the checkpoint resume_from began, by their values, "
+            f"their order, their number or their types. Others are: {', '.join(others)}. Pass the samples of that "
+            "time, or use warm_start=True or partial_fit to train a model with other ones."
         )
-
-
-_OF_SAMPLES = ("classes_", "feature_names_in_")
 
 
 def _is_free(name, estimator):
@@ -131,18 +131,30 @@ def _may_be_same_scoring(value, other):
     return value == other
 
 
-def digest_of(parts):
-    """Return a text that is the same in another process if, and only if, the values are.
+def digest_of(samples):
+    """Return a text that is the same in another process if, and only if, the samples are.
 
     Parameters
     ----------
-    parts : iterable
-        Arrays, sparse matrices, and values with a `repr` of their own.
+    samples : dict of str to iterable
+        Under a name without spaces, arrays, sparse matrices, and values with a `repr` of their own.
     """
+    return " ".join(f"{name} {_digest(parts)}" for name, parts in samples.items())
+
+
+def _different_parts(digest, other):
+    """Return the names of what is different by two digests."""
+    mine, its = digest.split(), other.split()
+    if mine[::2] != its[::2] or len(its) != len(mine):
+        return mine[::2]
+    return [name for name, a, b in zip(mine[::2], mine[1::2], its[1::2], strict=True) if a != b]
+
+
+def _digest(parts):
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         if issparse(part):
-            part = digest_of([part.shape, part.indptr, part.indices, part.data])
+            part = _digest([part.shape, part.indptr, part.indices, part.data])
         if isinstance(part, np.ndarray) and part.dtype != object:
             digest.update(f"{part.dtype.str} {part.shape}".encode())
             digest.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)

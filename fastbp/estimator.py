@@ -305,7 +305,8 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         keeps_state = call.callbacks is not None and call.callbacks.keeps_state
         digest = ""
         if keeps_state or call.resume_from is not None:
-            digest = digest_of([dtype.name, units, x, *(csr or ()), Y, weight, *(samples or ())])
+            inputs = [dtype.name, units[0], x, *(csr or ())]
+            digest = digest_of({"X": inputs, "y": [Y], "sample_weight": [weight], "X_val/y_val": samples or ()})
         start = self._begin(call, units, activations, dtype, fitted_units, X.shape[0], digest)
         held_out = start.state.held_out if start.state else None
         if samples is None and self.early_stopping and self.solver != "lbfgs":

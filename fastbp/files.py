@@ -27,6 +27,8 @@ def write_atomically(path, data, *, durable=True):
         If it cannot be written. The old file, if there is one, is as it was.
     """
     path = Path(os.path.realpath(path))
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"The folder of {str(path)!r} does not exist.")
     part = _part(path, secrets.token_hex(4))
     try:
         with open(part, "xb") as file:

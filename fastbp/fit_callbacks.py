@@ -61,7 +61,7 @@ class FitCallbacks:
                 self._epoch = self._fit.subcontext(task_name=self._task_name)
                 self._epoch.call_on_fit_task_begin(**self._arguments)
 
-    def end_epoch(self, model, n_epochs):
+    def end_epoch(self, model, n_epochs, is_last):
         """End the epoch.
 
         Parameters
@@ -70,6 +70,8 @@ class FitCallbacks:
             Returns the model of this moment; called if a callback wants to see it.
         n_epochs : int
             Epochs of this fit.
+        is_last : bool
+            Whether training ends with it, unless a callback ends it.
 
         Returns
         -------
@@ -79,7 +81,7 @@ class FitCallbacks:
         epoch, self._epoch = self._epoch, None  # an error, or Ctrl-C, in a callback ends it too
 
         def attributes():
-            if not any(getattr(viewer, "is_due", _always)(n_epochs) for viewer in self._viewers):
+            if not any([getattr(viewer, "is_due", _always)(n_epochs, is_last) for viewer in self._viewers]):
                 return None
             # scikit-learn copies the estimator and sets these: the copy becomes the model, with no attribute of before.
             return {"__dict__": vars(model())}
@@ -103,5 +105,5 @@ def _sees_models(callback):
     return "fitted_estimator" in inspect.signature(callback.on_fit_task_end).parameters
 
 
-def _always(n_epochs):
+def _always(n_epochs, is_last):
     return True

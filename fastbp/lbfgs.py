@@ -88,7 +88,7 @@ def fit(session, data, settings, progress, max_fun, validation=None, callbacks=N
             with session.interrupts.let_through():
                 value = validation(*session.parameters())
             progress.add_validation(*value)
-        if callbacks is not None and callbacks.end_epoch(model, progress.epochs):
+        if callbacks is not None and callbacks.end_epoch(model, progress.epochs, progress.epochs == settings.max_iter):
             raise _StoppedError
 
     try:

@@ -217,10 +217,17 @@ def _describe(model, encoder, keeps_optimizer):
     }
 
 
+# How files begin that others write, and what loads them.
+_OTHERS = {b"PK": "skops.io.load, or what has written it", b"\x80": "joblib.load or pickle.load, if you trust it"}
+
+
 def _open(data, library):
     """Return the JSON object "model" and the tensors of a file."""
     size = _header_size(data)
     if len(data) < 8 or size > len(data) - 8 or size > _MAX_HEADER:
+        for start, way in _OTHERS.items():
+            if data.startswith(start):
+                raise FormatError(f"it seems to be a file of another kind; load it with {way}.")
         raise FormatError(f"it has no header, or a longer one than {_MAX_HEADER} bytes.")
     header = _entries(_parse(data[8 : 8 + size].decode()), "header")
     metadata = _entries(header.get("__metadata__"), "__metadata__")

@@ -149,6 +149,7 @@ class _Loop:
         self.best = session.parameters() if settings.early_stopping else None
         self.is_scored = progress.best_score > -math.inf  # by the warm start
         self.is_late = False
+        self._n_epochs = 0
         self._resumes = resume is not None
         if resume is not None and settings.early_stopping:
             self.best, self.is_scored = copy.deepcopy(resume.best), True
@@ -160,6 +161,7 @@ class _Loop:
 
     def run(self, n_epochs):
         """Train for so many epochs, or until a stopping rule applies; return whether one does."""
+        self._n_epochs = n_epochs
         try:
             return self._run(n_epochs)
         finally:
@@ -241,8 +243,10 @@ class _Loop:
         if self._has_diverged():
             return True
         # Who presses Ctrl-C does not wait for what callbacks do with the model.
-        wanted = self._callbacks is not None and scores and self._callbacks.end_epoch(self._model, progress.epochs)
-        return stops or wanted
+        if self._callbacks is None or not scores:
+            return stops
+        is_last = stops or progress.epochs == self._n_epochs
+        return self._callbacks.end_epoch(self._model, progress.epochs, is_last) or stops
 
     def _model(self):
         """Return the model that callbacks see."""
@@ -301,7 +305,8 @@ def _late_message(settings, progress):
     """Return the text of the warning that the time is over."""
     return (
         f"Training stopped after max_time={settings.max_time} seconds, in epoch {progress.epochs} of "
-        f"{settings.max_iter}. Increase max_time to train longer, or continue with partial_fit or warm_start=True."
+        f"{settings.max_iter}. Increase max_time to train longer, or continue with partial_fit, warm_start=True or, "
+        "from a checkpoint, resume_from."
     )
 
 

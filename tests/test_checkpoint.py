@@ -1,5 +1,6 @@
 """Training that ends with its process goes on from a file of `Checkpoint`, to the same bits."""
 
+import copy
 import errno
 import os
 import pickle
@@ -260,7 +261,7 @@ def test_other_names_of_features_are_refused(tmp_path):
     whole, files = train(clone(model), frame, LABELS, path)
     assert_same(go_on(model, files[2], frame, LABELS, path), whole)
     for other in (frame.rename(columns={"a": "h"}), X):
-        with pytest.raises(ValueError, match="samples are not those"):
+        with pytest.raises(ValueError, match=r"Others are: the names of the features\."):
             go_on(model, files[2], other, LABELS, path)
 
 
@@ -317,7 +318,16 @@ def test_a_model_is_made_where_it_is_saved_only(tmp_path, monkeypatch):
     checkpoint = Models.checkpoint
     monkeypatch.setattr(Models, "checkpoint", lambda *args: made.append(1) or checkpoint(*args))
     BackpropClassifier(**OPTIONS).set_callbacks(Checkpoint(tmp_path / "m", every=4)).fit(X, LABELS)
-    assert len(made) == 1
+    assert len(made) == 2  # the last, too
+
+
+def test_the_last_epoch_is_saved(tmp_path):
+    for options in ({}, {"n_iter_no_change": 1, "tol": 0.1, "max_iter": 50}):
+        model = BackpropClassifier(**OPTIONS | options).set_callbacks(Checkpoint(tmp_path / "m", every=100))
+        whole = model.fit(X, LABELS)
+        loaded = fastbp.load(tmp_path / "m")
+        assert_same(loaded, whole)
+        assert_same(clone(model).set_callbacks().fit(X, LABELS, resume_from=loaded), whole)
 
 
 def test_in_a_pipeline(tmp_path):
@@ -341,19 +351,19 @@ def test_another_training_is_refused(tmp_path):
     for options, samples, message in [
         ({"hidden_layer_sizes": (7,)}, (X, LABELS), r"hidden_layer_sizes=\(7,\), but the checkpoint .* has .*=\(6,\)"),
         ({"random_state": 1}, (X, LABELS), "random_state=1, but the checkpoint resume_from has random_state=0"),
-        ({}, (changed, LABELS), "samples are not those"),
-        ({}, (X[:-1], LABELS[:-1]), "samples are not those"),
+        ({}, (changed, LABELS), "samples are not those .* Others are: X[.]"),
+        ({}, (X[:-1], LABELS[:-1]), "Others are: X, y[.]"),
         ({}, (X.astype(np.float32), LABELS), "samples are not those"),
-        ({}, (X, LABELS[::-1]), "samples are not those"),
-        ({}, (X, numbers), "samples are not those"),
+        ({}, (X, LABELS[::-1]), "Others are: y[.]"),
+        ({}, (X, numbers), "Others are: the classes of y[.]"),
         ({}, (csr_array(X), LABELS), "samples are not those"),
-        ({}, (X, LABELS, WEIGHT), "samples are not those"),
+        ({}, (X, LABELS, WEIGHT), "Others are: sample_weight[.]"),
     ]:
         with pytest.raises(ValueError, match=message):
             same.set_params(**options).fit(*samples, resume_from=checkpoint)
         same.set_params(**OPTIONS)
         assert vars(same) == before
-    with pytest.raises(ValueError, match="samples are not those"):
+    with pytest.raises(ValueError, match=r"Others are: X_val/y_val\."):
         same.fit(X, LABELS, X_val=X, y_val=LABELS, resume_from=checkpoint)
     with pytest.raises(TypeError, match=r"resume_from must be a BackpropClassifier, .* got 'model.safetensors'"):
         same.fit(X, LABELS, resume_from="model.safetensors")
@@ -365,6 +375,38 @@ def test_another_training_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"intercepts_\[0\] must have the shape"):
         same.fit(X, LABELS, resume_from=checkpoint)
     assert vars(same) == before
+
+
+def _resize_best(state):
+    coefs, intercepts = state["_training_state"]["best"]
+    best = [np.zeros((7, 9)), np.zeros((9, coefs[1].shape[1]))], [np.zeros(9), intercepts[1]]
+    state["_training_state"]["best"] = best
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_resize_best, "best weights of the checkpoint are not of the shape"),
+        (lambda state: state["_progress"].update(validation_losses=None), "a loss for each score"),
+        (lambda state: state["_progress"]["validation_scores"].pop(), "a loss for each score"),
+        (lambda state: state["_training_state"]["order"].fill(1), "each number from 0 on once"),
+    ],
+)
+def test_a_broken_checkpoint_is_refused(change, message, tmp_path):
+    train(BackpropClassifier(**OPTIONS, early_stopping=True), X, LABELS, tmp_path / "m")
+    loaded = fastbp.load(tmp_path / "m")
+    state = copy.deepcopy(loaded.__getstate__())
+    change(state)
+    with pytest.raises(fastbp.FormatError, match=message):
+        loaded.__setstate__(state)
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    train(BackpropClassifier(**OPTIONS, early_stopping=True), X, LABELS, tmp_path / "m")
+    loaded = fastbp.load(tmp_path / "m")
+    loaded._training_state.best[0][0][0, 0] = np.nan
+    with pytest.raises(ValueError, match="must be finite"):
+        fastbp.save(loaded, tmp_path / "m")
 
 
 @pytest.mark.parametrize(
