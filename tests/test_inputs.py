@@ -32,28 +32,30 @@ CONFIGURATIONS = [
     BackpropClassifier((10,), solver="lbfgs", alpha=1.0, max_iter=20),
     BackpropClassifier(solver="sgd", learning_rate="adaptive", learning_rate_init=0.1),
     BackpropClassifier(early_stopping=True, validation_fraction=0.5),
-    BackpropClassifier((10,), dtype="float32", solver="lbfgs", alpha=1.0, max_iter=20),
     BackpropClassifier(alpha=0.0, warm_start=True),
-    BackpropClassifier(learning_rate="one_cycle", learning_rate_init=0.1, batch_size=50),
     BackpropClassifier((7, 5), "logistic", loss="squared_error", learning_rate_init=0.1),
+    BackpropClassifier((20, 20), dropout=[0.2, 0.1], learning_rate_init=0.01),
     BackpropRegressor(),
+    BackpropRegressor(hidden_layer_sizes=(10,), dtype="float32", solver="lbfgs", max_iter=20, n_jobs=1),
+    BackpropRegressor("quantile", quantile=0.7),
+    BackpropRegressor(early_stopping=True, validation_fraction=0.5, scoring="loss", weight_init="lecun_uniform"),
+    BackpropRegressor(alpha=0.0, warm_start=True),
+]
+MORE_CONFIGURATIONS = [
+    BackpropClassifier((10,), dtype="float32", solver="lbfgs", alpha=1.0, max_iter=20),
+    BackpropClassifier(learning_rate="one_cycle", learning_rate_init=0.1, batch_size=50),
+    BackpropClassifier((6, 6), "elu", dtype="float64", shuffle=False, learning_rate_init=0.01),
+    BackpropClassifier(solver="adamw", weight_decay=0.01, max_grad_norm=1.0, alpha=0.0),
     BackpropRegressor(hidden_layer_sizes=(10,), solver="lbfgs", max_iter=20),
     BackpropRegressor(solver="sgd", hidden_layer_sizes=(), learning_rate_init=0.05),
     BackpropRegressor("absolute_error"),
     BackpropRegressor("huber", (7, 5), "tanh", delta=0.5),
-    BackpropRegressor("quantile", quantile=0.7),
     BackpropRegressor(early_stopping=True, validation_fraction=0.5),
-    BackpropRegressor(early_stopping=True, validation_fraction=0.5, scoring="loss", weight_init="lecun_uniform"),
-    BackpropRegressor(hidden_layer_sizes=(10,), dtype="float32", solver="lbfgs", max_iter=20, n_jobs=1),
-    BackpropRegressor(alpha=0.0, warm_start=True),
     BackpropRegressor("squared_error", (50,), "silu", dtype="float64", shuffle=False, learning_rate_init=0.01),
-    BackpropClassifier((6, 6), "elu", dtype="float64", shuffle=False, learning_rate_init=0.01),
-    BackpropClassifier(solver="adamw", weight_decay=0.01, max_grad_norm=1.0, alpha=0.0),
-    BackpropClassifier((20, 20), dropout=[0.2, 0.1], learning_rate_init=0.01),
     BackpropRegressor(solver="adamw", weight_decay=0.01, max_grad_norm=5.0, batch_size=50),
     BackpropRegressor(dropout=0.1, learning_rate_init=0.01),
 ]
-CHECKS = parametrize_with_checks(CONFIGURATIONS).mark
+CHECKS, MORE_CHECKS = (parametrize_with_checks(models).mark for models in (CONFIGURATIONS, MORE_CONFIGURATIONS))
 # What cannot hold, for scikit-learn's MLP neither. Where samples are held out at random, one that counts twice is not
 # one that is there twice, nor to the last digit of float64 where the weights are float32, nor with random
 # masks. `partial_fit` refuses early stopping. A second `fit` that continues does not do the same again. All other
@@ -70,14 +72,22 @@ def _applies(estimator, check):
 
 
 # scikit-learn 1.7 passes a generator on, which pytest deprecates from 9.1 on: a list is good for all versions.
-ALL_CASES = list(CHECKS.args[1])
-CASES = [case for case in ALL_CASES if _applies(*getattr(case, "values", case))]
+ALL_CASES, MORE_CASES = (list(checks.args[1]) for checks in (CHECKS, MORE_CHECKS))
+CASES, MORE_CASES = (
+    [case for case in cases if _applies(*getattr(case, "values", case))] for cases in (ALL_CASES, MORE_CASES)
+)
 # In float32 the digits may agree by chance.
 LEFT_OUT = [case for case in ALL_CASES if case not in CASES and getattr(case, "values", case)[0].dtype != "float32"]
 
 
 @pytest.mark.parametrize(CHECKS.args[0], CASES, **CHECKS.kwargs)
 def test_follows_the_conventions_of_scikit_learn(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(CHECKS.args[0], MORE_CASES, **CHECKS.kwargs)
+def test_others_follow_the_conventions_of_scikit_learn(estimator, check):
     check(estimator)
 
 
