@@ -6,7 +6,7 @@ from operator import is_
 import numpy as np
 
 from fastbp.kernels import prediction, threads
-from fastbp.kernels.addresses import kernel_addresses
+from fastbp.kernels.addresses import gather_address, kernel_addresses
 from fastbp.kernels.csr_matrix import CsrMatrix, csr_matrix_of
 from fastbp.kernels.network import aligned_zeros, make_network
 from fastbp.kernels.plan import (
@@ -171,7 +171,8 @@ class Predictor:
         params = network.pack(coefs, intercepts)
         arrays = allocate_net(network, params, MAX_PREDICTION_ROWS * n_threads, n_threads, kernels, sparse=True)
         bad = np.zeros(n_threads, np.int64)
-        args = (x, np.arange(n), arrays, outputs, bad, MAX_PREDICTION_ROWS)
+        gather_rows = gather_address(x.dtype, network.dtype)
+        args = (x.view(np.uint8), np.arange(n), arrays, outputs, bad, MAX_PREDICTION_ROWS, gather_rows)
         threads.run(prediction.predict_indexed, args, n_threads)
         if self.is_pair:
             np.subtract(1, outputs[:, 0], out=out[:, 0])

@@ -24,7 +24,7 @@ from fastbp.codegen.target import CACHE_LINE, lanes
 from fastbp.codegen.tiles import MR, NV
 from fastbp.dropout import Dropout
 from fastbp.kernels import backprop, plan, prediction, threads
-from fastbp.kernels.addresses import kernel_addresses
+from fastbp.kernels.addresses import gather_address, kernel_addresses
 from fastbp.kernels.epochs import N_WATCHED
 from fastbp.kernels.network import make_network
 from fastbp.kernels.online import is_small, train_online
@@ -186,7 +186,7 @@ class Trainer:
         self.max_norm = max_norm
         self.n_batches = -(-len(order) // self.batch_size)
         self.guards = guards = Guards()
-        self.data = Data(*map(guards.array, (problem.X, problem.Y, problem.weight, order)))
+        self.data = Data(*map(guards.array, (problem.X, problem.Y, problem.weight, order))).as_bytes()
         keeps_grads = self.chunk < self.batch_size or kernel is train_online or max_norm > 0
         n_blocks = network.count_blocks(BLOCK_ROWS)
         n_norms = -(-n_blocks // network.lanes) * network.lanes if max_norm > 0 else 0
@@ -223,6 +223,7 @@ class Trainer:
             batch_size=self.batch_size,
             chunk=self.chunk,
             pass_rows=self.pass_rows,
+            gather=gather_address(self.problem.X.dtype, self.problem.dtype),
             first_batch=first,
             last_batch=last,
             first_row=0,
@@ -822,7 +823,8 @@ def _predict(problem, X, block, n_threads=1, sparse=False):
     bad = guards.zeros(n_threads, np.int64)
     if sparse:
         arrays = guarded_net(problem, block * n_threads, n_threads, True, guards)
-        args = (guards.array(X), guards.array(np.arange(len(X))), arrays, out, bad, block)
+        x, order = guards.array(X).view(np.uint8), guards.array(np.arange(len(X)))
+        args = (x, order, arrays, out, bad, block, gather_address(X.dtype, problem.dtype))
         threads.run(prediction.predict_indexed, args, n_threads)
     else:
         coefs, intercepts = map(guards.array, problem.coefs), map(guards.array, problem.intercepts)

@@ -1,4 +1,4 @@
-"""The table of kernels that other kernels call by their addresses."""
+"""The kernels that other kernels call by their addresses."""
 
 from functools import cache
 
@@ -6,7 +6,7 @@ import numpy as np
 from numba import from_dtype, types
 
 from fastbp.codegen.jit import address_of
-from fastbp.kernels import csr, matmul, sparse
+from fastbp.kernels import csr, gather, matmul, sparse
 
 
 @cache
@@ -72,3 +72,11 @@ def kernel_addresses(dtype, *, dense=True, prefetch_write=True, index_lists=Fals
         if needed:
             addresses[place] = address_of(kernel, kinds)
     return addresses
+
+
+@cache
+def gather_address(source, dtype):
+    """Return the address of `gather.gather_rows` for inputs of one type and a network of another."""
+    x, out = (types.CPointer(from_dtype(np.dtype(kind))) for kind in (source, dtype))
+    n = types.int64
+    return address_of(gather.gather_rows, (x, n, types.CPointer(n), n, out, n))

@@ -301,10 +301,10 @@ def _train(data, arrays, training_arrays, task, epochs, losses, team_cells, want
         return
     mode = flush_subnormals()
     net = point_at_net(arrays, task.chunk, team.rank, wanted)
-    samples = point_at_samples(data, arrays, team.rank, wanted)
+    samples = point_at_samples(data, arrays, task, team.rank, wanted)
     training = point_at_training(training_arrays, arrays, task, team.rank, wanted)
     results = pointer(losses, 0)
-    fused = is_fused(net, samples, task.batch_size)
+    fused = is_fused(net, task.batch_size)
     loss = point_at_loss(task, arrays)
     done = 0
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from fastbp.codegen.jit import call_at, inlined, jit, typed_inlined
-from fastbp.codegen.memory import address, itemsize, lane_count, load_scalar, offset, prefetch
+from fastbp.codegen.jit import call_at, called_by_address, inlined, jit, typed_inlined
+from fastbp.codegen.memory import address, lane_count, load_scalar, offset, prefetch
 from fastbp.codegen.target import CACHE_LINE
 from fastbp.codegen.tiles import MR, NV
 from fastbp.codegen.vectors import load_converted, store
@@ -18,20 +18,23 @@ FEW_LINES = 4
 PREFETCH_ROWS = 2 * MR
 
 
+@called_by_address
+def gather_rows(x, n, order, count, out, row):
+    """Copy n inputs of each of `count` samples, converted to the network's type, padded with zeros to whole vectors."""
+    for i in range(count):
+        sample, place = load_scalar(order, i) * n, i * row
+        for j in range(0, n, lane_count(out)):
+            store(out, place + j, load_converted(x, sample + j, n - j, out))
+
+
 @inlined
-def gather_row(x, n, row):
-    """Copy n inputs of a sample, converted to the network's type and padded with zeros to whole vectors."""
-    for j in range(0, n, lane_count(row)):
-        store(row, j, load_converted(x, j, n - j, row))
-
-
-@typed_inlined
 def gather(net, layer, samples, position, first, last):
     """Copy the inputs of samples [position + first, position + last) of the order to rows [first, last)."""
-    n = samples.n_inputs
-    for i in range(first, last):
-        sample = load_scalar(samples.order, position + i)
-        gather_row(offset(samples.x, sample * n), n, offset(net.space, layer.input + i * layer.input_row))
+    args = (
+        samples.x, layer.fan_in, offset(samples.order, position + first), last - first,
+        offset(net.space, layer.input + first * layer.input_row), layer.input_row,
+    )  # fmt: skip
+    call_at(samples.gather, args)
 
 
 @inlined
@@ -44,31 +47,30 @@ def _prefetch_targets(samples, sample):
 @typed_inlined
 def prefetch_samples(samples, begin, end):
     """Prefetch samples [begin, end) of the order: targets, the first FEW_LINES lines of the inputs and the last."""
-    line = CACHE_LINE // itemsize(samples.x)
     for i in range(begin, end):
         sample = load_scalar(samples.order, min(i, samples.n_seen - 1))
         _prefetch_targets(samples, sample)
-        for j in range(0, min(samples.n_inputs, FEW_LINES * line), line):
-            prefetch(samples.x, sample * samples.n_inputs + j)
-        prefetch(samples.x, (sample + 1) * samples.n_inputs - 1)
+        for j in range(0, min(samples.x_row, FEW_LINES * CACHE_LINE), CACHE_LINE):
+            prefetch(samples.x, sample * samples.x_row + j)
+        prefetch(samples.x, (sample + 1) * samples.x_row - 1)
 
 
 @inlined
 def _list_samples(samples, begin, end, capacity):
     """List up to `capacity` cache lines of the inputs of samples [begin, end) of the order; return how many."""
-    n_bytes = samples.n_inputs * itemsize(samples.x)
     count = np.int64(0)  # not a literal, for which its users would be compiled once more
     for i in range(begin, end):
         sample = load_scalar(samples.order, min(i, samples.n_seen - 1))
         _prefetch_targets(samples, sample)
-        count = append_lines(address(samples.x, sample * samples.n_inputs), n_bytes, samples.lines, count, capacity)
+        x = address(samples.x, sample * samples.x_row)
+        count = append_lines(x, samples.x_row, samples.lines, count, capacity)
     return count
 
 
 @inlined
-def is_fused(net, samples, n_rows):
+def is_fused(net, n_rows):
     """Whether to gather and multiply at once: the product must have steps enough, about one for each cache line."""
-    return not net.is_sparse and n_rows >= MR and samples.n_inputs >= 2 * MR
+    return not net.is_sparse and not net.is_csr and n_rows >= MR and get_layer(net, 0).fan_in >= 2 * MR
 
 
 @jit

@@ -148,7 +148,7 @@ def train_online(data, arrays, training_arrays, task, epochs, losses, team_cells
     cells, team = pointer(team_cells, 0), Team(np.int64(0), np.int64(1))
     mode = flush_subnormals()
     net = point_at_net(arrays, task.chunk, 0, 1)
-    samples = point_at_samples(data, arrays, 0, 1)
+    samples = point_at_samples(data, arrays, task, 0, 1)
     training = point_at_training(training_arrays, arrays, task, 0, 1)
     sizes, decays, results = pointer(task.sizes, 0), pointer(task.decays, 0), pointer(losses, 0)
     loss = point_at_loss(task, arrays)

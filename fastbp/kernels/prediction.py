@@ -165,7 +165,7 @@ def _is_unchanged(table, n_layers):
 
 @inlined
 def _gather_finite(x, n, row):
-    """Copy n inputs as `gather.gather_row` does; return whether all are finite in the network's type."""
+    """Copy n inputs as `gather.gather_rows` does; return whether all are finite in the network's type."""
     step = 4 * lane_count(row)
     first = splat(row, 0.0)
     second, third, fourth = first, first, first
@@ -547,12 +547,12 @@ def call_rows(description, x, n_samples, out):
 
 
 @cached_jit
-def predict_indexed(x, order, arrays, out, bad, block, team_cells, wanted):
+def predict_indexed(x, order, arrays, out, bad, block, gather_rows, team_cells, wanted):
     """Do what `predict` does with a packed network, leaving out zero inputs (see `fastbp.kernels.sparse`).
 
     Parameters
     ----------
-    x : ndarray of shape (n_samples, n_features)
+    x : ndarray of uint8 of shape (n_samples, bytes of a sample)
         Inputs, C-ordered.
     order : ndarray of int64 of shape (n_samples,)
         0, 1, 2, ...
@@ -564,6 +564,8 @@ def predict_indexed(x, order, arrays, out, bad, block, team_cells, wanted):
         Becomes the number of rows that are not finite.
     block : int64
         Rows that go through the network together.
+    gather_rows : int64
+        From `addresses.gather_address`.
     """
     cells = pointer(team_cells, 0)
     team = join_team(cells, wanted)
@@ -572,7 +574,7 @@ def predict_indexed(x, order, arrays, out, bad, block, team_cells, wanted):
     mode = flush_subnormals()
     net = point_at_net(arrays, block * wanted, team.rank, wanted)
     samples = Samples(
-        pointer(x, 0), x.shape[1], pointer(x, 0), 0, pointer(x, 0), False, pointer(order, 0), x.shape[0],
+        pointer(x, 0), x.shape[1], gather_rows, pointer(x, 0), 0, pointer(x, 0), False, pointer(order, 0), x.shape[0],
         pointer(arrays.lines, team.rank * (arrays.lines.size // wanted)),
     )  # fmt: skip
     inputs, outputs = get_layer(net, 0), get_layer(net, net.n_layers - 1)

@@ -19,7 +19,7 @@ from fastbp.kernels.plan import count_prefetched_arrays
 class Data(NamedTuple):
     """Samples, and the order in which they are seen."""
 
-    x: np.ndarray  # (n_samples, n_features), C-ordered
+    x: np.ndarray  # (n_samples, n_features), C-ordered; as bytes, (n_samples, bytes of a sample), in compiled code
     y: np.ndarray  # (n_samples, n_outputs), C-ordered
     weight: np.ndarray  # (n_samples,), or empty for equal weights
     order: np.ndarray  # (n_seen,) int64: the samples of an epoch, batch after batch
@@ -27,6 +27,10 @@ class Data(NamedTuple):
     def total_weight(self):
         """Return the sum of the weights of the samples of an epoch, or how many there are."""
         return float(self.weight[self.order].sum(dtype=np.float64) if self.weight.size else self.order.size)
+
+    def as_bytes(self):
+        """Return it as compiled code takes it: what gathers a sample is all that has to know the type of x."""
+        return self._replace(x=self.x.view(np.uint8))
 
 
 class NetArrays(NamedTuple):
@@ -78,6 +82,7 @@ class Task(NamedTuple):
     last_row: int  # of the last batch, one past: where it is not the end, the batch is not done, and nothing follows
     seed: int  # of dropout
     first_step: int  # steps of the optimizer before first_batch
+    gather: int  # address of the kernel that gathers samples, from addresses.gather_address
 
 
 class Epochs(NamedTuple):
@@ -132,8 +137,9 @@ class Net(NamedTuple):
 class Samples(NamedTuple):
     """A `Data`, as pointers."""
 
-    x: Any
-    n_inputs: int
+    x: Any  # bytes
+    x_row: int  # of a sample; 0 where the inputs are sparse rows
+    gather: int
     y: Any
     n_outputs: int
     weight: Any
@@ -214,11 +220,11 @@ def point_at_net(arrays, n_rows, rank, n_threads):
 
 
 @inlined
-def point_at_samples(data, arrays, rank, n_threads):
+def point_at_samples(data, arrays, task, rank, n_threads):
     """Turn a `Data` into pointers, with one thread's part of `arrays.lines`."""
     return Samples(
-        pointer(data.x, 0), data.x.shape[1], pointer(data.y, 0), data.y.shape[1], pointer(data.weight, 0),
-        data.weight.size > 0, pointer(data.order, 0), data.order.size,
+        pointer(data.x, 0), data.x.shape[1], task.gather, pointer(data.y, 0), data.y.shape[1],
+        pointer(data.weight, 0), data.weight.size > 0, pointer(data.order, 0), data.order.size,
         pointer(arrays.lines, rank * (arrays.lines.size // n_threads)),
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from fastbp.interrupts import Interrupts
 from fastbp.kernels import backprop, online, threads
-from fastbp.kernels.addresses import kernel_addresses
+from fastbp.kernels.addresses import gather_address, kernel_addresses
 from fastbp.kernels.csr import Csr, catch_up_all
 from fastbp.kernels.epochs import STOPPED
 from fastbp.kernels.network import aligned_zeros
@@ -338,8 +338,9 @@ class Session:
             last_row=rows[1],
             seed=optimizer.seed or 0,
             first_step=optimizer.steps,
+            gather=gather_address(data.x.dtype, self.params.dtype),
         )
-        args = (data, self._arrays, self._training_arrays, task, epochs, losses)
+        args = (data.as_bytes(), self._arrays, self._training_arrays, task, epochs, losses)
         if n_threads > 1 and self._addresses is None:
             self._addresses = threads.addresses_for(self._train, args)
         done[0] = 0
