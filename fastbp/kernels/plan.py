@@ -74,6 +74,10 @@ def scratch_size(lanes, row=0):
     return lanes + max(BLOCK_ROWS * NV * lanes, row)
 
 
+# The most samples of a batch whose gradient is not stored (`few`), and for which no transposes are kept: to renew them
+# takes longer than to transpose the weights once more as they are read.
+MAX_FEW = 4
+
 # --- blocks for the caches ---
 
 # After Low et al., "Analytical modeling is enough for high-performance BLIS", ACM TOMS 43(2), 2016, with one
