@@ -161,7 +161,9 @@ def make(
 def guarded_net(problem, n_rows, n_threads, sparse, guards, *, trains=False, update=None):
     """The arrays of a network, between canaries; `update` is a kernel of `few`, for batches of a few samples."""
     few = update is not None
-    kernels = kernel_addresses(problem.dtype, index_lists=sparse, few_rows=few, update_few=update)
+    kernels = kernel_addresses(
+        problem.dtype, index_lists=sparse, one_output=problem.network.units[1] == 1, few_rows=few, update_few=update
+    )  # fmt: skip
     arrays = allocate_net(
         problem.network, _packed(problem), n_rows, n_threads, kernels, sparse=sparse, trains=trains,
         keep_transposes=not few,
@@ -206,7 +208,7 @@ class Trainer:
             row_loss=guards.zeros(self.chunk, np.float64),
             squares=guards.zeros(n_blocks, np.float64),
             norms=guards.zeros(n_norms, np.float64),
-            scratch=guards.zeros(n_threads * scratch_size(network.lanes), dtype),
+            scratch=guards.zeros(n_threads * scratch_size(network.lanes, network.widest), dtype),
             done=guards.zeros(1, np.int64),
         )
         self.constants = guards.array(constants)
@@ -632,6 +634,19 @@ def test_same_bits_where_parameters_are_prefetched(n_bytes, optimizer, dtype):
     # In chunks the gradient is summed in memory, and nothing is prefetched.
     assert Trainer(problem, chunk=batch_size - 2, **kwargs).run().bits() == whole
     assert Trainer(problem, n_threads=2, **kwargs).run().bits() == whole
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("optimizer", [None, "nesterov", "adam"])
+def test_same_bits_with_one_output(optimizer, dtype):
+    """Its gradient is a row; in chunks it is summed as that of other layers."""
+    nr = NV * lanes(np.dtype(dtype).itemsize)
+    for n_inputs in (1, nr - 1, BLOCK_ROWS + 1, 8 * nr, 9 * nr + BLOCK_ROWS + 3):
+        problem = make([n_inputs, 1], None, "squared_error", Logistic(), n=30, dtype=dtype, weighted=True, alpha=0.1)
+        kwargs = {"optimizer": optimizer, "batch_size": 30 if optimizer is None else 19}
+        whole = Trainer(problem, chunk=18, **kwargs).run().bits()
+        for n_threads in (1, 2):
+            assert Trainer(problem, n_threads=n_threads, **kwargs).run().bits() == whole
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -11,8 +11,9 @@ from fastbp.kernels import csr, few, matmul, sparse
 
 @cache
 def kernel_addresses(
-    dtype, *, dense=True, prefetch_write=True, index_lists=False, csr_input=False, few_rows=False, update_few=None
-):
+    dtype, *, dense=True, prefetch_write=True, index_lists=False, csr_input=False, one_output=False, few_rows=False,
+    update_few=None,
+):  # fmt: skip
     """Return the addresses of the kernels of matrix products, which are compiled or loaded now.
 
     If they were compiled into each of their callers, the register tiles would take a quarter of the time of a first
@@ -30,6 +31,8 @@ def kernel_addresses(
         Whether the kernels for inputs that are mostly zero are needed.
     csr_input : bool, default=False
         Whether the kernels for inputs in sparse rows are needed.
+    one_output : bool, default=False
+        Whether the first layer has one output.
     few_rows : bool, default=False
         Whether the products for a few rows are needed.
     update_few : function, default=None
@@ -74,6 +77,7 @@ def kernel_addresses(
         ),
         matmul.MULTIPLY_FEW: (few_rows, matmul.multiply_few, (n, n, n, values, n, values, n, values, values, n, n)),
         matmul.MULTIPLY_TRANSPOSED: (few_rows, matmul.multiply_transposed, (n, n, n, values, n, values, n, values, n)),
+        matmul.MULTIPLY_ROW: (one_output, matmul.multiply_row, (n, n, values, n, values, n, values, n)),
         few.UPDATE_FEW: (
             update_few is not None, update_few,
             (floats, real, real, real, real, values, n, values, n, n, n, values, values, values, floats, n),

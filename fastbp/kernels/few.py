@@ -15,7 +15,7 @@ from fastbp.kernels.plan import BLOCK_ROWS
 from fastbp.optimizers import ADAM, adam_step, sgd_step
 
 # Place in the table of `kernel_addresses`, after those of `csr`.
-UPDATE_FEW = 11
+UPDATE_FEW = 12
 
 
 @cache

@@ -28,6 +28,7 @@ from fastbp.kernels.few import UPDATE_FEW
 from fastbp.kernels.matmul import (
     MULTIPLY,
     MULTIPLY_PREFETCH_WRITE,
+    MULTIPLY_ROW,
     NONE,
     ONE,
     REPEATED,
@@ -247,6 +248,8 @@ def compute_gradients_and_update(net, training, samples, step, team):
             _update_csr(net, training, step, layer, squares, norms, stage, team)
         elif step.is_few and layer.transpose < 0 and not is_sparse:
             _update_few(net, training, step, layer, part, squares)
+        elif l == 0 and layer.fan_out == 1 and step.in_place and not is_sparse:
+            _update_one_output(net, training, step, layer, part, squares)
         else:
             _update_weights(net, training, samples.lines, step, layer, part, squares, norms, is_sparse, team.size)
         _update_biases(net, training, step, layer, team)
@@ -322,6 +325,34 @@ def _update_few(net, training, step, layer, part, squares):
         )  # fmt: skip
         call_at(load_scalar(net.kernels, UPDATE_FEW), args)
         turn += n
+
+
+@typed_inlined
+def _update_one_output(net, training, step, layer, part, squares):
+    """Do as `_update_weights` for the first layer if it has one output: of each vector only the first number counts.
+
+    The gradient is a row, and the inputs are read along their rows. Its numbers are then laid out block by block.
+    """
+    width = lane_count(net.params)
+    first = part.first * BLOCK_ROWS
+    n = min(part.last * BLOCK_ROWS, part.n_rows) - first
+    grads = offset(training.scratch, width)
+    row = offset(grads, BLOCK_ROWS * NV * width)
+    args = (
+        (n + width - 1) // width * width, step.m, offset(net.space, layer.delta), layer.row,
+        offset(net.space, layer.input + first), layer.input_row, row, load_scalar(net.kernels, MULTIPLY),
+    )  # fmt: skip
+    call_at(load_scalar(net.kernels, MULTIPLY_ROW), args)
+    for i in range(BLOCK_ROWS):
+        store(grads, i * width, splat(grads, 0.0))
+    for number in range(part.first, part.last):
+        p = number * BLOCK_ROWS - first
+        rows = min(BLOCK_ROWS, n - p)
+        for i in range(rows):
+            store_scalar(grads, i * width, load_scalar(row, p + i))
+        begin = layer.weights + number * BLOCK_ROWS * width
+        square = update_params(net, training, step, step.decay, training.alpha, begin, grads, rows * width)
+        store_scalar(squares, number, square)
 
 
 @typed_inlined

@@ -40,7 +40,7 @@ NONE, ONE = np.int64(0), np.int64(1)
 # The stride of a row, or of a number, that is repeated: biases, zeros, an input that is always one.
 REPEATED = np.int64(0)
 # Places in the table of `kernel_addresses`; `sparse`, `csr` and `few` have the others.
-MULTIPLY, MULTIPLY_PREFETCH, MULTIPLY_PREFETCH_WRITE, MULTIPLY_FEW, MULTIPLY_TRANSPOSED = range(5)
+MULTIPLY, MULTIPLY_PREFETCH, MULTIPLY_PREFETCH_WRITE, MULTIPLY_FEW, MULTIPLY_TRANSPOSED, MULTIPLY_ROW = range(6)
 
 
 class Tiling(NamedTuple):
@@ -112,13 +112,52 @@ def multiply_few(m, n, k, a, a_row, panels, panel_rows, d, c, c_row, multiply):
     whole = columns // step * step
     for j in range(0, whole, step):
         b = offset(panels, j * panel_rows)
-        micro_kernel_few(m, k, a, a_row, b, panel_rows * NV * width, offset(d, j), offset(c, j), c_row)
+        micro_kernel_few(
+            m, k, a, a_row, ONE, b, NV * width, panel_rows * NV * width, offset(d, j), offset(c, j), c_row
+        )  # fmt: skip
     for j in range(whole, columns, NV * width):
         nv = min(NV, (columns - j) // width)
         args = (
             m, nv, k, a, a_row, ONE, offset(panels, j * panel_rows), nv * width, offset(d, j), REPEATED, offset(c, j),
             c_row,
         )  # fmt: skip
+        call_at(multiply, args)
+
+
+# Rows of B that `multiply_row` takes at a time.
+ROWS_TOGETHER = 8
+
+
+@called_by_address
+def multiply_row(n, k, a, a_col, b, b_row, c, multiply):
+    """Compute one row, C = A B, for a B that is not packed: it is read along its rows, as it lies in memory.
+
+    Parameters
+    ----------
+    n, k : int64
+        A has k numbers, and B n columns, a multiple of the lanes; both at least 1.
+    a, a_col : pointer, int64
+        A, and the stride of its numbers.
+    b, b_row : pointer, int64
+        Row-major B and its row stride.
+    c : pointer
+        n numbers.
+    multiply : int64
+        The address of `multiply_panel`.
+    """
+    width = lane_count(c)
+    step = _few_panels(1) * NV * width
+    whole = n // step * step
+    for j in range(0, n, width):
+        store(c, j, splat(c, 0.0))
+    for i in range(0, k, ROWS_TOGETHER):
+        rows = min(ROWS_TOGETHER, k - i)
+        for j in range(0, whole, step):
+            x, y, z = offset(a, i * a_col), offset(b, i * b_row + j), offset(c, j)
+            micro_kernel_few(ONE, rows, x, REPEATED, a_col, y, b_row, NV * width, z, z, REPEATED)
+    for j in range(whole, n, NV * width):
+        z = offset(c, j)
+        args = (ONE, min(NV, (n - j) // width), k, a, REPEATED, a_col, offset(b, j), b_row, z, REPEATED, z, REPEATED)
         call_at(multiply, args)
 
 

@@ -206,11 +206,12 @@ class Session:
         self._train = online.train_online if one_by_one else backprop.train_clipped if clips else backprop.train
         prefetch = count_prefetched_arrays(params, optimizer.first, optimizer.second, n_threads) > 0
         self._few = few = batch_size if batch_size <= MAX_FEW and not one_by_one else 0
+        one_output = network.units[1] == 1 and csr is None
         updates_few = few > 0 and not clips and settings.solver != "lbfgs"
         kind_of_update = few, SOLVERS[settings.solver], settings.momentum != 0, settings.alpha != 0
         kernels = kernel_addresses(
             network.dtype, dense=not one_by_one, prefetch_write=prefetch, index_lists=sparse,
-            csr_input=csr is not None, few_rows=few > 0,
+            csr_input=csr is not None, one_output=one_output, few_rows=few > 0,
             update_few=update_few(*kind_of_update) if updates_few else None,
         )  # fmt: skip
         self._csr = None if csr is None else Csr(csr, settings, self._chunk, n_threads)
@@ -221,7 +222,7 @@ class Session:
         keeps_grads = self._chunk < batch_size or one_by_one or clips or settings.solver == "lbfgs"
         n_grads = network.n_params if keeps_grads else 0
         n_blocks = network.count_blocks(BLOCK_ROWS)
-        n_scratch = scratch_size(network.lanes, 0 if csr is None else network.widest)
+        n_scratch = scratch_size(network.lanes, 0 if csr is None and not one_output else network.widest)
         self._training_arrays = TrainingArrays(
             first=optimizer.first,
             second=optimizer.second,
