@@ -66,6 +66,24 @@ def decay_rates(solver, rates, weight_decay):
     return np.asarray(rates, dtype=np.float64) * (weight_decay if solver == "adamw" else 0.0)
 
 
+@inlined
+def adam_step(i, w, g, beta_1, rest_1, beta_2, rest_2, epsilon, size, decay, params, first, second):
+    """Update the vector `w` of the parameters from `i` on, whose gradient is `g`; see `update`."""
+    m = fma(load(first, i), beta_1, g * rest_1)
+    v = fma(load(second, i), beta_2, g * g * rest_2)
+    store(first, i, m)
+    store(second, i, v)
+    store(params, i, w - fma(w, decay, m * size / (sqrt(v) + epsilon)))
+
+
+@inlined
+def sgd_step(i, w, g, momentum, nesterov, params, first):
+    """Update the vector `w` of the parameters from `i` on; `g` is their gradient times the step size."""
+    v = fma(load(first, i), momentum, -g)
+    store(first, i, v)
+    store(params, i, w + (fma(v, momentum, -g) if nesterov else v))
+
+
 @jit
 def update(solver, constants, size, decay, alpha, divisor, n, params, grads, first, second):
     """Update a block of parameters: one step of an optimizer.
@@ -110,21 +128,14 @@ def update(solver, constants, size, decay, alpha, divisor, n, params, grads, fir
             w = load(params, i)
             squares = fma(w, w, squares)
             g = fma(w, alpha, load(grads, i)) * scale
-            m = fma(load(first, i), beta_1, g * rest_1)
-            v = fma(load(second, i), beta_2, g * g * rest_2)
-            store(first, i, m)
-            store(second, i, v)
-            store(params, i, w - fma(w, decay, m * size / (sqrt(v) + epsilon)))
+            adam_step(i, w, g, beta_1, rest_1, beta_2, rest_2, epsilon, size, decay, params, first, second)
     elif solver == SGD:
         momentum = load_scalar(constants, 0)
         nesterov = load_scalar(constants, 1) != 0
         for i in range(0, n, step):
             w = load(params, i)
             squares = fma(w, w, squares)
-            g = fma(w, alpha, load(grads, i)) * (scale * size)
-            v = fma(load(first, i), momentum, -g)
-            store(first, i, v)
-            store(params, i, w + (fma(v, momentum, -g) if nesterov else v))
+            sgd_step(i, w, fma(w, alpha, load(grads, i)) * (scale * size), momentum, nesterov, params, first)
     else:
         for i in range(0, n, step):
             w = load(params, i)

@@ -26,6 +26,7 @@ from fastbp.dropout import Dropout
 from fastbp.kernels import backprop, plan, prediction, threads
 from fastbp.kernels.addresses import gather_address, kernel_addresses
 from fastbp.kernels.epochs import N_WATCHED
+from fastbp.kernels.few import update_few
 from fastbp.kernels.network import make_network
 from fastbp.kernels.online import is_small, train_online
 from fastbp.kernels.plan import (
@@ -157,10 +158,16 @@ def make(
     return Problem([*hidden, output], loss, coefs, intercepts, X, Y, weight, alpha, loss_parameters)
 
 
-def guarded_net(problem, n_rows, n_threads, sparse, guards, *, trains=False):
-    """The arrays of a network, between canaries."""
-    kernels = kernel_addresses(problem.dtype, index_lists=sparse)
-    arrays = allocate_net(problem.network, _packed(problem), n_rows, n_threads, kernels, sparse=sparse, trains=trains)
+def guarded_net(problem, n_rows, n_threads, sparse, guards, *, trains=False, update=None):
+    """The arrays of a network, between canaries; `update` is a kernel of `few`, for batches of a few samples."""
+    few = update is not None
+    kernels = kernel_addresses(
+        problem.dtype, index_lists=sparse, one_output=problem.network.units[1] == 1, few_rows=few, update_few=update
+    )  # fmt: skip
+    arrays = allocate_net(
+        problem.network, _packed(problem), n_rows, n_threads, kernels, sparse=sparse, trains=trains,
+        keep_transposes=not few,
+    )  # fmt: skip
     return NetArrays(*map(guards.array, arrays))
 
 
@@ -170,6 +177,7 @@ class Trainer:
     def __init__(
         self, problem, *, optimizer=None, rate=0.1, batch_size=None, chunk=None, order=None, sparse=False,
         n_threads=1, kernel=backprop.train, pass_rows=10**6, max_norm=0.0,
+        few=0,
     ):  # fmt: skip
         problem = replace(problem, transpose_narrow=problem.transpose_narrow and kernel is not train_online)
         if max_norm > 0:
@@ -184,13 +192,15 @@ class Trainer:
         self.chunk = self.batch_size if chunk is None else chunk
         self.pass_rows = pass_rows
         self.max_norm = max_norm
+        self.few = few
         self.n_batches = -(-len(order) // self.batch_size)
         self.guards = guards = Guards()
         self.data = Data(*map(guards.array, (problem.X, problem.Y, problem.weight, order))).as_bytes()
         keeps_grads = self.chunk < self.batch_size or kernel is train_online or max_norm > 0
         n_blocks = network.count_blocks(BLOCK_ROWS)
         n_norms = -(-n_blocks // network.lanes) * network.lanes if max_norm > 0 else 0
-        self.net = guarded_net(problem, self.chunk, n_threads, sparse, guards, trains=True)
+        update = update_few(few, SOLVERS[solver], constants[0] != 0, problem.alpha != 0) if few else None
+        self.net = guarded_net(problem, self.chunk, n_threads, sparse, guards, trains=True, update=update)
         self.state = TrainingArrays(
             first=guards.zeros(network.n_params, dtype),
             second=guards.zeros(network.n_params if SOLVERS[solver] == ADAM else 0, dtype),
@@ -198,7 +208,7 @@ class Trainer:
             row_loss=guards.zeros(self.chunk, np.float64),
             squares=guards.zeros(n_blocks, np.float64),
             norms=guards.zeros(n_norms, np.float64),
-            scratch=guards.zeros(n_threads * scratch_size(network.lanes), dtype),
+            scratch=guards.zeros(n_threads * scratch_size(network.lanes, network.widest), dtype),
             done=guards.zeros(1, np.int64),
         )
         self.constants = guards.array(constants)
@@ -221,6 +231,7 @@ class Trainer:
             alpha=self.problem.alpha,
             max_grad_norm=self.max_norm,
             batch_size=self.batch_size,
+            few=self.few,
             chunk=self.chunk,
             pass_rows=self.pass_rows,
             gather=gather_address(self.problem.X.dtype, self.problem.dtype),
@@ -624,6 +635,35 @@ def test_same_bits_where_parameters_are_prefetched(n_bytes, optimizer, dtype):
     # In chunks the gradient is summed in memory, and nothing is prefetched.
     assert Trainer(problem, chunk=batch_size - 2, **kwargs).run().bits() == whole
     assert Trainer(problem, n_threads=2, **kwargs).run().bits() == whole
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("optimizer", [None, "nesterov", "adam"])
+def test_same_bits_with_one_output(optimizer, dtype):
+    """Its gradient is a row; in chunks it is summed as that of other layers."""
+    nr = NV * lanes(np.dtype(dtype).itemsize)
+    for n_inputs in (1, nr - 1, BLOCK_ROWS + 1, 8 * nr, 9 * nr + BLOCK_ROWS + 3):
+        problem = make([n_inputs, 1], None, "squared_error", Logistic(), n=30, dtype=dtype, weighted=True, alpha=0.1)
+        kwargs = {"optimizer": optimizer, "batch_size": 30 if optimizer is None else 19}
+        whole = Trainer(problem, chunk=18, **kwargs).run().bits()
+        for n_threads in (1, 2):
+            assert Trainer(problem, n_threads=n_threads, **kwargs).run().bits() == whole
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_same_training_with_a_few_samples(optimizer, dtype):
+    """Gradient and update at once, and no transposes: in batches of a few samples and the shorter one that is last."""
+    nr = NV * lanes(np.dtype(dtype).itemsize)
+    shapes = ([2 * BLOCK_ROWS + 3, 2 * nr + 3, BLOCK_ROWS + 1, 3], [5, 3], [1, 9 * nr, 4 * nr + 1], [3, 4, 1])
+    for (size, units), alpha in product(enumerate(shapes, 1), (0.0, 0.1)):
+        problem = make(units, Logistic(), "squared_error", Logistic(), n=5 * size + size // 2, dtype=dtype, alpha=alpha)
+        problem = replace(problem, transpose_narrow=size > 1)
+        whole = Trainer(problem, optimizer=optimizer, batch_size=size).run()
+        for n_threads, cut in ((1, 2), (2, 3)):
+            trainer = Trainer(problem, optimizer=optimizer, batch_size=size, n_threads=n_threads, few=size)
+            trainer.run(0, cut).run(cut)
+            assert_same_training(trainer, whole)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

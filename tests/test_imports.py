@@ -27,7 +27,7 @@ FLOORS = [
     {"kernels.records"},
     {
         "kernels.csr_matrix", "kernels.lazy", "kernels.matmul", "kernels.prefetch", "kernels.shuffle",
-        "kernels.evaluation", "kernels.threads", "kernels.tuner", "kernels.workspace",
+        "kernels.evaluation", "kernels.few", "kernels.threads", "kernels.tuner", "kernels.workspace",
     },
     {"kernels.csr", "kernels.gather", "kernels.sparse"},
     {"kernels.addresses", "kernels.epochs", "kernels.gradient"},

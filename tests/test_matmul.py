@@ -9,7 +9,13 @@ from fastbp.codegen.memory import pointer
 from fastbp.codegen.target import lanes
 from fastbp.codegen.tiles import MR, NV
 from fastbp.kernels.addresses import kernel_addresses
-from fastbp.kernels.matmul import matmul, multiply_panel, multiply_panel_prefetch_write, pack_transpose
+from fastbp.kernels.matmul import (
+    matmul,
+    multiply_panel,
+    multiply_panel_prefetch_write,
+    multiply_transposed,
+    pack_transpose,
+)
 from fastbp.kernels.plan import reduction_block
 
 DTYPES = [np.float32, np.float64]
@@ -42,7 +48,32 @@ def test_matmul(dtype):
         wide = np.pad(a, ((0, 0), (0, a_gap)), constant_values=np.nan)
         panels = pack_naive(np.vstack([b, np.full((b_gap, n), np.nan)]), k + b_gap, dtype)
         place = (c.ravel(), c.shape[1], c.shape[1])
-        run_matmul(kernel_addresses(dtype), m, n, k, wide.ravel(), k + a_gap, panels, k + b_gap, d, *place)
+        for kernels in (kernel_addresses(dtype), kernel_addresses(dtype, few_rows=True)):
+            c[1:-1, :written] = np.nan
+            run_matmul(kernels, m, n, k, wide.ravel(), k + a_gap, panels, k + b_gap, d, *place)
+            np.testing.assert_array_equal(c, expected, err_msg=f"{m=} {n=} {k=}")
+
+
+@njit
+def run_multiply_transposed(m, n, k, a, a_row, panels, panel_rows, c, c_at, c_row):
+    multiply_transposed(m, n, k, pointer(a, 0), a_row, pointer(panels, 0), panel_rows, pointer(c, c_at), c_row)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_multiply_transposed(dtype):
+    rng = np.random.default_rng(0)
+    width = lanes(np.dtype(dtype).itemsize)
+    sizes = {*range(1, 2 * width + 2), NV * width + 1, (2 * NV + 1) * width - 1}
+    for count, (n, k) in enumerate(product(sizes, sizes)):
+        m, gap = count % 5 + 1, count % 3
+        a, b = whole_numbers(rng, m, k, dtype=dtype), whole_numbers(rng, n, k, dtype=dtype)
+        written = -(-n // width) * width
+        c = guarded(m, written + gap, dtype)
+        expected = c.copy()
+        expected[1:-1, :written] = np.pad(a @ b.T, ((0, 0), (0, written - n)))
+        wide = np.pad(a, ((0, 0), (0, gap)), constant_values=np.nan)
+        panels = pack_naive(np.pad(b, ((0, written - n), (0, 0))), written, dtype)
+        run_multiply_transposed(m, n, k, wide.ravel(), k + gap, panels, written, c.ravel(), c.shape[1], c.shape[1])
         np.testing.assert_array_equal(c, expected, err_msg=f"{m=} {n=} {k=}")
 
 

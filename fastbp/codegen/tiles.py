@@ -163,6 +163,59 @@ def micro_kernel_in_place(typingctx, mr, n_panels, k, a, a_row, b, b_row, d, d_r
     return kernel_signature(*kinds), codegen
 
 
+# The most rows of `micro_kernel_few`, whose few chains of additions would not keep the FMA units busy: as many panels
+# more are multiplied at once.
+FEW_ROWS = 2
+
+
+@intrinsic
+def micro_kernel_few(typingctx, mr, k, a, a_row, a_col, b, b_row, panel, d, c, c_row):
+    """Compute C = D + A B for some panels of B, side by side; the bits are those of `micro_kernel`.
+
+    Parameters
+    ----------
+    mr : int64
+        Rows, 1 to FEW_ROWS; the panels are `few_panels(mr)`.
+    k, a, a_row, a_col, c, c_row
+        As in `micro_kernel`.
+    b, b_row, panel : pointer, int64, int64
+        B, the row stride within a panel, and the numbers from one panel to the next.
+    d : pointer
+        One row.
+    """
+
+    def codegen(context, builder, signature, args):
+        mr, k, a, a_row, a_col, b, b_row, panel, d, c, c_row = args
+        vector = vector_type(context, signature.args[9].dtype)
+
+        def emit(number):
+            tile = _Tile(builder, number + 1, NV, vector)
+            wide = _Tile(builder, number + 1, NV * few_panels(number + 1), vector)
+
+            def add_products(carried):
+                p, a, b, *sums = carried
+                row = []
+                for number in range(few_panels(wide.rows)):
+                    row += tile.load_row(emit_offset(builder, b, builder.mul(panel, INT64(number))))
+                following = builder.add(p, INT64(1))
+                added = wide.multiply_add(sums, a, a_row, row)
+                a, b = emit_offset(builder, a, a_col), emit_offset(builder, b, b_row)
+                return [following, a, b, *added], builder.icmp_signed("<", following, k)
+
+            _, _, _, *sums = emit_loop(builder, "few", [INT64(0), a, b, *wide.load(d, INT64(0))], add_products)
+            wide.store(sums, c, c_row)
+
+        emit_switch(builder, "few", builder.sub(mr, INT64(1)), FEW_ROWS, emit)
+        return context.get_dummy_value()
+
+    return kernel_signature(mr, k, a, a_row, a_col, b, b_row, panel, d, c, c_row), codegen
+
+
+def few_panels(rows):
+    """Return how many panels `micro_kernel_few` multiplies at once."""
+    return 2 * FEW_ROWS // rows
+
+
 def _prefetching_micro_kernel(*, for_write):
     @intrinsic
     def kernel(typingctx, mr, nv, k, lines, n_lines, a, a_row, a_col, b, b_row, d, d_row, c, c_row):

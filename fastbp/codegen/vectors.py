@@ -259,6 +259,38 @@ def fma(typingctx, x, y, z):
     return vector(x, y, z), codegen
 
 
+@intrinsic(prefer_literal=True)
+def load_rows(typingctx, base, row, n):
+    """Load a vector from each of n rows, `row` numbers apart: a tuple for `sum_products`; n is a constant."""
+    vector = Vector(base.dtype)
+    rows = types.UniTuple(vector, n.literal_value)
+
+    def codegen(context, builder, sig, args):
+        kind = context.get_value_type(vector)
+        places = (_place(builder, kind, args[0], builder.mul(args[1], args[1].type(i))) for i in range(rows.count))
+        values = [builder.load(place, align=base.dtype.bitwidth // 8) for place in places]
+        return context.make_tuple(builder, rows, values)
+
+    return rows(base, types.int64, n), codegen
+
+
+@intrinsic
+def sum_products(typingctx, base, row, vectors):
+    """Multiply the vectors of a tuple by scalars, each `row` numbers from the one before, and add up from zero on."""
+    vector = vectors.dtype
+
+    def codegen(context, builder, sig, args):
+        kind = context.get_value_type(vector)
+        result = ir.Constant(kind, None)
+        for i in range(vectors.count):
+            place = builder.gep(args[0], [builder.mul(args[1], args[1].type(i))])
+            value = emit_splat(builder, builder.load(place, align=base.dtype.bitwidth // 8), vector.count)
+            result = emit_fma(builder, value, builder.extract_value(args[2], i), result)
+        return result
+
+    return vector(base, types.int64, vectors), codegen
+
+
 def _unary(name, description):
     @intrinsic
     def function(typingctx, x):

@@ -6,11 +6,14 @@ import numpy as np
 from numba import from_dtype, types
 
 from fastbp.codegen.jit import address_of
-from fastbp.kernels import csr, gather, matmul, sparse
+from fastbp.kernels import csr, few, gather, matmul, sparse
 
 
 @cache
-def kernel_addresses(dtype, *, dense=True, prefetch_write=True, index_lists=False, csr_input=False):
+def kernel_addresses(
+    dtype, *, dense=True, prefetch_write=True, index_lists=False, csr_input=False, one_output=False, few_rows=False,
+    update_few=None,
+):  # fmt: skip
     """Return the addresses of the kernels of matrix products, which are compiled or loaded now.
 
     If they were compiled into each of their callers, the register tiles would take a quarter of the time of a first
@@ -28,11 +31,17 @@ def kernel_addresses(dtype, *, dense=True, prefetch_write=True, index_lists=Fals
         Whether the kernels for inputs that are mostly zero are needed.
     csr_input : bool, default=False
         Whether the kernels for inputs in sparse rows are needed.
+    one_output : bool, default=False
+        Whether the first layer has one output.
+    few_rows : bool, default=False
+        Whether the products for a few rows are needed.
+    update_few : function, default=None
+        The kernel of `few.update_few`, where one is needed.
 
     Returns
     -------
     ndarray of int64
-        Addresses at the places `matmul.MULTIPLY` to `csr.UPDATE_CSR`; 0 for what is not needed. Calls
+        Addresses at the places `matmul.MULTIPLY` to `few.UPDATE_FEW`; 0 for what is not needed. Calls
         with the same arguments return the same array, which must not be changed.
     """
     values = types.CPointer(from_dtype(np.dtype(dtype)))
@@ -65,6 +74,13 @@ def kernel_addresses(dtype, *, dense=True, prefetch_write=True, index_lists=Fals
                 lines, indices, floats, n, n, values, n, n, n, n, n, n, floats, real, real, real, real, n, values,
                 values, values, values, floats, floats, values, values,
             ),
+        ),
+        matmul.MULTIPLY_FEW: (few_rows, matmul.multiply_few, (n, n, n, values, n, values, n, values, values, n, n)),
+        matmul.MULTIPLY_TRANSPOSED: (few_rows, matmul.multiply_transposed, (n, n, n, values, n, values, n, values, n)),
+        matmul.MULTIPLY_ROW: (one_output, matmul.multiply_row, (n, n, values, n, values, n, values, n)),
+        few.UPDATE_FEW: (
+            update_few is not None, update_few,
+            (floats, real, real, real, real, values, n, values, n, n, n, values, values, values, floats, n),
         ),
     }  # fmt: skip
     addresses = np.zeros(len(table), dtype=np.int64)

@@ -40,7 +40,7 @@ from fastbp.kernels.gradient import (
     transpose_all,
     update_clipped,
 )
-from fastbp.kernels.matmul import matmul
+from fastbp.kernels.matmul import MULTIPLY_TRANSPOSED, matmul
 from fastbp.kernels.records import (
     Draw,
     coefficients_of,
@@ -171,11 +171,19 @@ def backward(net, first, last, draw):
     """Propagate the deltas back to the first layer."""
     for l in range(net.n_layers - 1, 0, -1):
         layer, below = get_layer(net, l), get_layer(net, l - 1)
-        matmul(
-            net.kernels, last - first, below.fan_out, layer.fan_out,
-            offset(net.space, layer.delta + first * layer.row), layer.row, transpose_of(net, layer), layer.padded_out,
-            net.space, offset(net.space, below.delta + first * below.row), below.row,
-        )  # fmt: skip
+        m, delta = last - first, offset(net.space, layer.delta + first * layer.row)
+        out = offset(net.space, below.delta + first * below.row)
+        if layer.transpose < 0:
+            args = (
+                m, below.fan_out, layer.fan_out, delta, layer.row, offset(net.params, layer.weights), layer.padded_in,
+                out, below.row,
+            )  # fmt: skip
+            call_at(load_scalar(net.kernels, MULTIPLY_TRANSPOSED), args)
+        else:
+            matmul(
+                net.kernels, m, below.fan_out, layer.fan_out, delta, layer.row, transpose_of(net, layer),
+                layer.padded_out, net.space, out, below.row,
+            )  # fmt: skip
         multiply_by_derivative(net, l - 1, below, first, (last - first) * below.row)
         drop_units(net, l - 1, below, draw, first, last, below.delta, below.delta)
 
@@ -250,13 +258,13 @@ def _sum(values, n):
 
 @inlined
 def _train_batch(
-    net, training, samples, task, loss, i, start, stop, begin, end, total, fused, n_squares, cells, team, clip
+    net, training, samples, task, loss, i, start, stop, begin, end, is_last, total, fused, n_squares, cells, team, clip
 ):  # fmt: skip
     """Take the ith step of a task with samples [start, stop) of the order; return their mean loss before it.
 
     Only chunks [begin, end) of them are new, and `total` is the sum of the losses before. Where others follow, the step
-    comes with the last, and the new sum is returned. `clip` is what follows if the gradient is clipped:
-    `update_clipped`, or nothing.
+    comes with the last, and the new sum is returned. `is_last` says that it may be the last step of the call. `clip` is
+    what follows if the gradient is clipped: `update_clipped`, or nothing.
     """
     divisor = batch_weight(samples, start, stop)
     if divisor == 0:  # all samples of the batch have the weight 0: nothing to learn from
@@ -278,7 +286,7 @@ def _train_batch(
         if team.rank == 0:
             for row in range(m):
                 total += load_scalar(training.row_loss, row)
-        step = make_step(training, m, size, decay, divisor, position == start, position + m == stop)
+        step = make_step(training, m, size, decay, divisor, position == start, position + m == stop, is_last)
         compute_gradients_and_update(net, training, samples, step, team)
         barrier(cells, team)
         if step.ends and step.clips:
@@ -320,6 +328,7 @@ def _train(data, arrays, training_arrays, task, epochs, losses, team_cells, want
         end = min(start + last_row, stop)
         value = _train_batch(
             net, training, samples, task, loss, batch - task.first_batch, start, stop, start + first_row, end,
+            batch == task.last_batch - 1 or stop == samples.n_seen,
             load_scalar(results, batch) if first_row > 0 else 0.0, fused, training_arrays.squares.size, cells, team,
             clip,
         )  # fmt: skip

@@ -40,7 +40,7 @@ from fastbp.kernels.plan import BLOCK_ROWS
 from fastbp.optimizers import square_norm, update
 
 # Places in the table of `kernel_addresses`, after those of `sparse`.
-MULTIPLY_CSR, COLLECT_CSR, UPDATE_CSR = range(6, 9)
+MULTIPLY_CSR, COLLECT_CSR, UPDATE_CSR = range(9, 12)
 # What `update_csr` does: clipping takes the norm of the whole gradient between its halves.
 SUM_AND_UPDATE, SUM, UPDATE = range(3)
 

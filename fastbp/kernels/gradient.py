@@ -24,9 +24,11 @@ from fastbp.codegen.target import CACHE_LINE
 from fastbp.codegen.tiles import NV
 from fastbp.codegen.vectors import first_lanes, load, select, splat, store, total
 from fastbp.kernels.csr import SUM, SUM_AND_UPDATE, UPDATE, UPDATE_CSR
+from fastbp.kernels.few import UPDATE_FEW
 from fastbp.kernels.matmul import (
     MULTIPLY,
     MULTIPLY_PREFETCH_WRITE,
+    MULTIPLY_ROW,
     NONE,
     ONE,
     REPEATED,
@@ -37,7 +39,7 @@ from fastbp.kernels.prefetch import append_lines
 from fastbp.kernels.records import get_layer
 from fastbp.kernels.sparse import INDEX_BLOCK, MULTIPLY_INDEXED_BLOCK
 from fastbp.kernels.threads import share
-from fastbp.optimizers import NO_UPDATE, clipped_divisor, square_norm, update
+from fastbp.optimizers import NO_UPDATE, SGD, clipped_divisor, square_norm, update
 
 
 class Step(NamedTuple):
@@ -55,6 +57,7 @@ class Step(NamedTuple):
     ends: bool  # whether this is the last one
     in_place: bool  # whether the gradient of a block is used at once: it lives in `scratch`, not in `grads`
     clips: bool  # whether the update waits for the norm of the gradient, see `update_clipped`
+    is_few: bool  # whether `few.update_few` does it, but for layers whose transpose is kept, or with sparse inputs
 
 
 class Part(NamedTuple):
@@ -139,7 +142,7 @@ def transpose_all(net, team):
     for l in range(1, net.n_layers):
         layer = get_layer(net, l)
         part = part_of(layer, width, team.rank, team.size)
-        for turn in range(part.first, part.last):
+        for turn in range(part.first, part.last if layer.transpose >= 0 else part.first):
             _transpose_block(net, layer, part, block_at(layer, part, turn, width))
 
 
@@ -217,11 +220,13 @@ def _columns(net, packed, panel, begin, row, j):
 
 
 @inlined
-def make_step(training, m, size, decay, divisor, begins, ends):
-    """Return the step for a chunk of m rows."""
+def make_step(training, m, size, decay, divisor, begins, ends, is_last):
+    """Return the step for a chunk of m rows. The last one of a call leaves the velocity, without momentum too."""
     clips = training.max_norm > 0
     in_place = begins and ends and training.solver != NO_UPDATE and not clips
-    return Step(m, size, decay, divisor, begins, ends, in_place, clips)
+    forgets = training.solver == SGD and load_scalar(training.constants, 0) == 0
+    is_few = in_place and m == training.few and not (forgets and is_last)
+    return Step(m, size, decay, divisor, begins, ends, in_place, clips, is_few)
 
 
 @jit
@@ -237,11 +242,15 @@ def compute_gradients_and_update(net, training, samples, step, team):
         layer = get_layer(net, l)
         part = part_of(layer, lane_count(net.params), team.rank, team.size)
         squares, norms = offset(training.squares, done), offset(training.norms, done)
+        is_sparse = l == 0 and net.is_sparse
         if l == 0 and net.is_csr:
             stage = np.int64(SUM if step.clips else SUM_AND_UPDATE)
             _update_csr(net, training, step, layer, squares, norms, stage, team)
+        elif step.is_few and layer.transpose < 0 and not is_sparse:
+            _update_few(net, training, step, layer, part, squares)
+        elif l == 0 and layer.fan_out == 1 and step.in_place and not is_sparse:
+            _update_one_output(net, training, step, layer, part, squares)
         else:
-            is_sparse = l == 0 and net.is_sparse
             _update_weights(net, training, samples.lines, step, layer, part, squares, norms, is_sparse, team.size)
         _update_biases(net, training, step, layer, team)
         done += part.n_blocks
@@ -291,6 +300,59 @@ def _update_weights(net, training, lines, step, layer, part, squares, norms, is_
                 store_scalar(norms, block.number, square)
             else:
                 _update_block(net, training, step, layer, part, block, grads, squares)
+
+
+@typed_inlined
+def _update_few(net, training, step, layer, part, squares):
+    """Do as `_update_weights` for a few samples, in the order of memory: panel after panel.
+
+    The storage is not transposed. Other threads may have other blocks than in `_update_weights`.
+    """
+    width = lane_count(net.params)
+    n_high = part.n_blocks // part.n_panels
+    turn = part.first
+    while turn < part.last:
+        panel, above = divmod(turn, n_high)
+        n = min(n_high - above, part.last - turn)
+        p, j = above * BLOCK_ROWS, panel * NV * width
+        row = min(NV * width, part.padded_columns - j)
+        begin = layer.weights + j * part.panel_rows + p * row
+        args = (
+            training.constants, step.size, step.decay, training.alpha, step.divisor,
+            offset(net.space, layer.input + p), layer.input_row, offset(net.space, layer.delta + j), layer.row,
+            min(n * BLOCK_ROWS, part.n_rows - p), row, offset(net.params, begin), offset(training.first, begin),
+            offset(training.second, begin), offset(squares, above * part.n_panels + panel), part.n_panels,
+        )  # fmt: skip
+        call_at(load_scalar(net.kernels, UPDATE_FEW), args)
+        turn += n
+
+
+@typed_inlined
+def _update_one_output(net, training, step, layer, part, squares):
+    """Do as `_update_weights` for the first layer if it has one output: of each vector only the first number counts.
+
+    The gradient is a row, and the inputs are read along their rows. Its numbers are then laid out block by block.
+    """
+    width = lane_count(net.params)
+    first = part.first * BLOCK_ROWS
+    n = min(part.last * BLOCK_ROWS, part.n_rows) - first
+    grads = offset(training.scratch, width)
+    row = offset(grads, BLOCK_ROWS * NV * width)
+    args = (
+        (n + width - 1) // width * width, step.m, offset(net.space, layer.delta), layer.row,
+        offset(net.space, layer.input + first), layer.input_row, row, load_scalar(net.kernels, MULTIPLY),
+    )  # fmt: skip
+    call_at(load_scalar(net.kernels, MULTIPLY_ROW), args)
+    for i in range(BLOCK_ROWS):
+        store(grads, i * width, splat(grads, 0.0))
+    for number in range(part.first, part.last):
+        p = number * BLOCK_ROWS - first
+        rows = min(BLOCK_ROWS, n - p)
+        for i in range(rows):
+            store_scalar(grads, i * width, load_scalar(row, p + i))
+        begin = layer.weights + number * BLOCK_ROWS * width
+        square = update_params(net, training, step, step.decay, training.alpha, begin, grads, rows * width)
+        store_scalar(squares, number, square)
 
 
 @typed_inlined
@@ -371,6 +433,15 @@ def _update_biases(net, training, step, layer, team):
     """Compute the gradient of this thread's biases of a layer, and update them."""
     width = lane_count(net.params)
     left, right = share(layer.padded_out, width, team.rank, team.size)
+    if step.is_few:
+        begin = layer.bias + left
+        few_args = (  # alpha is zero: no sum of squares is stored
+            training.constants, step.size, 0.0, 0.0, step.divisor, training.scratch, REPEATED,
+            offset(net.space, layer.delta + left), layer.row, ONE, right - left, offset(net.params, begin),
+            offset(training.first, begin), offset(training.second, begin), training.squares, ONE,
+        )  # fmt: skip
+        call_at(load_scalar(net.kernels, UPDATE_FEW), few_args)
+        return
     for j in range(left, right, NV * width):
         begin = layer.bias + j
         nv = min(NV, (right - j) // width)
@@ -411,7 +482,7 @@ def update_clipped(net, training, step, team):
         grads = offset(training.grads, layer.bias)
         square += square_norm(0.0, layer.padded_out, grads, grads)
     divisor = clipped_divisor(square, step.divisor, training.max_norm)
-    step = Step(step.m, step.size, step.decay, divisor, step.begins, step.ends, step.in_place, step.clips)
+    step = Step(step.m, step.size, step.decay, divisor, step.begins, step.ends, step.in_place, step.clips, step.is_few)
     width, done = lane_count(net.params), 0
     for l in range(net.n_layers):
         layer = get_layer(net, l)

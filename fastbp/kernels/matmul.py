@@ -20,17 +20,27 @@ from typing import NamedTuple
 import numpy as np
 
 from fastbp.codegen.jit import call_at, called_by_address, inlined, jit
-from fastbp.codegen.memory import lane_count, load_scalar, offset
-from fastbp.codegen.tiles import MR, NV, micro_kernel, micro_kernel_prefetch, micro_kernel_prefetch_write
+from fastbp.codegen.memory import lane_count, load_scalar, offset, stack_square
+from fastbp.codegen.tiles import (
+    FEW_ROWS,
+    MR,
+    NV,
+    few_panels,
+    micro_kernel,
+    micro_kernel_few,
+    micro_kernel_prefetch,
+    micro_kernel_prefetch_write,
+)
 from fastbp.codegen.transpose import transpose_tile
+from fastbp.codegen.vectors import fma, load, splat, store
 from fastbp.kernels.plan import PANEL_BYTES, reduction_block
 
 # Arguments that are int64 variables: Numba would compile a function once more for a literal.
 NONE, ONE = np.int64(0), np.int64(1)
 # The stride of a row, or of a number, that is repeated: biases, zeros, an input that is always one.
 REPEATED = np.int64(0)
-# Places in the table of `kernel_addresses`; `sparse` has the others.
-MULTIPLY, MULTIPLY_PREFETCH, MULTIPLY_PREFETCH_WRITE = range(3)
+# Places in the table of `kernel_addresses`; `sparse`, `csr` and `few` have the others.
+MULTIPLY, MULTIPLY_PREFETCH, MULTIPLY_PREFETCH_WRITE, MULTIPLY_FEW, MULTIPLY_TRANSPOSED, MULTIPLY_ROW = range(6)
 
 
 class Tiling(NamedTuple):
@@ -93,7 +103,65 @@ def multiply_panel_prefetch_write(m, nv, k, lines, n_lines, a, a_row, a_col, b, 
         i += rows
 
 
-_reduction_block = inlined(reduction_block)
+@called_by_address
+def multiply_few(m, n, k, a, a_row, panels, panel_rows, d, c, c_row, multiply):
+    """Do as `matmul` for 1 to FEW_ROWS rows, some panels at a time; `multiply` is the address of `multiply_panel`."""
+    width = lane_count(c)
+    columns = (n + width - 1) // width * width
+    step = _few_panels(m) * NV * width
+    whole = columns // step * step
+    for j in range(0, whole, step):
+        b = offset(panels, j * panel_rows)
+        micro_kernel_few(
+            m, k, a, a_row, ONE, b, NV * width, panel_rows * NV * width, offset(d, j), offset(c, j), c_row
+        )  # fmt: skip
+    for j in range(whole, columns, NV * width):
+        nv = min(NV, (columns - j) // width)
+        args = (
+            m, nv, k, a, a_row, ONE, offset(panels, j * panel_rows), nv * width, offset(d, j), REPEATED, offset(c, j),
+            c_row,
+        )  # fmt: skip
+        call_at(multiply, args)
+
+
+# Rows of B that `multiply_row` takes at a time.
+ROWS_TOGETHER = 8
+
+
+@called_by_address
+def multiply_row(n, k, a, a_col, b, b_row, c, multiply):
+    """Compute one row, C = A B, for a B that is not packed: it is read along its rows, as it lies in memory.
+
+    Parameters
+    ----------
+    n, k : int64
+        A has k numbers, and B n columns, a multiple of the lanes; both at least 1.
+    a, a_col : pointer, int64
+        A, and the stride of its numbers.
+    b, b_row : pointer, int64
+        Row-major B and its row stride.
+    c : pointer
+        n numbers.
+    multiply : int64
+        The address of `multiply_panel`.
+    """
+    width = lane_count(c)
+    step = _few_panels(1) * NV * width
+    whole = n // step * step
+    for j in range(0, n, width):
+        store(c, j, splat(c, 0.0))
+    for i in range(0, k, ROWS_TOGETHER):
+        rows = min(ROWS_TOGETHER, k - i)
+        for j in range(0, whole, step):
+            x, y, z = offset(a, i * a_col), offset(b, i * b_row + j), offset(c, j)
+            micro_kernel_few(ONE, rows, x, REPEATED, a_col, y, b_row, NV * width, z, z, REPEATED)
+    for j in range(whole, n, NV * width):
+        z = offset(c, j)
+        args = (ONE, min(NV, (n - j) // width), k, a, REPEATED, a_col, offset(b, j), b_row, z, REPEATED, z, REPEATED)
+        call_at(multiply, args)
+
+
+_reduction_block, _few_panels = inlined(reduction_block), inlined(few_panels)
 
 
 @jit
@@ -119,6 +187,10 @@ def matmul(kernels, m, n, k, a, a_row, panels, panel_rows, d, c, c_row):
     """
     width = lane_count(c)
     longest = _reduction_block(PANEL_BYTES)
+    if m <= FEW_ROWS and load_scalar(kernels, MULTIPLY_FEW) != 0:
+        few_args = (m, n, k, a, a_row, panels, panel_rows, d, c, c_row, load_scalar(kernels, MULTIPLY))
+        call_at(load_scalar(kernels, MULTIPLY_FEW), few_args)
+        return
     for p in range(0, k, longest):
         for j in range(0, n, NV * width):
             nv = min(NV, (n - j + width - 1) // width)
@@ -128,6 +200,38 @@ def matmul(kernels, m, n, k, a, a_row, panels, panel_rows, d, c, c_row):
                 nv * width, start, start_row, offset(c, j), c_row,
             )  # fmt: skip
             call_at(load_scalar(kernels, MULTIPLY), args)
+
+
+@called_by_address
+def multiply_transposed(m, n, k, a, a_row, panels, panel_rows, c, c_row):
+    """Compute C = A B^T for a packed B, whose squares are transposed one after the other, as they lie in memory.
+
+    For a few rows of A: others had better read a transpose that is kept. The bits are those of `matmul`.
+
+    Parameters
+    ----------
+    m, n, k : int64
+        C is (m, n), A is (m, k), B is (n, k); all at least 1.
+    a, a_row : pointer, int64
+        Row-major A and its row stride.
+    panels, panel_rows : pointer, int64
+        Packed B and the rows of its panels, n rounded up to whole vectors.
+    c, c_row : pointer, int64
+        Row-major C and its row stride; columns up to the next whole vector are written too.
+    """
+    width = lane_count(c)
+    square = stack_square(c)
+    columns = (k + width - 1) // width * width
+    for panel in range(0, columns, NV * width):
+        row = min(NV * width, columns - panel)
+        for p in range(0, n, width):
+            for j in range(panel, panel + row, width):
+                transpose_tile(width, offset(panels, panel * panel_rows + p * row + j - panel), row, square, width)
+                for i in range(m):
+                    sums = load(c, i * c_row + p) if j > 0 else splat(c, 0.0)
+                    for q in range(min(width, k - j)):
+                        sums = fma(load(square, q * width), load_scalar(a, i * a_row + j + q), sums)
+                    store(c, i * c_row + p, sums)
 
 
 @inlined

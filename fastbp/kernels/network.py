@@ -36,7 +36,7 @@ class Layer(NamedTuple):
     is_transposed: int  # whether the parameter vector holds the transpose of the weights
     weights: int  # offset in the parameter vector
     bias: int  # offset in the parameter vector
-    transpose: int  # offset of the other of weights and transpose, among the transposes; -1 for the first layer
+    transpose: int  # offset of the other of weights and transpose, among the transposes; -1 where none is kept
     input: int  # offset of the layer's input, the activations of the layer below, after dropout
     input_row: int  # row stride of the input
     z: int  # offset of the pre-activations
@@ -164,7 +164,7 @@ class Network:
         stored = [layer.stored() for layer in self._layers]
         return sum(-(-matrix.n_rows // rows) * -(-matrix.padded_columns // self.panel) for matrix in stored)
 
-    def workspace(self, n_rows, *, keep_z=False, pack_from=None):
+    def workspace(self, n_rows, *, keep_z=False, pack_from=None, keep_transposes=True):
         """Lay out the workspace: the activations and deltas of `n_rows` samples.
 
         Parameters
@@ -175,6 +175,9 @@ class Network:
             Whether the pre-activations of all layers are kept beside the activations.
         pack_from : int, default=None
             The first layer for whose weight gradient the operands may be packed; None for no layer.
+
+        keep_transposes : bool, default=True
+            Whether the transposes of weights are kept; those of transposed storage always are.
 
         Returns
         -------
@@ -206,6 +209,7 @@ class Network:
             dropped = reserve(row) if drop else a
             delta = reserve(row)
             places = (source, input_row, z, a, delta, row)
+            kept = layer if keep_transposes or layer.is_transposed else layer._replace(transpose=-1)
             left = right = -1
             together = 1
             if pack_from is not None and index >= pack_from:
@@ -216,7 +220,7 @@ class Network:
                 together = blocks_together(n_rows, self.dtype.itemsize) if left >= 0 and right >= 0 else 1
             table.append(
                 Layer(
-                    *layer[:-1], *places, forward, backward, int(activation.by_rows), left, right, together, dropped,
+                    *kept[:-1], *places, forward, backward, int(activation.by_rows), left, right, together, dropped,
                     drop, threshold,
                 )
             )  # fmt: skip

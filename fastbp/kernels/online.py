@@ -133,7 +133,7 @@ def _train_sample(net, training, samples, task, loss, position, size, decay, n_p
     value *= task.loss_scale
     _backward(net)
     _compute_gradients(net, training.grads)
-    step = make_step(training, 1, size, decay, weight, True, True)
+    step = make_step(training, 1, size, decay, weight, True, True, True)
     value += 0.5 * task.alpha * _update(net, training, step, training.grads, n_params)
     _transpose_all(net)
     return value / weight

@@ -74,9 +74,13 @@ BLOCKS_AHEAD = 2
 
 
 def scratch_size(lanes, row=0):
-    """Return the numbers of workspace that a thread needs for the gradient of a block, or of a row."""
-    return lanes + max(BLOCK_ROWS * NV * lanes, row)
+    """Return the numbers of workspace that a thread needs for the gradient of a block, and of a row after it."""
+    return lanes + BLOCK_ROWS * NV * lanes + row
 
+
+# The most samples of a batch whose gradient is not stored (`few`), and for which no transposes are kept: to renew them
+# takes longer than to transpose the weights once more as they are read.
+MAX_FEW = 4
 
 # --- blocks for the caches ---
 

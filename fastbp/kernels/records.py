@@ -74,6 +74,7 @@ class Task(NamedTuple):
     alpha: float
     max_grad_norm: float  # to which the gradient is clipped; 0 for no clipping
     batch_size: int
+    few: int  # samples of a batch that `few.update_few` is for; 0 for none
     chunk: int  # rows of the workspace
     pass_rows: int  # the most rows that go through both passes together
     first_batch: int
@@ -175,6 +176,7 @@ class Training(NamedTuple):
     constants: Any
     alpha: float
     max_norm: float  # 0 for no clipping
+    few: int  # as in `Task`
     n_prefetched: int  # arrays whose blocks are prefetched, see plan.count_prefetched_arrays
 
 
@@ -239,6 +241,6 @@ def point_at_training(training, arrays, task, rank, n_threads):
         pointer(training.first, 0), pointer(training.second, 0), pointer(training.grads, 0),
         pointer(training.row_loss, 0), pointer(training.squares, 0), pointer(training.norms, 0), training.norms.size,
         pointer(training.scratch, rank * (training.scratch.size // n_threads)), task.solver,
-        pointer(task.constants, 0), task.alpha, task.max_grad_norm,
+        pointer(task.constants, 0), task.alpha, task.max_grad_norm, task.few,
         _count_prefetched_arrays(arrays.params, training.first, training.second, n_threads),
     )  # fmt: skip

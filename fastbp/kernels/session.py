@@ -14,9 +14,11 @@ from fastbp.kernels import backprop, online, threads
 from fastbp.kernels.addresses import gather_address, kernel_addresses
 from fastbp.kernels.csr import Csr, catch_up_all
 from fastbp.kernels.epochs import STOPPED
+from fastbp.kernels.few import update_few
 from fastbp.kernels.network import aligned_zeros
 from fastbp.kernels.plan import (
     BLOCK_ROWS,
+    MAX_FEW,
     UPDATE_WORK,
     count_prefetched_arrays,
     pass_rows,
@@ -204,19 +206,24 @@ class Session:
         self._pass_rows = pass_rows(network)
         self._train = online.train_online if one_by_one else backprop.train_clipped if clips else backprop.train
         prefetch = count_prefetched_arrays(params, optimizer.first, optimizer.second, n_threads) > 0
+        self._few = few = batch_size if batch_size <= MAX_FEW and not one_by_one else 0
+        one_output = network.units[1] == 1 and csr is None
+        updates_few = few > 0 and not clips and settings.solver != "lbfgs"
+        kind_of_update = few, SOLVERS[settings.solver], settings.momentum != 0, settings.alpha != 0
         kernels = kernel_addresses(
             network.dtype, dense=not one_by_one, prefetch_write=prefetch, index_lists=sparse,
-            csr_input=csr is not None,
+            csr_input=csr is not None, one_output=one_output, few_rows=few > 0,
+            update_few=update_few(*kind_of_update) if updates_few else None,
         )  # fmt: skip
         self._csr = None if csr is None else Csr(csr, settings, self._chunk, n_threads)
         self._arrays = allocate_net(
             network, params, self._chunk, n_threads, kernels, sparse=sparse, trains=True, keep_z=keep,
-            csr=self._csr,
+            keep_transposes=few == 0, csr=self._csr,
         )  # fmt: skip
         keeps_grads = self._chunk < batch_size or one_by_one or clips or settings.solver == "lbfgs"
         n_grads = network.n_params if keeps_grads else 0
         n_blocks = network.count_blocks(BLOCK_ROWS)
-        n_scratch = scratch_size(network.lanes, 0 if csr is None else network.widest)
+        n_scratch = scratch_size(network.lanes, 0 if csr is None and not one_output else network.widest)
         self._training_arrays = TrainingArrays(
             first=optimizer.first,
             second=optimizer.second,
@@ -330,6 +337,7 @@ class Session:
             alpha=float(settings.alpha),
             max_grad_norm=float(settings.max_grad_norm or 0.0),
             batch_size=settings.batch_size,
+            few=self._few,
             chunk=self._chunk,
             pass_rows=self._pass_rows,
             first_batch=first_batch,

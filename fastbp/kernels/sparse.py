@@ -16,7 +16,7 @@ from fastbp.codegen.tiles import NV, micro_kernel_indexed
 from fastbp.kernels.matmul import ONE, REPEATED, cut_into_tiles, tile_height
 
 # Places in the table of `kernel_addresses`, after those of `matmul`.
-MATMUL_SPARSE, INDEX_BLOCK, MULTIPLY_INDEXED_BLOCK = range(3, 6)
+MATMUL_SPARSE, INDEX_BLOCK, MULTIPLY_INDEXED_BLOCK = range(6, 9)
 
 
 @jit

@@ -7,7 +7,10 @@ from fastbp.kernels.plan import index_capacity, mask_size, prefetch_capacity
 from fastbp.kernels.records import NetArrays
 
 
-def allocate_net(network, params, n_rows, n_threads, kernels, *, sparse=False, trains=False, keep_z=False, csr=None):
+def allocate_net(
+    network, params, n_rows, n_threads, kernels, *, sparse=False, trains=False, keep_z=False, keep_transposes=True,
+    csr=None,
+):  # fmt: skip
     """Allocate the arrays of a network.
 
     Parameters
@@ -28,6 +31,8 @@ def allocate_net(network, params, n_rows, n_threads, kernels, *, sparse=False, t
         Whether there is a backward pass, which needs the transposes.
     keep_z : bool, default=False
         Whether the pre-activations of all layers are kept.
+    keep_transposes : bool, default=True
+        Whether the backward pass reads transposes that are kept.
     csr : Csr, default=None
         The inputs, where they are sparse rows.
 
@@ -36,7 +41,9 @@ def allocate_net(network, params, n_rows, n_threads, kernels, *, sparse=False, t
     NetArrays
     """
     first_dense = 0 if csr is None and not sparse else 1
-    table, size = network.workspace(n_rows, keep_z=keep_z, pack_from=first_dense if trains else None)
+    table, size = network.workspace(
+        n_rows, keep_z=keep_z, pack_from=first_dense if trains else None, keep_transposes=keep_transposes
+    )  # fmt: skip
     n_inputs = network.units[0] if csr is None else 0
     return NetArrays(
         table=table,

@@ -1,0 +1,72 @@
+"""Weight gradient and update for batches of a few samples.
+
+The gradient of a weight is then a sum of a few products, and the update mostly moves memory: both are done at once, in
+the order of memory, and no gradient is stored.
+"""
+
+from functools import cache
+
+import numpy as np
+
+from fastbp.codegen.jit import called_by_address
+from fastbp.codegen.memory import lane_count, load_scalar, offset, store_scalar
+from fastbp.codegen.vectors import fma, load, load_rows, splat, store, sum_products, total
+from fastbp.kernels.plan import BLOCK_ROWS
+from fastbp.optimizers import ADAM, adam_step, sgd_step
+
+# Place in the table of `kernel_addresses`, after those of `csr`.
+UPDATE_FEW = 12
+
+
+@cache
+def update_few(m, solver, has_velocity, has_penalty):
+    """Return the kernel that sums the gradient of some rows of a panel over m samples, and updates them.
+
+    Its results have the bits of `MULTIPLY` and `optimizers.update` for one block after the other. Without momentum the
+    velocity is only that of the last step: it is neither read nor written.
+
+    Parameters
+    ----------
+    m : int
+        Samples.
+    solver : int
+        A value of `optimizers.SOLVERS`, which updates.
+    has_velocity, has_penalty : bool
+        Whether the momentum of sgd, and alpha, may be other than zero.
+    """
+
+    @called_by_address
+    def kernel(
+        constants, size, decay, alpha, divisor, x, x_row, y, y_row, n_rows, row, params, first, second, squares,
+        squares_step,
+    ):  # fmt: skip
+        width = lane_count(params)
+        scale = 1.0 / divisor
+        momentum, nesterov = load_scalar(constants, 0), load_scalar(constants, 1) != 0
+        beta_1, beta_2, epsilon = load_scalar(constants, 0), load_scalar(constants, 1), load_scalar(constants, 2)
+        rest_1, rest_2 = 1.0 - beta_1, 1.0 - beta_2
+        for top in range(0, n_rows, BLOCK_ROWS):
+            bottom = min(top + BLOCK_ROWS, n_rows)
+            if has_penalty and alpha != 0:
+                sums = splat(params, 0.0)
+                for i in range(top * row, bottom * row, width):
+                    w = load(params, i)
+                    sums = fma(w, w, sums)
+                store_scalar(squares, top // BLOCK_ROWS * squares_step, np.float64(total(sums)))
+            for j in range(0, row, width):
+                deltas = load_rows(offset(y, j), y_row, m)
+                for p in range(top, bottom):
+                    i = p * row + j
+                    w = load(params, i)
+                    g = fma(w, alpha, sum_products(offset(x, p), x_row, deltas))
+                    if solver == ADAM:
+                        adam_step(
+                            i, w, g * scale, beta_1, rest_1, beta_2, rest_2, epsilon, size, decay, params, first,
+                            second,
+                        )  # fmt: skip
+                    elif has_velocity:
+                        sgd_step(i, w, g * (scale * size), momentum, nesterov, params, first)
+                    else:
+                        store(params, i, w - g * (scale * size))
+
+    return kernel
