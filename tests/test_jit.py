@@ -20,7 +20,7 @@ from scipy.sparse import csr_array
 from sklearn.exceptions import ConvergenceWarning
 
 import fastbp
-from fastbp import BackpropRegressor, compat
+from fastbp import BackpropClassifier, BackpropRegressor, compat
 from fastbp.codegen import jit
 from fastbp.codegen.jit import address_of, cached_jit, call_at
 from fastbp.codegen.target import X86
@@ -666,6 +666,18 @@ print(json.dumps([len(ours) > 20, sorted(d.__name__ for d in ours if len(d.overl
 
 def test_nothing_is_left_to_compile_after_warmup(tmp_path):
     assert finish(start(WARMUP, tmp_path)) == [[True, []]]
+
+
+def test_inputs_of_other_types_do_not_compile_training_again():
+    """Only what gathers the samples knows their type."""
+    X, y = np.arange(60.0).reshape(20, 3) / 8, np.arange(20) % 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        before = None
+        for source in ("float32", "float64", "uint8"):
+            BackpropClassifier(3, dtype="float32", max_iter=1).fit(X.astype(source), y)
+            before = before or len(backprop.train.overloads)
+            assert len(backprop.train.overloads) == before
 
 
 def test_read_only_arrays_compile_nothing():
