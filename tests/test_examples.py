@@ -137,6 +137,7 @@ def test_class_weights(run):
         assert sign * (balanced[metric] - none[metric]) > balanced[metric + 1] + none[metric + 1]
 
 
+@pytest.mark.slow
 def test_validation_curve(tmp_path, run):
     plot = tmp_path / "curves.png"
     rows = numbers(run("validation_curve", "--plot", str(plot)))[1:]
@@ -160,6 +161,7 @@ def test_dropout(run):
             assert loss < without[3] and lower >= 3
 
 
+@pytest.mark.slow
 def test_resume(run):
     rows = [row[-2:] for row in numbers(run("resume"))[1:]]
     assert len(rows) == 12

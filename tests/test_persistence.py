@@ -456,7 +456,7 @@ linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memor
 
 @linux
 def test_mutations(files):
-    check_mutations(run_mutations(files, 500, seed=0), 500)
+    check_mutations(run_mutations(files, 300, seed=0), 300)
 
 
 @linux

@@ -55,7 +55,12 @@ def test_vector_unit_of_a_processor_by_its_name(name, features, bits, has_fma):
 
 @pytest.mark.skipif(not X86, reason="names of x86-64 processors")
 @pytest.mark.parametrize(
-    ("name", "bits"), [("x86-64-v2", 128), pytest.param("x86-64-v3", 256, marks=pytest.mark.slow), ("x86-64-v4", 512)]
+    ("name", "bits"),
+    [
+        ("x86-64-v2", 128),
+        pytest.param("x86-64-v3", 256, marks=pytest.mark.slow),
+        pytest.param("x86-64-v4", 512, marks=pytest.mark.slow),
+    ],
 )
 def test_a_name_without_features_counts_as_numba_takes_it(name, bits, tmp_path):
     # Numba users pin the name to share a cache between machines. Nothing is run here, only asked.
