@@ -52,6 +52,8 @@ def pytest_configure(config):
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
     """The processes of `-n auto`: with more than four, most of the time each of them imports and compiles."""
+    if config.option.dist == "no":  # else tests of a file, which share what they set up, would be dealt out
+        config.option.dist = "worksteal"
     return min(4, joblib.cpu_count())
 
 

@@ -356,6 +356,7 @@ sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "--pyargs", names, *sys.ar
 """
 
 
+@pytest.mark.slow
 def test_scikit_learns_own_tests_pass(tmp_path):
     folder = Path(sklearn.__file__).parent / "neural_network" / "tests"
     if not IS_CURRENT or not (folder / "test_mlp.py").exists():
