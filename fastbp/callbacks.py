@@ -51,7 +51,7 @@ class Checkpoint:
     -----
     Ctrl-C and `max_time` end training within an epoch: `fit` returns that model, and the file has the one of the last
     epoch that was saved. `partial_fit` has no callbacks: its models go on when they are loaded. Where X is sparse and
-    `alpha` is 0, weights of absent features are brought up to date after each epoch, so that the results with and
+    `alpha` is 0, weights of absent features are brought up to date before each file, so that the results with and
     without checkpoints differ by rounding.
 
     Examples
@@ -78,6 +78,9 @@ class Checkpoint:
         self._is_due = False  # in the epoch that ends now
         self._fails = False  # whether the last file could not be written
 
+    def __repr__(self):
+        return f"Checkpoint({str(self.path)!r}, every={self.every})"
+
     def setup(self, estimator, context):
         """Check that the estimator can be saved; scikit-learn calls this when `fit` begins."""
         if type(estimator) not in (BackpropClassifier, BackpropRegressor):
@@ -92,8 +95,6 @@ class Checkpoint:
             )
         check_can_save(_without_code(estimator))
         self.path = self.path.absolute()  # also where the program changes its folder while it trains
-        if not self.path.resolve().parent.is_dir():
-            raise FileNotFoundError(f"Checkpoint has path={str(self.path)!r}, whose folder does not exist.")
         try:
             prepare(self.path)
         except OSError as error:
@@ -101,9 +102,6 @@ class Checkpoint:
 
     def on_fit_task_begin(self, estimator, context):
         """Do nothing."""
-
-    def __repr__(self):
-        return f"Checkpoint({str(self.path)!r}, every={self.every})"
 
     def is_due(self, n_epochs, is_last):
         """Whether to save the model after so many epochs; asked before it is made."""

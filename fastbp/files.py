@@ -27,9 +27,7 @@ def write_atomically(path, data, *, durable=True):
         If it cannot be written. The old file, if there is one, is as it was.
     """
     path = Path(os.path.realpath(path))
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"The folder of {str(path)!r} does not exist.")
-    part = _part(path, secrets.token_hex(4))
+    part = _part(path)
     try:
         with open(part, "xb") as file:
             file.write(data)
@@ -64,18 +62,31 @@ def prepare(path):
         If it cannot be written.
     """
     path = Path(os.path.realpath(path))
-    part = _part(path, secrets.token_hex(4))
+    part = _part(path)
     part.touch(exist_ok=False)
     part.unlink()
-    for left in path.parent.glob(f"{glob.escape(part.name[:-13])}*.part"):
+    for left in path.parent.glob(_part_name(glob.escape(_beginning(path)), "?" * 2 * _KEY_BYTES)):
         with suppress(OSError):  # another process may have been faster
             if time.time() - left.stat().st_mtime > _ABANDONED:
                 left.unlink()
 
 
-def _part(path, key):
-    """Return the name under which a file is written, before it takes its place."""
+_KEY_BYTES = 4
+
+
+def _part(path):
+    """Return where a file is written, before it takes its place; check that it can have one."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{str(path)!r} is a path whose folder does not exist.")
     if path.exists() and not path.is_file():  # a device, say, which the file would take the place of
         raise OSError(f"{str(path)!r} is not a file.")
     # In the same folder: a file system can rename a file only within itself.
-    return path.with_name(f".{path.name[:200]}.{key}.part")
+    return path.with_name(_part_name(_beginning(path), secrets.token_hex(_KEY_BYTES)))
+
+
+def _beginning(path):
+    return path.name[:200]  # file systems limit the length of names
+
+
+def _part_name(beginning, key):
+    return f".{beginning}.{key}.part"

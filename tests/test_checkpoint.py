@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from callback import EpochCallback
 from scipy.sparse import csr_array, random
 from sklearn.base import clone
 from sklearn.ensemble import BaggingClassifier
@@ -60,24 +61,14 @@ KINDS = {
 }  # fmt: skip
 
 
-class Copies:
+class Copies(EpochCallback):
     """Keeps the checkpoint of each epoch, as a process that ends then would leave it."""
 
     def __init__(self, path):
         self.path, self.files = path, []
 
-    def setup(self, estimator, context):
-        pass
-
-    def teardown(self, estimator, context):
-        pass
-
-    def on_fit_task_begin(self, estimator, context):
-        pass
-
-    def on_fit_task_end(self, estimator, context):
-        if context.task_name == "epoch":
-            self.files.append(self.path.read_bytes() if self.path.exists() else None)
+    def after_epoch(self):
+        self.files.append(self.path.read_bytes() if self.path.exists() else None)
 
 
 def train(model, X, y, path, every=1, **options):

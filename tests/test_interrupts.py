@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from callback import EpochCallback
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 
@@ -400,26 +401,16 @@ class InterruptedScorer:
         return 0.0
 
 
-class InterruptedCallback:
+class InterruptedCallback(EpochCallback):
     """Ctrl-C comes at the end of an epoch."""
 
     def __init__(self, epoch):
         self.left = epoch
 
-    def setup(self, estimator, context):
-        pass
-
-    def teardown(self, estimator, context):
-        pass
-
-    def on_fit_task_begin(self, estimator, context):
-        pass
-
-    def on_fit_task_end(self, estimator, context):
-        if context.task_name == "epoch":
-            self.left -= 1
-            if self.left == 0:
-                ctrl_c()
+    def after_epoch(self):
+        self.left -= 1
+        if self.left == 0:
+            ctrl_c()
 
 
 @pytest.mark.parametrize("schedule", ["invscaling", "adaptive"])
