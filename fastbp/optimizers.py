@@ -84,6 +84,14 @@ def sgd_step(i, w, g, momentum, nesterov, params, first):
     store(params, i, w + (fma(v, momentum, -g) if nesterov else v))
 
 
+@inlined
+def plain_sgd_step(i, w, g, is_last, params, first):
+    """Do as `sgd_step` without momentum: no step needs the velocity, which is stored where others may follow later."""
+    if is_last:
+        store(first, i, 0.0 - g)
+    store(params, i, w - g)
+
+
 @jit
 def update(solver, constants, size, decay, alpha, divisor, n, params, grads, first, second):
     """Update a block of parameters: one step of an optimizer.

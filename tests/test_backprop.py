@@ -196,7 +196,7 @@ class Trainer:
         self.n_batches = -(-len(order) // self.batch_size)
         self.guards = guards = Guards()
         self.data = Data(*map(guards.array, (problem.X, problem.Y, problem.weight, order))).as_bytes()
-        keeps_grads = self.chunk < self.batch_size or kernel is train_online or max_norm > 0
+        keeps_grads = self.chunk < self.batch_size or max_norm > 0
         n_blocks = network.count_blocks(BLOCK_ROWS)
         n_norms = -(-n_blocks // network.lanes) * network.lanes if max_norm > 0 else 0
         update = update_few(few, SOLVERS[solver], constants[0] != 0, problem.alpha != 0) if few else None

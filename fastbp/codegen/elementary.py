@@ -192,32 +192,25 @@ def _log64(x):
     return select(x > 0.0, fma(n, 6.93147180369123816490e-01, f - (half - p)), np.nan)
 
 
-# Near zero a polynomial keeps the relative accuracy that 1 - 2 / (e^2|x| + 1) loses. Both are computed
-# and one is taken.
+# tanh |x| = h / (h + 1) with h = (e^2|x| - 1) / 2, which is accurate near zero too. From the bounds on it rounds to 1.
 @typed_inlined
 def _tanh32(x):
     size = absolute(x)
-    z = x * x
-    p = fma(z, -5.70498872745e-3, 2.06390887954e-2)
-    p = fma(p, z, -5.37397155531e-2)
-    p = fma(p, z, 1.33314422036e-1)
-    p = fma(p, z, -3.33332819422e-1)
-    near = fma(p * z, size, size)
-    far = 1.0 - 2.0 / (exp(size + size) + 1.0)
-    return with_sign_of(select(size < 0.625, near, far), x)
+    size = select(size > 10.0, 10.0, size)
+    n, p = _reduced32(size + size)
+    scale = bits_as_float((to_whole(n) + 126) << 23)
+    half = fma(p, scale, scale - 0.5)
+    return with_sign_of(half / (half + 1.0), x)
 
 
 @typed_inlined
 def _tanh64(x):
     size = absolute(x)
-    z = x * x
-    p = fma(z, -9.64399179425052238628e-1, -9.92877231001918586564e1)
-    p = fma(p, z, -1.61468768441708447952e3)
-    q = fma(z + 1.12811678491632931402e2, z, 2.23548839060100448583e3)
-    q = fma(q, z, 4.84406305325125486048e3)
-    near = fma(size * z, p / q, size)
-    far = 1.0 - 2.0 / (exp(size + size) + 1.0)
-    return with_sign_of(select(size < 0.625, near, far), x)
+    size = select(size > 20.0, 20.0, size)
+    n, p = _reduced64(size + size)
+    scale = bits_as_float((to_whole(n) + 1022) << 52)
+    half = fma(p, scale, scale - 0.5)
+    return with_sign_of(half / (half + 1.0), x)
 
 
 # Below 1 erf(x) / x - 1 is a series in x^2 (Taylor's). Above, erf(x) = 1 - exp(-x^2) erfcx(x), where (1 + 2x) erfcx(x)

@@ -142,9 +142,14 @@ def micro_kernel_in_place(typingctx, mr, n_panels, k, a, a_row, b, b_row, d, d_r
             def panel(carried):
                 j, b, d, c, copy = carried
                 operands = _Operands(a_, a_row, INT64(1), b, b_row, d, d_row, c, c_row)
+                # Past the last panel, what is prefetched are the first ones of the next rows.
+                later = builder.add(j, INT64(_PANELS_AHEAD))
+                past = builder.icmp_signed(">=", later, n_panels)
+                over = builder.sub(builder.mul(b_row, INT64(STREAM_ROWS)), builder.mul(n_panels, step))
+                ahead = builder.add(INT64(_PANELS_AHEAD * NV * vector.count), builder.select(past, over, INT64(0)))
                 with builder.if_else(builder.icmp_signed("==", k, INT64(STREAM_ROWS))) as (all_rows, some):
                     with all_rows:
-                        _emit_streamed_product(tile, operands)
+                        _emit_streamed_product(tile, operands, ahead)
                     with some:
                         _emit_product(tile, k, operands)
                 with builder.if_then(builder.icmp_signed("!=", copy_panel, INT64(0))):
@@ -326,13 +331,13 @@ def _emit_product(tile, k, operands, prefetch=None):
     tile.store(sums, operands.c, operands.c_row)
 
 
-def _emit_streamed_product(tile, operands):
-    """Build C = D + A B for one tile shape and STREAM_ROWS rows of B; prefetch what comes later in these rows."""
+def _emit_streamed_product(tile, operands, distance):
+    """Build C = D + A B for one tile shape and STREAM_ROWS rows of B; prefetch what is `distance` numbers later."""
     builder, n = tile.builder, tile.vectors * tile.vector.count
     rows = [emit_offset(builder, operands.b, builder.mul(operands.b_row, INT64(p))) for p in range(STREAM_ROWS)]
     for b in rows:
         for j in range(0, n, CACHE_LINE // tile.align):
-            ahead = emit_offset(builder, b, INT64(_PANELS_AHEAD * n + j))
+            ahead = emit_offset(builder, b, builder.add(distance, INT64(j)))
             emit_prefetch(builder, builder.bitcast(ahead, BYTES))
     sums = tile.load(operands.d, operands.d_row)
     for p, b in enumerate(rows):

@@ -80,7 +80,7 @@ def kernel_addresses(
         matmul.MULTIPLY_ROW: (one_output, matmul.multiply_row, (n, n, values, n, values, n, values, n)),
         few.UPDATE_FEW: (
             update_few is not None, update_few,
-            (floats, real, real, real, real, values, n, values, n, n, n, values, values, values, floats, n),
+            (floats, real, real, real, real, n, values, n, values, n, n, n, values, values, values, floats, n),
         ),
     }  # fmt: skip
     addresses = np.zeros(len(table), dtype=np.int64)

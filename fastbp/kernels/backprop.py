@@ -321,9 +321,9 @@ def _train(data, arrays, training_arrays, task, epochs, losses, team_cells, want
     for batch in range(task.first_batch, task.last_batch):
         first_row = task.first_row if batch == task.first_batch else 0
         last_row = task.last_row if batch == task.last_batch - 1 else task.batch_size
-        if first_row == 0:
-            begin_epoch(batch, epochs, data.order, cells, team)
         start = batch % epochs.n_batches * task.batch_size
+        if start == 0 and first_row == 0:
+            begin_epoch(epochs, data.order, cells, team)
         stop = min(start + task.batch_size, samples.n_seen)
         end = min(start + last_row, stop)
         value = _train_batch(
@@ -337,7 +337,7 @@ def _train(data, arrays, training_arrays, task, epochs, losses, team_cells, want
         if end < stop:
             break
         done += 1
-        if end_epoch(batch, epochs, results, task.batch_size, samples.n_seen, cells, team):
+        if stop == samples.n_seen and end_epoch(batch, epochs, results, task.batch_size, stop, cells, team):
             break
     if team.rank == 0:
         training_arrays.done[0] = done

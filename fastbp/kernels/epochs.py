@@ -18,13 +18,11 @@ _watch_loss = inlined(watch_loss)
 
 
 @jit
-def begin_epoch(batch, epochs, order, cells, team):
+def begin_epoch(epochs, order, cells, team):
     """Draw the order of the samples, before the first batch of an epoch.
 
     Parameters
     ----------
-    batch : int64
-        Number of the batch, over all epochs.
     epochs : Epochs
         Its arrays are changed in place.
     order : ndarray of int64
@@ -32,7 +30,7 @@ def begin_epoch(batch, epochs, order, cells, team):
     cells, team
         As in `threads`: the first thread draws.
     """
-    if batch % epochs.n_batches != 0 or epochs.twister.size == 0:
+    if epochs.twister.size == 0:
         return
     if team.rank == 0:
         shuffle(pointer(order, 0), order.size, pointer(epochs.twister, 0), pointer(epochs.draws, 0))
@@ -45,15 +43,15 @@ def end_epoch(batch, epochs, losses, batch_size, n_seen, cells, team):
 
     Parameters
     ----------
-    batch, epochs, cells, team
+    batch : int64
+        Number of the batch, over all epochs.
+    epochs, cells, team
         As in `begin_epoch`.
     losses : pointer to float64
         Mean loss of each batch.
     batch_size, n_seen : int64
         Samples of a batch, and of an epoch.
     """
-    if (batch + 1) % epochs.n_batches != 0:
-        return False
     watch = pointer(epochs.watch, 0)
     if team.rank == 0:
         first = batch + 1 - epochs.n_batches

@@ -10,9 +10,9 @@ import numpy as np
 
 from fastbp.codegen.jit import called_by_address
 from fastbp.codegen.memory import lane_count, load_scalar, offset, store_scalar
-from fastbp.codegen.vectors import fma, load, load_rows, splat, store, sum_products, total
+from fastbp.codegen.vectors import fma, load, load_rows, splat, sum_products, total
 from fastbp.kernels.plan import BLOCK_ROWS
-from fastbp.optimizers import ADAM, adam_step, sgd_step
+from fastbp.optimizers import ADAM, adam_step, plain_sgd_step, sgd_step
 
 # Place in the table of `kernel_addresses`, after those of `csr`.
 UPDATE_FEW = 12
@@ -23,7 +23,7 @@ def update_few(m, solver, has_velocity, has_penalty):
     """Return the kernel that sums the gradient of some rows of a panel over m samples, and updates them.
 
     Its results have the bits of `MULTIPLY` and `optimizers.update` for one block after the other. Without momentum the
-    velocity is only that of the last step: it is neither read nor written.
+    velocity is not read, and only written in the last step of a call.
 
     Parameters
     ----------
@@ -37,8 +37,8 @@ def update_few(m, solver, has_velocity, has_penalty):
 
     @called_by_address
     def kernel(
-        constants, size, decay, alpha, divisor, x, x_row, y, y_row, n_rows, row, params, first, second, squares,
-        squares_step,
+        constants, size, decay, alpha, divisor, is_last, x, x_row, y, y_row, n_rows, row, params, first, second,
+        squares, squares_step,
     ):  # fmt: skip
         width = lane_count(params)
         scale = 1.0 / divisor
@@ -67,6 +67,6 @@ def update_few(m, solver, has_velocity, has_penalty):
                     elif has_velocity:
                         sgd_step(i, w, g * (scale * size), momentum, nesterov, params, first)
                     else:
-                        store(params, i, w - g * (scale * size))
+                        plain_sgd_step(i, w, g * (scale * size), is_last, params, first)
 
     return kernel

@@ -39,7 +39,7 @@ from fastbp.kernels.prefetch import append_lines
 from fastbp.kernels.records import get_layer
 from fastbp.kernels.sparse import INDEX_BLOCK, MULTIPLY_INDEXED_BLOCK
 from fastbp.kernels.threads import share
-from fastbp.optimizers import NO_UPDATE, SGD, clipped_divisor, square_norm, update
+from fastbp.optimizers import NO_UPDATE, clipped_divisor, square_norm, update
 
 
 class Step(NamedTuple):
@@ -58,6 +58,7 @@ class Step(NamedTuple):
     in_place: bool  # whether the gradient of a block is used at once: it lives in `scratch`, not in `grads`
     clips: bool  # whether the update waits for the norm of the gradient, see `update_clipped`
     is_few: bool  # whether `few.update_few` does it, but for layers whose transpose is kept, or with sparse inputs
+    is_last: int  # whether it may be the last step of a call
 
 
 class Part(NamedTuple):
@@ -221,12 +222,11 @@ def _columns(net, packed, panel, begin, row, j):
 
 @inlined
 def make_step(training, m, size, decay, divisor, begins, ends, is_last):
-    """Return the step for a chunk of m rows. The last one of a call leaves the velocity, without momentum too."""
+    """Return the step for a chunk of m rows."""
     clips = training.max_norm > 0
     in_place = begins and ends and training.solver != NO_UPDATE and not clips
-    forgets = training.solver == SGD and load_scalar(training.constants, 0) == 0
-    is_few = in_place and m == training.few and not (forgets and is_last)
-    return Step(m, size, decay, divisor, begins, ends, in_place, clips, is_few)
+    is_few = in_place and m == training.few
+    return Step(m, size, decay, divisor, begins, ends, in_place, clips, is_few, np.int64(is_last))
 
 
 @jit
@@ -318,7 +318,7 @@ def _update_few(net, training, step, layer, part, squares):
         row = min(NV * width, part.padded_columns - j)
         begin = layer.weights + j * part.panel_rows + p * row
         args = (
-            training.constants, step.size, step.decay, training.alpha, step.divisor,
+            training.constants, step.size, step.decay, training.alpha, step.divisor, step.is_last,
             offset(net.space, layer.input + p), layer.input_row, offset(net.space, layer.delta + j), layer.row,
             min(n * BLOCK_ROWS, part.n_rows - p), row, offset(net.params, begin), offset(training.first, begin),
             offset(training.second, begin), offset(squares, above * part.n_panels + panel), part.n_panels,
@@ -436,7 +436,7 @@ def _update_biases(net, training, step, layer, team):
     if step.is_few:
         begin = layer.bias + left
         few_args = (  # alpha is zero: no sum of squares is stored
-            training.constants, step.size, 0.0, 0.0, step.divisor, training.scratch, REPEATED,
+            training.constants, step.size, 0.0, 0.0, step.divisor, step.is_last, training.scratch, REPEATED,
             offset(net.space, layer.delta + left), layer.row, ONE, right - left, offset(net.params, begin),
             offset(training.first, begin), offset(training.second, begin), training.squares, ONE,
         )  # fmt: skip
@@ -482,7 +482,10 @@ def update_clipped(net, training, step, team):
         grads = offset(training.grads, layer.bias)
         square += square_norm(0.0, layer.padded_out, grads, grads)
     divisor = clipped_divisor(square, step.divisor, training.max_norm)
-    step = Step(step.m, step.size, step.decay, divisor, step.begins, step.ends, step.in_place, step.clips, step.is_few)
+    step = Step(
+        step.m, step.size, step.decay, divisor, step.begins, step.ends, step.in_place, step.clips, step.is_few,
+        step.is_last,
+    )  # fmt: skip
     width, done = lane_count(net.params), 0
     for l in range(net.n_layers):
         layer = get_layer(net, l)

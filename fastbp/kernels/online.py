@@ -13,11 +13,10 @@ from fastbp.codegen.memory import lane_count, load_scalar, offset, pointer, stor
 from fastbp.codegen.processor import flush_subnormals, restore_subnormals
 from fastbp.codegen.rows import short_row_kernel
 from fastbp.codegen.tiles import NV
-from fastbp.codegen.vectors import fma, load, store
+from fastbp.codegen.vectors import fma, load, splat, total
 from fastbp.kernels.backprop import batch_weight, multiply_by_derivative, point_at_loss, set_output_delta
 from fastbp.kernels.epochs import begin_epoch, end_epoch
 from fastbp.kernels.gather import gather, prefetch_samples
-from fastbp.kernels.gradient import make_step, update_params
 from fastbp.kernels.matmul import ONE, pack_transpose
 from fastbp.kernels.records import (
     coefficients_of,
@@ -28,6 +27,7 @@ from fastbp.kernels.records import (
 )
 from fastbp.kernels.threads import Team
 from fastbp.losses import loss_of_row
+from fastbp.optimizers import ADAM, adam_step, plain_sgd_step, sgd_step
 
 # Samples between the one that is prefetched and the one that is trained on.
 PREFETCH_SAMPLES = 32
@@ -74,37 +74,56 @@ def _backward(net):
 
 
 @inlined
-def _compute_gradients(net, grads):
-    """Set the gradient of all parameters: products of inputs and deltas."""
-    width = lane_count(net.space)
-    # The products are added to zero: the sign of a zero is then that of a sum over a batch.
-    for l in range(net.n_layers):
-        layer = get_layer(net, l)
-        inputs = offset(net.space, layer.input)
-        for j in range(0, layer.padded_out, width):
-            delta = load(net.space, layer.delta + j)
-            panel = j // (NV * width) * (NV * width)
-            row = min(NV * width, layer.padded_out - panel)
-            place = layer.weights + panel * layer.padded_in + j - panel
-            for p in range(layer.fan_in):
-                store(grads, place + p * row, fma(delta, load_scalar(inputs, p), 0.0))
-            store(grads, layer.bias + j, delta + 0.0)
+def _update_rows(net, training, size, decay, alpha, scale, is_last, x, delta, n_rows, row, begin):
+    """Update `n_rows` rows of a panel, whose gradient are the products of inputs and deltas.
+
+    Returns
+    -------
+    float64
+        The sum of their squares before, if `alpha` is not 0.
+    """
+    params, first, second = net.params, training.first, training.second
+    momentum, nesterov = load_scalar(training.constants, 0), load_scalar(training.constants, 1) != 0
+    beta_1, beta_2, epsilon = momentum, load_scalar(training.constants, 1), load_scalar(training.constants, 2)
+    rest_1, rest_2 = 1.0 - beta_1, 1.0 - beta_2
+    squares = splat(params, 0.0)
+    for j in range(0, row, lane_count(params)):
+        d = load(delta, j)
+        for p in range(n_rows):
+            i = begin + p * row + j
+            w = load(params, i)
+            squares = fma(w, w, squares)
+            # The product is added to zero: the sign of a zero is then that of a sum over a batch.
+            g = fma(w, alpha, fma(d, load_scalar(x, p), 0.0))
+            if training.solver == ADAM:
+                adam_step(
+                    i, w, g * scale, beta_1, rest_1, beta_2, rest_2, epsilon, size, decay, params, first, second
+                )  # fmt: skip
+            elif momentum != 0:
+                sgd_step(i, w, g * (scale * size), momentum, nesterov, params, first)
+            else:
+                plain_sgd_step(i, w, g * (scale * size), is_last, params, first)
+    return np.float64(total(squares)) if alpha != 0 else 0.0
 
 
 @inlined
-def _update(net, training, step, grads, n_params):
+def _update(net, training, size, decay, divisor, is_last):
     """Update all parameters; return the sum of squared weights before, for the L2 term."""
-    if training.alpha == 0 and step.decay == 0:
-        update_params(net, training, step, 0.0, 0.0, 0, grads, n_params)
-        return 0.0
+    scale = 1.0 / divisor
     squares = 0.0
     for l in range(net.n_layers):
         layer = get_layer(net, l)
-        n, weights, bias = layer.padded_in * layer.padded_out, layer.weights, layer.bias
-        squares += update_params(
-            net, training, step, step.decay, training.alpha, weights, offset(grads, weights), n
+        delta = offset(net.space, layer.delta)
+        for panel in range(0, layer.padded_out, NV * lane_count(net.params)):
+            row = min(NV * lane_count(net.params), layer.padded_out - panel)
+            squares += _update_rows(
+                net, training, size, decay, training.alpha, scale, is_last, offset(net.space, layer.input),
+                offset(delta, panel), layer.fan_in, row, layer.weights + panel * layer.padded_in,
+            )  # fmt: skip
+        # A bias is the weight of an input that is always one.
+        _update_rows(
+            net, training, size, 0.0, 0.0, scale, is_last, training.scratch, delta, ONE, layer.padded_out, layer.bias
         )  # fmt: skip
-        update_params(net, training, step, 0.0, 0.0, bias, offset(grads, bias), layer.padded_out)
     return squares
 
 
@@ -119,7 +138,7 @@ def _transpose_all(net):
 
 
 @inlined
-def _train_sample(net, training, samples, task, loss, position, size, decay, n_params):
+def _train_sample(net, training, samples, task, loss, position, size, decay, is_last):
     """Take a step of the optimizer with one sample of the order; return its loss before it."""
     inputs, outputs = get_layer(net, 0), get_layer(net, net.n_layers - 1)
     weight = batch_weight(samples, position, position + 1)
@@ -132,9 +151,7 @@ def _train_sample(net, training, samples, task, loss, position, size, decay, n_p
     value = loss_of_row(loss, outputs.by_rows, outputs.fan_out, y, offset(net.space, outputs.a)) * weight
     value *= task.loss_scale
     _backward(net)
-    _compute_gradients(net, training.grads)
-    step = make_step(training, 1, size, decay, weight, True, True, True)
-    value += 0.5 * task.alpha * _update(net, training, step, training.grads, n_params)
+    value += 0.5 * task.alpha * _update(net, training, size, decay, weight, is_last)
     _transpose_all(net)
     return value / weight
 
@@ -143,7 +160,7 @@ def _train_sample(net, training, samples, task, loss, position, size, decay, n_p
 def train_online(data, arrays, training_arrays, task, epochs, losses, team_cells, wanted):
     """Do what `backprop.train` does, in batches of one sample, on one thread.
 
-    `is_small` is true for the network, and `training_arrays.grads` holds all parameters.
+    `is_small` is true for the network.
     """
     cells, team = pointer(team_cells, 0), Team(np.int64(0), np.int64(1))
     mode = flush_subnormals()
@@ -152,20 +169,24 @@ def train_online(data, arrays, training_arrays, task, epochs, losses, team_cells
     training = point_at_training(training_arrays, arrays, task, 0, 1)
     sizes, decays, results = pointer(task.sizes, 0), pointer(task.decays, 0), pointer(losses, 0)
     loss = point_at_loss(task, arrays)
-    n_params = arrays.params.size
-    done = 0
+    store_scalar(training.scratch, 0, 1)  # the input of the biases
+    done, position = 0, task.first_batch % epochs.n_batches
 
     _transpose_all(net)
     for batch in range(task.first_batch, task.last_batch):
-        begin_epoch(batch, epochs, data.order, cells, team)
-        position = batch % epochs.n_batches
+        if position == 0:
+            begin_epoch(epochs, data.order, cells, team)
         prefetch_samples(samples, position + PREFETCH_SAMPLES, position + PREFETCH_SAMPLES + 1)
         step = batch - task.first_batch
         size, decay = load_scalar(sizes, step), load_scalar(decays, step)
-        value = _train_sample(net, training, samples, task, loss, position, size, decay, n_params)
+        position += 1
+        is_last = batch == task.last_batch - 1 or position == samples.n_seen
+        value = _train_sample(net, training, samples, task, loss, position - 1, size, decay, is_last)
         store_scalar(results, batch, value)
         done += 1
-        if end_epoch(batch, epochs, results, 1, samples.n_seen, cells, team):
-            break
+        if position == samples.n_seen:
+            position = 0
+            if end_epoch(batch, epochs, results, 1, samples.n_seen, cells, team):
+                break
     training_arrays.done[0] = done
     restore_subnormals(mode)

@@ -43,8 +43,11 @@ def workspace_rows(network, work):
     return max(MIN_CHUNK_ROWS, min(max(256, MAX_WORKSPACE // network.row_bytes), int(MAX_CHUNK_WORK / max(work, 1.0))))
 
 
-# Rows that go through the network together in prediction: enough to use each weight many times while it is cached.
-MAX_PREDICTION_ROWS = 96
+# For so many rows a panel of weights is used, which may come from memory: the multiply-adds for each of its cache lines
+# take 16 * MR cycles, at two vectors in a cycle.
+PANEL_USERS = 16 * MR * VECTOR_BITS // (4 * CACHE_LINE)
+# Rows that go through the network together in prediction.
+MAX_PREDICTION_ROWS = PANEL_USERS
 
 
 def prediction_rows(n, n_threads):
@@ -101,17 +104,12 @@ def reduction_block(row):
     return L2_BYTES // 2 // row
 
 
-# The least rows that go through the network together: each panel of weights, which may come from memory, is used for
-# them all.
-MIN_PASS_ROWS = 16 * MR
-
-
 def pass_rows(network):
     """Return how many rows of a batch go through both passes together: MC of BLIS.
 
     Their activations and deltas fill half of the L2 cache, but for wide networks.
     """
-    return max(MIN_PASS_ROWS, L2_BYTES // 2 // network.row_bytes // MR * MR)
+    return max(PANEL_USERS, L2_BYTES // 2 // network.row_bytes // MR * MR)
 
 
 # --- row-major weights, in prediction ---
@@ -120,6 +118,15 @@ def pass_rows(network):
 STREAM_BYTES = 2048
 # The most tiles of rows that all read the weights where they are. More read those that the first has packed.
 FEW_TILES = 2
+
+
+def is_near(fan_in, fan_out, itemsize):
+    """Decide whether all tiles of rows read the panels of weights where they are.
+
+    They stay in the L2 cache, with the inputs. If more cache lines of a row lie together, they arrive in time from the
+    next cache, too.
+    """
+    return fan_in * fan_out * itemsize <= L2_BYTES // 2 * max(1, PANEL_BYTES // CACHE_LINE)
 
 
 class Cut(NamedTuple):

@@ -31,14 +31,14 @@ from fastbp.codegen.memory import (
 )
 from fastbp.codegen.processor import flush_subnormals, restore_subnormals
 from fastbp.codegen.rows import ROW_VECTORS, row_kernel
-from fastbp.codegen.tiles import NV, STREAM_ROWS, micro_kernel_in_place
+from fastbp.codegen.tiles import FEW_ROWS, NV, STREAM_ROWS, micro_kernel_in_place
 from fastbp.codegen.vectors import fma, load, load_converted, load_first, splat, store, total
 from fastbp.compat import array_fields
 from fastbp.kernels.backprop import forward
 from fastbp.kernels.csr import sum_rows
 from fastbp.kernels.gather import gather
 from fastbp.kernels.matmul import MULTIPLY, NONE, ONE, REPEATED, cut_into_tiles, tile_height
-from fastbp.kernels.plan import FEW_TILES, MAX_PREDICTION_ROWS, cut_weights, is_streamed
+from fastbp.kernels.plan import FEW_TILES, MAX_PREDICTION_ROWS, cut_weights, is_near, is_streamed
 from fastbp.kernels.records import NO_DRAW, Samples, get_layer, point_at_net
 from fastbp.kernels.threads import join_team, next_ticket
 
@@ -73,6 +73,7 @@ class PlainLayer(NamedTuple):
     n_parts: int  # of whole panels of columns, see `plan.Cut`
     n_pieces: int
     is_streamed: int  # see `plan.is_streamed`
+    is_near: int  # see `plan.is_near`
     forward: int  # as in `network.Layer`
     by_rows: int
     c0: int  # bits of the coefficients of the activation
@@ -112,7 +113,7 @@ def table_of(network, coefs, intercepts, kernels, *, is_pair=False):
         cut = cut_weights(fan_in, fan_out, itemsize)
         table += PlainLayer(
             coef.ctypes.data, intercept.ctypes.data, array_fields(coef), array_fields(intercept), fan_in, fan_out,
-            cut.n_parts, cut.n_pieces, is_streamed(fan_in, fan_out, itemsize),
+            cut.n_parts, cut.n_pieces, is_streamed(fan_in, fan_out, itemsize), is_near(fan_in, fan_out, itemsize),
             activation.forward_address(network.dtype), activation.by_rows, c0, c1, network.row_stride(fan_in),
             network.row_stride(fan_out),
         )  # fmt: skip
@@ -210,17 +211,38 @@ def _copy_rows(n_rows, n, source, source_row, out, width):
 @jit
 def _multiply(plan, layer, m, inputs, a, buffer):
     """Multiply m rows with the weights of a layer, and add the biases."""
+    panel = NV * lane_count(a)
+    n_panels = layer.fan_out // panel
+    is_near = layer.is_near and (m > FEW_ROWS or not layer.is_streamed)
+    if is_near:
+        _multiply_near_panels(plan, layer, m, n_panels, inputs, a)
+    for part in range(0 if is_near else layer.n_parts):
+        left, right = n_panels * part // layer.n_parts, n_panels * (part + 1) // layer.n_parts
+        for piece in range(layer.n_pieces if left < right else 0):
+            first, last = _piece_of(layer, piece)
+            _multiply_panels(plan, layer, m, left * panel, right - left, first, last, inputs, a, buffer)
+    for piece in range(layer.n_pieces if n_panels * panel < layer.fan_out else 0):
+        first, last = _piece_of(layer, piece)
+        _multiply_last_columns(plan, layer, m, n_panels * panel, first, last, inputs, a, buffer)
+
+
+@inlined
+def _piece_of(layer, piece):
+    """Return the first row of a piece of the weights, and that of the next."""
+    return layer.fan_in * piece // layer.n_pieces, layer.fan_in * (piece + 1) // layer.n_pieces
+
+
+@inlined
+def _multiply_near_panels(plan, layer, m, n_panels, inputs, a):
+    """Set the products with whole panels of weights, which are read where they are."""
     panel, n = NV * lane_count(a), layer.fan_out
-    n_panels = (n + panel - 1) // panel
-    for part in range(layer.n_parts):
-        left, right = n_panels * part // layer.n_parts * panel, n_panels * (part + 1) // layer.n_parts * panel
-        for piece in range(layer.n_pieces):
-            p, end = layer.fan_in * piece // layer.n_pieces, layer.fan_in * (piece + 1) // layer.n_pieces
-            whole = (min(right, n) - left) // panel
-            if whole:
-                _multiply_panels(plan, layer, m, left, whole, p, end, inputs, a, offset(buffer, panel))
-            if right > n:
-                _multiply_last_columns(plan, layer, m, left + whole * panel, p, end, inputs, a, buffer)
+    weights, bias = pointer_at(a, layer.weights), pointer_at(a, layer.bias)
+    for j in range(0, n_panels * panel, panel):
+        args = (
+            m, np.int64(NV), layer.fan_in, inputs, layer.input_row, ONE, offset(weights, j), n, offset(bias, j),
+            REPEATED, offset(a, j), layer.row,
+        )  # fmt: skip
+        call_at(plan.multiply, args)
 
 
 @inlined

@@ -220,7 +220,7 @@ class Session:
             network, params, self._chunk, n_threads, kernels, sparse=sparse, trains=True, keep_z=keep,
             keep_transposes=few == 0, csr=self._csr,
         )  # fmt: skip
-        keeps_grads = self._chunk < batch_size or one_by_one or clips or settings.solver == "lbfgs"
+        keeps_grads = self._chunk < batch_size or clips or settings.solver == "lbfgs"
         n_grads = network.n_params if keeps_grads else 0
         n_blocks = network.count_blocks(BLOCK_ROWS)
         n_scratch = scratch_size(network.lanes, 0 if csr is None and not one_output else network.widest)
