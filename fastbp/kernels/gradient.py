@@ -226,7 +226,7 @@ def make_step(training, m, size, decay, divisor, begins, ends, is_last):
     clips = training.max_norm > 0
     in_place = begins and ends and training.solver != NO_UPDATE and not clips
     is_few = in_place and m == training.few
-    return Step(m, size, decay, divisor, begins, ends, in_place, clips, is_few, np.int64(is_last))
+    return Step(m, size, decay, divisor, begins, ends, in_place, clips, is_few, int(is_last))
 
 
 @jit

@@ -70,7 +70,7 @@ def new_team(wanted):
     """Return the cells by which the threads of one call communicate."""
     cells = np.zeros(_CPUS + _PER_THREAD * wanted, dtype=np.int64)
     if wanted > 1 and not _is_pinned() and wanted <= _count_cores():
-        cells[_SPREAD] = address_of(_spread, _SPREAD_KINDS)
+        cells[_SPREAD] = _address_of_spread()
     return cells
 
 
@@ -126,9 +126,6 @@ def join_team(cells, wanted):
     return Team(rank, size)
 
 
-_SPREAD_KINDS = (types.CPointer(types.int64), types.int64, types.int64)
-
-
 @called_by_address
 def _spread(cells, rank, size):
     """Leave a processor that another thread of the team has.
@@ -159,6 +156,11 @@ def _spread(cells, rank, size):
                 store_scalar(others, taken >> 6, load_scalar(others, taken >> 6) & ~(1 << (taken & 63)))
         if set_affinity(others) == 0:
             set_affinity(allowed)
+
+
+@cache  # `address_of` takes a microsecond to find it again
+def _address_of_spread():
+    return address_of(_spread, (types.CPointer(types.int64), types.int64, types.int64))
 
 
 @jit
@@ -256,7 +258,7 @@ def thread_count(n_jobs, work, min_work=MIN_WORK_PER_THREAD):
         return 1
     # More threads than cores would wait for each other.
     wanted = min(wanted_threads(n_jobs), _count_cores(), useful, numba.config.NUMBA_NUM_THREADS)
-    if wanted <= 1 or not _parallel_is_safe():
+    if wanted <= 1 or not (_is_known_as_safe or _parallel_is_safe()):
         return 1
     return min(wanted, numba.get_num_threads())
 
@@ -269,9 +271,13 @@ _may_be_forked = numba_threads_are_started() and multiprocessing.parent_process(
 _was_started_before = _may_be_forked
 
 
+# What `_parallel_is_safe` has said: nothing but a fork makes an end of it.
+_is_known_as_safe = False
+
+
 def _note_fork():
-    global _may_be_forked, _was_started_before
-    _may_be_forked, _was_started_before = True, numba_threads_are_started()
+    global _may_be_forked, _was_started_before, _is_known_as_safe
+    _may_be_forked, _was_started_before, _is_known_as_safe = True, numba_threads_are_started(), False
     _count_cores_within.cache_clear()
 
 
@@ -302,6 +308,7 @@ def _parallel_is_safe():
     9288), and the OpenMP layer aborts, or hangs, a child that was forked after OpenMP's threads had started. With TBB
     such a child works if the thread that has started TBB has forked it, which nobody knows here.
     """
+    global _is_known_as_safe
     if _was_started_before:
         return False
     try:
@@ -311,7 +318,8 @@ def _parallel_is_safe():
         layer = numba.threading_layer()
     except ValueError:  # the layer that the user asked for is not there
         return False
-    return layer == "tbb" or (layer == "omp" and not _may_be_forked)
+    _is_known_as_safe = layer == "tbb" or (layer == "omp" and not _may_be_forked)
+    return _is_known_as_safe
 
 
 class Addresses(NamedTuple):
@@ -351,6 +359,9 @@ def run(function, args, n_threads, addresses=None):
     args = (*args, new_team(n_threads), n_threads)
     if n_threads == 1:
         function(*args)
+        return
+    if numba.get_num_threads() == n_threads:
+        _call_on_threads(addresses, args, n_threads)
         return
     with _limited_threads(n_threads):
         _call_on_threads(addresses, args, n_threads)
