@@ -27,9 +27,10 @@ from fastbp.kernels import backprop
 
 # The options of `fastbp.codegen.jit`, but with a Python wrapper and without the cache on disk: each run compiles.
 NJIT = {"error_model": "numpy", "nogil": True}
-# Threads of OpenBLAS keep their cores busy for up to 26 ms after the last product, threads of OpenMP for some
-# milliseconds. With several threads, a library is timed only after a pause in which those of the others fall asleep.
-REST = 0.04
+# Threads of OpenBLAS keep their cores busy for up to 103 ms after the last product (2^28 cycles of 2.6 GHz), threads of
+# OpenMP for some milliseconds. With several threads, a library is timed only after a pause in which those of the others
+# fall asleep.
+REST = 0.12
 # The system may run two threads on one core for some milliseconds after they wake up.
 WARM_UP = 0.02
 # A block is well under the time slice of the system, so that some blocks are not interrupted.

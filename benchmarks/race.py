@@ -13,7 +13,7 @@ batches take too long for ``--seconds`` are not drawn. ``--seconds 0.1 --rounds 
 compiled and warmed up, and the amount of training is chosen so that a measurement takes about ``--seconds``. Then
 there are ``--rounds`` rounds, in each of which every library makes one measurement. The figure is the best round; the
 table also has the ratio of the medians. While one library is measured, the processes of the others are idle, and
-before each measurement there is a pause of 50 ms in which spinning threads go to sleep. The number of threads is the
+before each measurement there is a pause of 120 ms in which spinning threads go to sleep. The number of threads is the
 number of cores for all libraries: the affinity of the process and the library's own settings are set before the
 library is imported. Environment variables that could slow a BLAS down are removed.
 

@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-# Pause before each measurement, in seconds, in which spinning threads of the previous worker go to sleep.
-REST = 0.05
+# Pause before each measurement, in seconds, in which spinning threads of the previous worker go to sleep: those of
+# OpenBLAS after up to 103 ms.
+REST = 0.12
 
 
 def cores(n):

@@ -67,7 +67,6 @@ class Predictor:
         self.kernels = kernel_addresses(self.dtype, prefetch_write=False)
         self._work = forward_work(units)
         self.n_features, self._n_columns = units[0], 2 if is_pair else units[-1]
-        self._addresses = {}  # of the kernel for each type of samples
         # Those that no call uses at the moment, for dense and for sparse inputs.
         self._workspaces: tuple[list, list] = [], []
 
@@ -140,9 +139,7 @@ class Predictor:
         if n_threads == 1:
             kernel(*args, table, 1)
         else:
-            if kind not in self._addresses:
-                self._addresses[kind] = threads.addresses_for(kernel, args)
-            threads.run(kernel, args, n_threads, self._addresses[kind])
+            threads.run(kernel, args, n_threads, (kind, self.dtype))
         status = table.item(prediction.STATUS)
         if status >= prediction.CHANGED:
             raise ArraysMovedError

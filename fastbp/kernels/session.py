@@ -240,7 +240,6 @@ class Session:
         self._constants = settings.constants(network.dtype)
         self.losses = np.empty(0)
         self._is_ready = False
-        self._addresses = None
         kind = "dense" if self._csr is None else "lazy" if self._csr.is_lazy else "csr"
         self._tuner = tuner_for(
             tuple(network.units), batch_size, network.dtype.itemsize, settings.solver, n_threads, kind
@@ -349,11 +348,9 @@ class Session:
             gather=gather_address(data.x.dtype, self.params.dtype),
         )
         args = (data.as_bytes(), self._arrays, self._training_arrays, task, epochs, losses)
-        if n_threads > 1 and self._addresses is None:
-            self._addresses = threads.addresses_for(self._train, args)
         done[0] = 0
         try:
-            threads.run(self._train, args, n_threads, self._addresses)
+            threads.run(self._train, args, n_threads, (self.params.dtype, data.y.dtype, data.weight.dtype))
         finally:  # Ctrl-C is raised when compiled code returns: the batches that it has done count
             optimizer.steps += int(done[0])
 

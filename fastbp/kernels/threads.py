@@ -330,8 +330,8 @@ class Addresses(NamedTuple):
     call_on_each: int
 
 
-def addresses_for(function, args):
-    """Compile or load what `run` needs for a call on several threads with such arguments."""
+def _addresses_for(function, args):
+    """Compile or load what a call on several threads with such arguments needs."""
     arguments = numba.typeof((*args, new_team(1), 1))
     return Addresses(
         address_of(function, tuple(arguments)),
@@ -340,7 +340,10 @@ def addresses_for(function, args):
     )
 
 
-def run(function, args, n_threads, addresses=None):
+_known_addresses: dict[tuple, Addresses] = {}
+
+
+def run(function, args, n_threads, kind=None):
     """Call a compiled function, on one thread or on several.
 
     Parameters
@@ -351,11 +354,14 @@ def run(function, args, n_threads, addresses=None):
         Its other arguments.
     n_threads : int
         With 1 this thread runs it, and no other is started.
-    addresses : Addresses, default=None
-        From `addresses_for`, which takes longer than a call; None to look them up now.
+    kind : tuple, default=None
+        The same for all calls of the function whose arguments have the same types: to look at the types of them all
+        takes longer than a small fit. None to look at them.
     """
-    if n_threads > 1 and addresses is None:
-        addresses = addresses_for(function, args)
+    if n_threads > 1:
+        addresses = _known_addresses.get((function, kind)) if kind else None
+        if addresses is None:
+            addresses = _known_addresses[function, kind] = _addresses_for(function, args)
     args = (*args, new_team(n_threads), n_threads)
     if n_threads == 1:
         function(*args)
