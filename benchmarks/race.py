@@ -1,6 +1,7 @@
 """The race: training speed of fastbp and of other libraries, each in its own process, measured alternately.
 
-Run: ``python benchmarks/race.py`` (about 20 minutes; writes ``benchmarks/RESULTS.md``), or a part of it:
+Run: ``python benchmarks/race.py`` (about 20 minutes; writes ``benchmarks/RESULTS.md``, or
+``RESULTS_avx512.md`` with vectors of 512 bits), or a part of it:
 ``python benchmarks/race.py --workloads mnist-128 seed-30 --contestants fastbp JAX --threads 1 --rounds 3``.
 
 Other networks, whose results are printed only:
@@ -56,7 +57,6 @@ from contestants import ACTIVATIONS, COMMON_ACTIVATIONS, MAKE
 from turns import Failed, Worker, in_turns, sayer, serve, start
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "RESULTS.md"
 # Number of samples, a multiple of the batch size: an epoch of fastbp takes 20 to 300 ms.
 SAMPLES = {
     "mnist-128": 20_480, "mnist-512x2": 10_240, "mnist-100": 20_000, "digits-100": 100_000, "tabular-64x2": 96_000,
@@ -452,7 +452,7 @@ def main(arguments=None):
     parser.add_argument("--seed", type=int, default=0, help="of --random")
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), metavar="NAME")
     parser.add_argument("--data", metavar="DIR", help="folder with real MNIST, for the workloads with 784 inputs")
-    parser.add_argument("--write", action="store_true", help="write RESULTS.md even after a partial run")
+    parser.add_argument("--write", action="store_true", help="write the results even after a partial run")
     parser.add_argument("--verbose", action="store_true", help="show what the libraries print")
     options = parser.parse_args(arguments)
     sys.path[:0] = [str(HERE), str(HERE.parent)]
@@ -490,8 +490,11 @@ def main(arguments=None):
     if (options.write and not (options.shape or options.random)) or (
         full and not options.data and options.rounds >= parser.get_default("rounds") and not missing
     ):
-        RESULTS.write_text("\n".join(lines) + "\n")
-        print(f"wrote {RESULTS.name}", file=sys.stderr)
+        from fastbp.codegen.target import VECTOR_BITS  # not before: the workers import what they need themselves
+
+        file = HERE / ("RESULTS_avx512.md" if VECTOR_BITS == 512 else "RESULTS.md")
+        file.write_text("\n".join(lines) + "\n")
+        print(f"wrote {file.name}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -459,10 +459,10 @@ def four_cores(expected):
     return f"\nthreads._count_cores, EXPECTED = lambda: 4, {expected}\n"
 
 
-def run_script(script, folder, layer="omp"):
+def run_script(script, folder, layer="omp", n_threads=4):
     """Run a program in a process that must end, and well; none that it has started is left."""
     root = str(Path(fastbp.__file__).parents[1])
-    env = {**os.environ, "PYTHONPATH": root, "NUMBA_NUM_THREADS": "4", "NUMBA_THREADING_LAYER": layer}
+    env = {**os.environ, "PYTHONPATH": root, "NUMBA_NUM_THREADS": str(n_threads), "NUMBA_THREADING_LAYER": layer}
     process = subprocess.Popen(
         [sys.executable, "-c", script], env=env, cwd=folder, start_new_session=True, stderr=subprocess.PIPE, text=True
     )  # fmt: skip
@@ -496,6 +496,10 @@ def test_forks_and_many_threads_at_once(layer, rounds, tmp_path):
 def test_more_threads_than_cores(tmp_path):
     one_thread = "assert threads.thread_count(None, 1e9) == threads.thread_count(4, 1e9) == 1"
     run_script(ONE_CORE + SETUP + one_thread + four_cores(4) + MANY_THREADS, tmp_path)
+
+
+def test_where_numba_has_one_thread(tmp_path):
+    run_script(SETUP + FORKS + four_cores(1) + MANY_THREADS, tmp_path, n_threads=1)
 
 
 def test_without_openmp_there_is_one_thread(tmp_path):

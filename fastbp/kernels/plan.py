@@ -82,8 +82,15 @@ def scratch_size(lanes, row=0):
 
 
 # The most samples of a batch whose gradient is not stored (`few`), and for which no transposes are kept: to renew them
-# takes longer than to transpose the weights once more as they are read.
-MAX_FEW = 4
+# takes longer than to transpose the weights once more as they are read. The second is for MEDIUM bytes of parameters or
+# more, which take longer to move.
+MAX_FEW = 4, 8
+
+
+def is_few(batch_size, params):
+    """Decide whether a batch has so few samples."""
+    return batch_size <= MAX_FEW[params.nbytes >= MEDIUM]
+
 
 # --- blocks for the caches ---
 

@@ -18,9 +18,9 @@ from fastbp.kernels.few import update_few
 from fastbp.kernels.network import aligned_zeros
 from fastbp.kernels.plan import (
     BLOCK_ROWS,
-    MAX_FEW,
     UPDATE_WORK,
     count_prefetched_arrays,
+    is_few,
     pass_rows,
     scratch_size,
     training_work,
@@ -206,7 +206,7 @@ class Session:
         self._pass_rows = pass_rows(network)
         self._train = online.train_online if one_by_one else backprop.train_clipped if clips else backprop.train
         prefetch = count_prefetched_arrays(params, optimizer.first, optimizer.second, n_threads) > 0
-        self._few = few = batch_size if batch_size <= MAX_FEW and not one_by_one else 0
+        self._few = few = batch_size if is_few(batch_size, params) and not one_by_one else 0
         one_output = network.units[1] == 1 and csr is None
         updates_few = few > 0 and not clips and settings.solver != "lbfgs"
         kind_of_update = few, SOLVERS[settings.solver], settings.momentum != 0, settings.alpha != 0
