@@ -35,6 +35,22 @@ def test_threads_that_share_a_processor_at_first_are_used_when_they_do_not():
     assert chosen[-1][0] == 2
 
 
+def test_a_disturbed_first_trial_is_made_up_for_soon():
+    spent = 0.0
+
+    def seconds(n_threads, call):
+        return 1e-4 if n_threads == 1 else 5e-4 if call < 3 else 0.6e-4
+
+    tuner, chosen = ThreadTuner({1, 2}, 1e-4), []
+    while spent < 0.25:
+        n_threads, n_batches = tuner.choose()
+        duration = min(n_batches, 50) * seconds(n_threads, len(chosen))
+        tuner.measure(n_threads, min(n_batches, 50), duration)
+        spent += duration
+        chosen.append((spent, n_threads))
+    assert {n_threads for end, n_threads in chosen if end > 0.15} == {2}
+
+
 def test_takes_the_other_again_when_another_program_has_ended():
     chosen = run(ThreadTuner({1, 2}, 1e-4), lambda n, call: 1e-4 if n == 1 else 5e-4 if call < 30 else 0.6e-4, 150)
     assert threads_of(chosen[8:30]).count(1) > 15

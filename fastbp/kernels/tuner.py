@@ -37,6 +37,9 @@ class ThreadTuner:
     WARM_UP = 0.002
     # Seconds of training between two trials of the other number of threads, at first and at most.
     PAUSE = 0.16, 1.3
+    # The first trial of several threads may have been disturbed, by threads of a BLAS that spin after a product for
+    # example: if they have lost, they are tried once more after so many seconds.
+    SECOND_LOOK = 0.02
     # The most time that trials may take. Where a processor is busy, one can last ten times as long as it should.
     MAX_SHARE = 0.03
 
@@ -46,6 +49,7 @@ class ThreadTuner:
         self._seconds = {}
         self._pause = self._until_trial = self.PAUSE[0]
         self._trial = None  # the number of threads on trial
+        self._is_new = True  # until all numbers of threads have been tried
         self._warm_up = self._trial_seconds = 0.0
         self._chosen = None  # the number of threads that is measured, and its seconds and batches so far
         self._sum, self._count = 0.0, 0
@@ -108,6 +112,10 @@ class ThreadTuner:
             self._trial = None
             self._until_trial = max(self._pause, self._trial_seconds / self.MAX_SHARE)
             self._pause = min(2 * self._pause, self.PAUSE[1])
+            if self._is_new and len(self._seconds) == len(self.options):
+                self._is_new = False
+                if min(self._seconds, key=self._cost) < max(self.options):
+                    self._until_trial = self.SECOND_LOOK
 
 
 def _whole_batches(count):
