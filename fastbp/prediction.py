@@ -11,6 +11,7 @@ from fastbp.kernels.csr_matrix import CsrMatrix, csr_matrix_of
 from fastbp.kernels.network import aligned_zeros, make_network
 from fastbp.kernels.plan import (
     MAX_PREDICTION_ROWS,
+    MIN_PREDICTION_ROWS,
     forward_work,
     is_mostly_zero,
     prediction_capacity,
@@ -129,6 +130,7 @@ class Predictor:
         """Set `out` by a kernel that uses the weights in place; return whether all inputs are finite."""
         n = len(out)
         n_threads = threads.thread_count(n_jobs, work * n, threads.MIN_WORK_AFTER_PAUSE)
+        n_threads = max(1, min(n_threads, n // MIN_PREDICTION_ROWS))
         block = prediction_rows(n, n_threads)
         n_threads = min(n_threads, -(-n // block))
         free = self._workspaces[kind == "csr"]

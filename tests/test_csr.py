@@ -12,7 +12,7 @@ from numba import njit
 from reference import lazy_adam_naive, lazy_sgd_naive
 from scipy.sparse import csr_array
 
-from fastbp.activations import Relu, Softmax, Tanh
+from fastbp.activations import Logistic, Relu, Softmax, Tanh
 from fastbp.codegen.memory import pointer
 from fastbp.codegen.rows import ROW_VECTORS, row_kernel, row_kernel_indexed
 from fastbp.codegen.target import lanes
@@ -294,7 +294,8 @@ def test_waiting_rows_move_as_in_dense_training_by_sgd(schedule, momentum, neste
 def test_waiting_rows_for_other_decay_rates(betas):
     settings = settings_for([12, 3], "adam", 20, beta_1=betas[0], beta_2=betas[1], n_jobs=1)
     X = sparse_rows(200, 400, per_row=1)
-    assert _difference(X, [12, 3], settings, _rates("constant"), Tanh()) <= BOUND
+    # Not tanh: of units that saturate, 1 - a^2 has a large relative error, and Adam makes steps of the same size of it.
+    assert _difference(X, [12, 3], settings, _rates("constant"), Logistic()) <= BOUND
 
 
 NOT_LAZY = [

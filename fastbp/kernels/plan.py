@@ -50,6 +50,10 @@ PANEL_USERS = 16 * MR * VECTOR_BITS // (4 * CACHE_LINE)
 MAX_PREDICTION_ROWS = PANEL_USERS
 
 
+# The least rows for each thread: all weights are read for them, which takes about as long for fewer.
+MIN_PREDICTION_ROWS = 4
+
+
 def prediction_rows(n, n_threads):
     """Return how many of n rows go through the network together: about as many each time, and for each thread."""
     n_blocks = -(-n // MAX_PREDICTION_ROWS)

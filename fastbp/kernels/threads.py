@@ -258,7 +258,7 @@ def thread_count(n_jobs, work, min_work=MIN_WORK_PER_THREAD):
         return 1
     # More threads than cores would wait for each other.
     wanted = min(wanted_threads(n_jobs), _count_cores(), useful, numba.config.NUMBA_NUM_THREADS)
-    if wanted <= 1 or not (_is_known_as_safe or _parallel_is_safe()):
+    if wanted <= 1 or not _parallel_is_safe():
         return 1
     return min(wanted, numba.get_num_threads())
 
@@ -309,6 +309,8 @@ def _parallel_is_safe():
     such a child works if the thread that has started TBB has forked it, which nobody knows here.
     """
     global _is_known_as_safe
+    if _is_known_as_safe:
+        return True
     if _was_started_before:
         return False
     try:
