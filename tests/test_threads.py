@@ -268,6 +268,7 @@ def test_the_number_of_threads_is_limited_for_one_call_only(monkeypatch):
     ],
 )  # fmt: skip
 def test_where_parallel_regions_are_safe(layer, forked, started_before, safe, monkeypatch):
+    monkeypatch.setattr(threads, "_is_known_as_safe", False)
     monkeypatch.setattr(threads, "_may_be_forked", forked)
     monkeypatch.setattr(threads, "_was_started_before", started_before)
     monkeypatch.setattr(threads, "numba_threads_are_started", lambda: started_before)
@@ -281,6 +282,7 @@ def test_a_layer_that_is_not_there_means_one_thread(monkeypatch):
     def launch():
         raise ValueError("No threading layer could be loaded.")
 
+    monkeypatch.setattr(threads, "_is_known_as_safe", False)
     monkeypatch.setattr(threads, "start_numba_threads", launch)
     monkeypatch.setattr(threads, "_count_cores", lambda: 4)
     assert thread_count(4, LARGE) == 1
