@@ -86,7 +86,10 @@ def sgd_step(i, w, g, momentum, nesterov, params, first):
 
 @inlined
 def plain_sgd_step(i, w, g, is_last, params, first):
-    """Do as `sgd_step` without momentum: no step needs the velocity, which is stored where others may follow later."""
+    """Do as `sgd_step` without momentum: no step needs the velocity, which is stored if others may follow later.
+
+    With sample weights each step may be the last: those after it may have the weight 0.
+    """
     if is_last:
         store(first, i, 0.0 - g)
     store(params, i, w - g)

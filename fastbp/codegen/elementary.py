@@ -192,7 +192,8 @@ def _log64(x):
     return select(x > 0.0, fma(n, 6.93147180369123816490e-01, f - (half - p)), np.nan)
 
 
-# tanh |x| = h / (h + 1) with h = (e^2|x| - 1) / 2, which is accurate near zero too. From the bounds on it rounds to 1.
+# tanh |x| = h / (h + 1) with h = (e^2|x| - 1) / 2, which is accurate near zero too. From 10 and 20 on it
+# rounds to 1.
 @typed_inlined
 def _tanh32(x):
     size = absolute(x)

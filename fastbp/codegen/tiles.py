@@ -145,7 +145,8 @@ def micro_kernel_in_place(typingctx, mr, n_panels, k, a, a_row, b, b_row, d, d_r
                 # Past the last panel, what is prefetched are the first ones of the next rows.
                 later = builder.add(j, INT64(_PANELS_AHEAD))
                 past = builder.icmp_signed(">=", later, n_panels)
-                over = builder.sub(builder.mul(b_row, INT64(STREAM_ROWS)), builder.mul(n_panels, step))
+                turn = builder.select(builder.icmp_signed("==", n_panels, INT64(1)), later, n_panels)
+                over = builder.sub(builder.mul(b_row, INT64(STREAM_ROWS)), builder.mul(turn, step))
                 ahead = builder.add(INT64(_PANELS_AHEAD * NV * vector.count), builder.select(past, over, INT64(0)))
                 with builder.if_else(builder.icmp_signed("==", k, INT64(STREAM_ROWS))) as (all_rows, some):
                     with all_rows:

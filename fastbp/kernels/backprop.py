@@ -328,7 +328,7 @@ def _train(data, arrays, training_arrays, task, epochs, losses, team_cells, want
         end = min(start + last_row, stop)
         value = _train_batch(
             net, training, samples, task, loss, batch - task.first_batch, start, stop, start + first_row, end,
-            batch == task.last_batch - 1 or stop == samples.n_seen,
+            batch == task.last_batch - 1 or stop == samples.n_seen or samples.is_weighted,
             load_scalar(results, batch) if first_row > 0 else 0.0, fused, training_arrays.squares.size, cells, team,
             clip,
         )  # fmt: skip

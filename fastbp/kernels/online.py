@@ -180,7 +180,7 @@ def train_online(data, arrays, training_arrays, task, epochs, losses, team_cells
         step = batch - task.first_batch
         size, decay = load_scalar(sizes, step), load_scalar(decays, step)
         position += 1
-        is_last = batch == task.last_batch - 1 or position == samples.n_seen
+        is_last = batch == task.last_batch - 1 or position == samples.n_seen or samples.is_weighted
         value = _train_sample(net, training, samples, task, loss, position - 1, size, decay, is_last)
         store_scalar(results, batch, value)
         done += 1

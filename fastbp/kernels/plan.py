@@ -44,8 +44,8 @@ def workspace_rows(network, work):
 
 
 # For so many rows a panel of weights is used, which may come from memory: the multiply-adds for each of its cache lines
-# take 16 * MR cycles, at two vectors in a cycle.
-PANEL_USERS = 16 * MR * VECTOR_BITS // (4 * CACHE_LINE)
+# take 16 * MR cycles, at two vectors in a cycle. Not fewer with vectors of 128 bits.
+PANEL_USERS = 16 * MR * max(1, VECTOR_BITS // (4 * CACHE_LINE))
 # Rows that go through the network together in prediction.
 MAX_PREDICTION_ROWS = PANEL_USERS
 
@@ -134,8 +134,8 @@ FEW_TILES = 2
 def is_near(fan_in, fan_out, itemsize):
     """Decide whether all tiles of rows read the panels of weights where they are.
 
-    They stay in the L2 cache, with the inputs. If more cache lines of a row lie together, they arrive in time from the
-    next cache, too.
+    They stay in the L2 cache, with the inputs. Where a row of a panel is several cache lines, they arrive in time from
+    the next cache, too.
     """
     return fan_in * fan_out * itemsize <= L2_BYTES // 2 * max(1, PANEL_BYTES // CACHE_LINE)
 

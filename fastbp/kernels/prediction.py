@@ -1,10 +1,10 @@
 """The forward pass alone, from the arrays that the user sees.
 
-The weights are used where they are, row-major, so that edits count at the next call. The register tile of the first
-rows goes through a few rows of weights at a time, from left to right, as fast as they come from memory, and packs them
-in panels for the tiles of the other rows. The reduction is cut so that what is packed stays in the L2 cache. The last
-columns of a layer, which may end within a panel, are copied before. A row's outputs have the same bits in all kernels
-of this file.
+The weights are used where they are, row-major, so that edits count at the next call. Panels of small layers, which stay
+in the caches, are read there for all rows (`plan.is_near`). Of larger ones the register tile of the first rows goes
+through a few rows of weights at a time, from left to right, as fast as they come from memory, and packs them in panels
+for the tiles of the other rows. The reduction is cut so that what is packed stays in the L2 cache. The last columns of
+a layer, which may end within a panel, are copied before. A row's outputs have the same bits in all kernels of this file.
 """
 
 from itertools import pairwise

@@ -271,7 +271,7 @@ _may_be_forked = numba_threads_are_started() and multiprocessing.parent_process(
 _was_started_before = _may_be_forked
 
 
-# What `_parallel_is_safe` has said: nothing but a fork makes an end of it.
+# What `_parallel_is_safe` has said: only a fork can make it untrue.
 _is_known_as_safe = False
 
 
@@ -363,7 +363,9 @@ def run(function, args, n_threads, kind=None):
     if n_threads > 1:
         addresses = _known_addresses.get((function, kind)) if kind else None
         if addresses is None:
-            addresses = _known_addresses[function, kind] = _addresses_for(function, args)
+            addresses = _addresses_for(function, args)
+            if kind:
+                _known_addresses[function, kind] = addresses
     args = (*args, new_team(n_threads), n_threads)
     if n_threads == 1:
         function(*args)

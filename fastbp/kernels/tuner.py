@@ -115,7 +115,7 @@ class ThreadTuner:
             if self._is_new and len(self._seconds) == len(self.options):
                 self._is_new = False
                 if min(self._seconds, key=self._cost) < max(self.options):
-                    self._until_trial = self.SECOND_LOOK
+                    self._until_trial = max(self.SECOND_LOOK, 4 * self._seconds[max(self.options)])
 
 
 def _whole_batches(count):
