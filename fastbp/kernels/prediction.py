@@ -4,7 +4,7 @@ The weights are used where they are, row-major, so that edits count at the next 
 in the caches, are read there for all rows (`plan.is_near`). Of larger ones the register tile of the first rows goes
 through a few rows of weights at a time, from left to right, as fast as they come from memory, and packs them in panels
 for the tiles of the other rows. The reduction is cut so that what is packed stays in the L2 cache. The last columns of
-a layer, which may end within a panel, are copied before. A row's outputs have the same bits in all kernels of this file.
+a layer, which may end within a panel, are copied before. A row's outputs have the same bits in all kernels here.
 """
 
 from itertools import pairwise
