@@ -136,20 +136,30 @@ def _exp64(x):
 
 # expm1(x) = 2^n (exp(r) - 1) + (2^n - 1); half of all that at first, as 2^128 is no number.
 @typed_inlined
+def _half_expm1_32(x):
+    n, p = _reduced32(x)
+    scale = bits_as_float((to_whole(n) + 126) << 23)
+    return fma(p, scale, scale - 0.5)
+
+
+@typed_inlined
+def _half_expm1_64(x):
+    n, p = _reduced64(x)
+    scale = bits_as_float((to_whole(n) + 1022) << 52)
+    return fma(p, scale, scale - 0.5)
+
+
+@typed_inlined
 def _expm1_32(x):
     x = select(x > 89.0, 89.0, x)
-    n, p = _reduced32(select(x < -60.0, -60.0, x))
-    scale = bits_as_float((to_whole(n) + 126) << 23)
-    half = fma(p, scale, scale - 0.5)
+    half = _half_expm1_32(select(x < -60.0, -60.0, x))
     return half + half
 
 
 @typed_inlined
 def _expm1_64(x):
     x = select(x > 710.0, 710.0, x)
-    n, p = _reduced64(select(x < -60.0, -60.0, x))
-    scale = bits_as_float((to_whole(n) + 1022) << 52)
-    half = fma(p, scale, scale - 0.5)
+    half = _half_expm1_64(select(x < -60.0, -60.0, x))
     return half + half
 
 
@@ -198,9 +208,7 @@ def _log64(x):
 def _tanh32(x):
     size = absolute(x)
     size = select(size > 10.0, 10.0, size)
-    n, p = _reduced32(size + size)
-    scale = bits_as_float((to_whole(n) + 126) << 23)
-    half = fma(p, scale, scale - 0.5)
+    half = _half_expm1_32(size + size)
     return with_sign_of(half / (half + 1.0), x)
 
 
@@ -208,9 +216,7 @@ def _tanh32(x):
 def _tanh64(x):
     size = absolute(x)
     size = select(size > 20.0, 20.0, size)
-    n, p = _reduced64(size + size)
-    scale = bits_as_float((to_whole(n) + 1022) << 52)
-    half = fma(p, scale, scale - 0.5)
+    half = _half_expm1_64(size + size)
     return with_sign_of(half / (half + 1.0), x)
 
 
