@@ -1,4 +1,5 @@
 import errno
+import gc
 import importlib.util
 import json
 import logging
@@ -37,11 +38,19 @@ def thrice(x):
 """
 
 
-def load_module(path, name):
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def load_module(monkeypatch):
+    """Import a module from a file, until the end of the test."""
+
+    def load(path):
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        # Numba imports the module of what it loads from the disk, if no function of that name is in memory.
+        monkeypatch.setitem(sys.modules, path.stem, module)
+        return module
+
+    return load
 
 
 def copy_package(folder):
@@ -62,11 +71,11 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def small(tmp_path):
+def small(tmp_path, load_module):
     """A module with functions to compile; a new `cached_jit` of one is what a new process has."""
     path = tmp_path / "small_functions.py"
     path.write_text(SOURCE)
-    return load_module(path, "small_functions")
+    return load_module(path)
 
 
 def hits_and_misses(function):
@@ -126,6 +135,7 @@ def test_processes_that_save_at_once_lose_nothing(cache, small, monkeypatch):
 
     monkeypatch.setattr(os, "replace", save_another_first)
     assert cached_jit(small.twice)(4.0) == 8
+    gc.collect()
     later = cached_jit(small.twice)
     assert later(5.0) == 10 and later(5) == 10
     assert hits_and_misses(later) == (2, 0)
@@ -280,10 +290,10 @@ def test_no_folder_is_made_where_there_is_no_home(cache, small, tmp_path, monkey
     assert snapshot(tmp_path / "~" / "chosen")
 
 
-def test_compiled_code_divides_as_numpy_does(cache, small, tmp_path):
+def test_compiled_code_divides_as_numpy_does(cache, load_module, tmp_path):
     path = tmp_path / "divide.py"
     path.write_text("def divide(x, y):\n    return x / y\n")
-    assert cached_jit(load_module(path, "divide").divide)(1.0, 0.0) == np.inf
+    assert cached_jit(load_module(path).divide)(1.0, 0.0) == np.inf
 
 
 @njit
