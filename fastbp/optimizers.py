@@ -4,6 +4,8 @@
 a block of parameters while their gradient is in the cache.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from fastbp.codegen.jit import inlined, jit
@@ -66,33 +68,62 @@ def decay_rates(solver, rates, weight_decay):
     return np.asarray(rates, dtype=np.float64) * (weight_decay if solver == "adamw" else 0.0)
 
 
-@inlined
-def adam_step(i, w, g, beta_1, rest_1, beta_2, rest_2, epsilon, size, decay, params, first, second):
-    """Update the vector `w` of the parameters from `i` on, whose gradient is `g`; see `update`."""
-    m = fma(load(first, i), beta_1, g * rest_1)
-    v = fma(load(second, i), beta_2, g * g * rest_2)
-    store(first, i, m)
-    store(second, i, v)
-    store(params, i, w - fma(w, decay, m * size / (sqrt(v) + epsilon)))
+class Rule(NamedTuple):
+    """What all parameters share in a step of an optimizer; see `update`."""
+
+    first: float  # momentum; Adam's beta_1
+    second: float  # Nesterov's momentum if it is not 0; Adam's beta_2
+    epsilon: float
+    scale: float  # the factor that makes the mean gradient of a sum
+    size: float
+    decay: float
 
 
 @inlined
-def sgd_step(i, w, g, momentum, nesterov, params, first):
-    """Update the vector `w` of the parameters from `i` on; `g` is their gradient times the step size."""
-    v = fma(load(first, i), momentum, -g)
-    store(first, i, v)
-    store(params, i, w + (fma(v, momentum, -g) if nesterov else v))
+def rule_of(constants, size, decay, divisor):
+    """Return what `update_vector` needs; see `update`."""
+    return Rule(
+        load_scalar(constants, 0), load_scalar(constants, 1), load_scalar(constants, 2), 1.0 / divisor, size, decay
+    )
 
 
 @inlined
-def plain_sgd_step(i, w, g, is_last, params, first):
-    """Do as `sgd_step` without momentum: no step needs the velocity, which is stored if others may follow later.
+def update_vector(solver, has_velocity, is_last, rule, i, w, g, params, first, second):
+    """Update the vector `w` of the parameters from `i` on, whose summed gradient is `g`; see `update`.
 
-    With sample weights each step may be the last: those after it may have the weight 0.
+    Parameters
+    ----------
+    solver : int64
+        `ADAM` or `SGD`.
+    has_velocity, is_last : bool
+        If the momentum is zero, `has_velocity` may be false: the velocity is then not read, and only written in the
+        last step. With sample weights each step may be the last: those after it may have the weight 0.
+    rule : Rule
+        See there.
+    i : int64
+        Where the vector begins.
+    w, g : vector
+        The parameters, and the gradient of the L2 term and of the loss, summed over the batch.
+    params, first, second : pointer
+        As in `update`.
     """
-    if is_last:
-        store(first, i, 0.0 - g)
-    store(params, i, w - g)
+    if solver == ADAM:
+        g = g * rule.scale
+        m = fma(load(first, i), rule.first, g * (1.0 - rule.first))
+        v = fma(load(second, i), rule.second, g * g * (1.0 - rule.second))
+        store(first, i, m)
+        store(second, i, v)
+        store(params, i, w - fma(w, rule.decay, m * rule.size / (sqrt(v) + rule.epsilon)))
+    elif has_velocity:
+        g = g * (rule.scale * rule.size)
+        v = fma(load(first, i), rule.first, -g)
+        store(first, i, v)
+        store(params, i, w + (fma(v, rule.first, -g) if rule.second != 0 else v))
+    else:
+        g = g * (rule.scale * rule.size)
+        if is_last:
+            store(first, i, 0.0 - g)
+        store(params, i, w - g)
 
 
 @jit
@@ -130,27 +161,13 @@ def update(solver, constants, size, decay, alpha, divisor, n, params, grads, fir
         The sum of squares of the parameters before the step, for the L2 term of the loss.
     """
     step = lane_count(params)
-    scale = 1.0 / divisor
+    rule = rule_of(constants, size, decay, divisor)
     squares = splat(params, 0.0)
-    if solver == ADAM:
-        beta_1, beta_2, epsilon = load_scalar(constants, 0), load_scalar(constants, 1), load_scalar(constants, 2)
-        rest_1, rest_2 = 1.0 - beta_1, 1.0 - beta_2
-        for i in range(0, n, step):
-            w = load(params, i)
-            squares = fma(w, w, squares)
-            g = fma(w, alpha, load(grads, i)) * scale
-            adam_step(i, w, g, beta_1, rest_1, beta_2, rest_2, epsilon, size, decay, params, first, second)
-    elif solver == SGD:
-        momentum = load_scalar(constants, 0)
-        nesterov = load_scalar(constants, 1) != 0
-        for i in range(0, n, step):
-            w = load(params, i)
-            squares = fma(w, w, squares)
-            sgd_step(i, w, fma(w, alpha, load(grads, i)) * (scale * size), momentum, nesterov, params, first)
-    else:
-        for i in range(0, n, step):
-            w = load(params, i)
-            squares = fma(w, w, squares)
+    for i in range(0, n, step):
+        w = load(params, i)
+        squares = fma(w, w, squares)
+        if solver != NO_UPDATE:
+            update_vector(solver, True, True, rule, i, w, fma(w, alpha, load(grads, i)), params, first, second)
     return np.float64(total(squares))
 
 

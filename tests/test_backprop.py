@@ -667,6 +667,24 @@ def test_same_training_with_a_few_samples(optimizer, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("size", [1, 4])
+def test_the_state_after_a_few_samples_is_that_of_the_last_batch_that_counts(size, optimizer, dtype):
+    problem = make([20, 9, 3], Logistic(), n=7 * size, dtype=dtype, weighted=True)
+    problem = replace(problem, transpose_narrow=size > 1)
+    problem.weight[2 * size : 3 * size] = 0
+    problem.weight[5 * size :] = 0
+    kwargs = {"optimizer": optimizer, "batch_size": size}
+    whole = Trainer(problem, **kwargs).run()
+    assert whole.losses[4] != 0 and (whole.losses[5:] == 0).all() and (whole.state.first != 0).any()
+    for cuts in ([0, 7], [0, 3, 6, 7]):
+        trainer = Trainer(problem, few=size, **kwargs)
+        for first, last in pairwise(cuts):
+            trainer.run(first, last)
+        assert_same_training(trainer, whole)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("optimizer", ["nesterov", "adam"])
 def test_same_bits_in_any_number_of_calls(optimizer, dtype):
     problem = make([20, 40, 9, 3], [Relu(), Tanh()], n=50, dtype=dtype, alpha=0.1)
@@ -1037,11 +1055,16 @@ def test_online_training_is_that_of_batches_of_one(loss, output, optimizer, dtyp
             assert online.state.done[0] == 30
 
 
-def test_online_training_leaves_out_samples_that_count_nothing():
+@pytest.mark.parametrize("optimizer", ["plain", "momentum", "nesterov"])  # Adam counts steps that are not taken, too
+@pytest.mark.parametrize("weight", [[1, 1, 1, 0, 0, 0, 1, 1, 1], [1, 1, 0, 1, 1, 1, 1, 0, 0]])
+def test_online_training_leaves_out_samples_that_count_nothing(weight, optimizer):
     problem = make([5, 7, 3], n=9, alpha=0.5)
-    weight = np.array([1, 1, 1, 0, 0, 0, 1, 1, 1], dtype=np.float64)
-    kwargs = {"optimizer": "nesterov", "batch_size": 1, "kernel": train_online}
+    weight = np.array(weight, dtype=np.float64)
+    kwargs = {"optimizer": optimizer, "batch_size": 1, "kernel": train_online}
     whole = Trainer(replace(problem, weight=weight), **kwargs).run()
     part = Trainer(problem, order=np.flatnonzero(weight), **kwargs).run()
-    assert (whole.losses[3:6] == 0).all()
+    assert (whole.losses[weight == 0] == 0).all()
     np.testing.assert_array_equal(whole.losses[weight > 0], part.losses)
+    for a, b in zip(whole.parameters(), part.parameters(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(whole.state.first, part.state.first)

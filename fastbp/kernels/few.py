@@ -9,10 +9,10 @@ from functools import cache
 import numpy as np
 
 from fastbp.codegen.jit import called_by_address
-from fastbp.codegen.memory import lane_count, load_scalar, offset, store_scalar
+from fastbp.codegen.memory import lane_count, offset, store_scalar
 from fastbp.codegen.vectors import fma, load, load_rows, splat, sum_products, total
 from fastbp.kernels.plan import BLOCK_ROWS
-from fastbp.optimizers import ADAM, adam_step, plain_sgd_step, sgd_step
+from fastbp.optimizers import rule_of, update_vector
 
 # Place in the table of `kernel_addresses`, after those of `csr`.
 UPDATE_FEW = 12
@@ -41,10 +41,7 @@ def update_few(m, solver, has_velocity, has_penalty):
         squares, squares_step,
     ):  # fmt: skip
         width = lane_count(params)
-        scale = 1.0 / divisor
-        momentum, nesterov = load_scalar(constants, 0), load_scalar(constants, 1) != 0
-        beta_1, beta_2, epsilon = load_scalar(constants, 0), load_scalar(constants, 1), load_scalar(constants, 2)
-        rest_1, rest_2 = 1.0 - beta_1, 1.0 - beta_2
+        rule = rule_of(constants, size, decay, divisor)
         for top in range(0, n_rows, BLOCK_ROWS):
             bottom = min(top + BLOCK_ROWS, n_rows)
             if has_penalty and alpha != 0:
@@ -59,14 +56,6 @@ def update_few(m, solver, has_velocity, has_penalty):
                     i = p * row + j
                     w = load(params, i)
                     g = fma(w, alpha, sum_products(offset(x, p), x_row, deltas))
-                    if solver == ADAM:
-                        adam_step(
-                            i, w, g * scale, beta_1, rest_1, beta_2, rest_2, epsilon, size, decay, params, first,
-                            second,
-                        )  # fmt: skip
-                    elif has_velocity:
-                        sgd_step(i, w, g * (scale * size), momentum, nesterov, params, first)
-                    else:
-                        plain_sgd_step(i, w, g * (scale * size), is_last, params, first)
+                    update_vector(solver, has_velocity, is_last, rule, i, w, g, params, first, second)
 
     return kernel

@@ -27,7 +27,7 @@ from fastbp.kernels.records import (
 )
 from fastbp.kernels.threads import Team
 from fastbp.losses import loss_of_row
-from fastbp.optimizers import ADAM, adam_step, plain_sgd_step, sgd_step
+from fastbp.optimizers import rule_of, update_vector
 
 # Samples between the one that is prefetched and the one that is trained on.
 PREFETCH_SAMPLES = 32
@@ -74,7 +74,7 @@ def _backward(net):
 
 
 @inlined
-def _update_rows(net, training, size, decay, alpha, scale, is_last, x, delta, n_rows, row, begin):
+def _update_rows(net, training, rule, alpha, is_last, x, delta, n_rows, row, begin):
     """Update `n_rows` rows of a panel, whose gradient are the products of inputs and deltas.
 
     Returns
@@ -82,34 +82,26 @@ def _update_rows(net, training, size, decay, alpha, scale, is_last, x, delta, n_
     float64
         The sum of their squares before, if `alpha` is not 0.
     """
-    params, first, second = net.params, training.first, training.second
-    momentum, nesterov = load_scalar(training.constants, 0), load_scalar(training.constants, 1) != 0
-    beta_1, beta_2, epsilon = momentum, load_scalar(training.constants, 1), load_scalar(training.constants, 2)
-    rest_1, rest_2 = 1.0 - beta_1, 1.0 - beta_2
-    squares = splat(params, 0.0)
-    for j in range(0, row, lane_count(params)):
+    squares = splat(net.params, 0.0)
+    for j in range(0, row, lane_count(net.params)):
         d = load(delta, j)
         for p in range(n_rows):
             i = begin + p * row + j
-            w = load(params, i)
+            w = load(net.params, i)
             squares = fma(w, w, squares)
             # The product is added to zero: the sign of a zero is then that of a sum over a batch.
             g = fma(w, alpha, fma(d, load_scalar(x, p), 0.0))
-            if training.solver == ADAM:
-                adam_step(
-                    i, w, g * scale, beta_1, rest_1, beta_2, rest_2, epsilon, size, decay, params, first, second
-                )  # fmt: skip
-            elif momentum != 0:
-                sgd_step(i, w, g * (scale * size), momentum, nesterov, params, first)
-            else:
-                plain_sgd_step(i, w, g * (scale * size), is_last, params, first)
+            update_vector(
+                training.solver, rule.first != 0, is_last, rule, i, w, g, net.params, training.first, training.second
+            )  # fmt: skip
     return np.float64(total(squares)) if alpha != 0 else 0.0
 
 
 @inlined
 def _update(net, training, size, decay, divisor, is_last):
     """Update all parameters; return the sum of squared weights before, for the L2 term."""
-    scale = 1.0 / divisor
+    rule = rule_of(training.constants, size, decay, divisor)
+    rule_of_bias = rule_of(training.constants, size, 0.0, divisor)
     squares = 0.0
     for l in range(net.n_layers):
         layer = get_layer(net, l)
@@ -117,13 +109,13 @@ def _update(net, training, size, decay, divisor, is_last):
         for panel in range(0, layer.padded_out, NV * lane_count(net.params)):
             row = min(NV * lane_count(net.params), layer.padded_out - panel)
             squares += _update_rows(
-                net, training, size, decay, training.alpha, scale, is_last, offset(net.space, layer.input),
-                offset(delta, panel), layer.fan_in, row, layer.weights + panel * layer.padded_in,
+                net, training, rule, training.alpha, is_last, offset(net.space, layer.input), offset(delta, panel),
+                layer.fan_in, row, layer.weights + panel * layer.padded_in,
             )  # fmt: skip
         # A bias is the weight of an input that is always one.
         _update_rows(
-            net, training, size, 0.0, 0.0, scale, is_last, training.scratch, delta, ONE, layer.padded_out, layer.bias
-        )  # fmt: skip
+            net, training, rule_of_bias, 0.0, is_last, training.scratch, delta, ONE, layer.padded_out, layer.bias
+        )
     return squares
 
 

@@ -54,7 +54,7 @@ class StepSettings:
     def constants(self, dtype):
         """Return the constants of `optimizers.update`."""
         if self.solver == "lbfgs":
-            return np.zeros(1)
+            return np.zeros(3)
         if self.solver == "sgd":
             return np.array([self.momentum, self.nesterovs_momentum, 0.0])
         # epsilon must not vanish in the network's type: weights that only pad a vector would become 0 / 0. Nor must it
