@@ -427,6 +427,13 @@ def growth(hours, values):
     return result.slope, result.low_slope, result.high_slope
 
 
+def fill_cache_of_numpy():
+    """Have NumPy keep what it may of the memory of small arrays, some MB, which would grow with each new size."""
+    for size in range(1, 1025):
+        arrays = [np.empty(size, np.uint8) for _ in range(8)]
+        del arrays
+
+
 # --- the rounds ---
 
 
@@ -533,6 +540,7 @@ class Soak:
 def measure(soak, minutes):
     """Yield the hours, what grows with noise, and the changes of what must not grow, after each round."""
     begin, first, changes = None, {}, {}
+    fill_cache_of_numpy()
     for round_number in itertools.count():
         at_work = soak.run_round()
         gc.collect()
