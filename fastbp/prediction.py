@@ -11,16 +11,20 @@ from fastbp.kernels.csr_matrix import CsrMatrix, csr_matrix_of
 from fastbp.kernels.network import aligned_zeros, make_network
 from fastbp.kernels.plan import (
     MAX_PREDICTION_ROWS,
+    MAX_SHARED_ROWS,
     MIN_PREDICTION_ROWS,
     forward_work,
     is_mostly_zero,
     prediction_capacity,
     prediction_rows,
+    share_of_columns,
 )
 from fastbp.kernels.workspace import allocate_net
 
 # From so many rows on it is worth to look whether most inputs are zero.
 MANY_ROWS = 2000
+# How much more than its part of the work one thread may have where threads share columns.
+MAX_IMBALANCE = 1.3
 # Bytes of workspaces that are kept for the next calls: to allocate more is little beside the work.
 MAX_KEPT = 2**24
 
@@ -35,6 +39,7 @@ class _Workspace:
         self.table = prediction.table_of(network, coefs, intercepts, predictor.kernels, is_pair=predictor.is_pair)
         size = prediction.lay_out(self.table, rows, network, csr=csr)
         self.space = aligned_zeros(n_threads * size, predictor.dtype)
+        self.team = threads.new_team(n_threads)  # whose cells are used again
 
 
 class Predictor:
@@ -68,6 +73,7 @@ class Predictor:
         self.kernels = kernel_addresses(self.dtype, prefetch_write=False)
         self._work = forward_work(units)
         self.n_features, self._n_columns = units[0], 2 if is_pair else units[-1]
+        self._shares = {1: 1}
         # Those that no call uses at the moment, for dense and for sparse inputs.
         self._workspaces: tuple[list, list] = [], []
 
@@ -130,18 +136,29 @@ class Predictor:
         """Set `out` by a kernel that uses the weights in place; return whether all inputs are finite."""
         n = len(out)
         n_threads = threads.thread_count(n_jobs, work * n, threads.MIN_WORK_AFTER_PAUSE)
-        n_threads = max(1, min(n_threads, n // MIN_PREDICTION_ROWS))
-        block = prediction_rows(n, n_threads)
-        n_threads = min(n_threads, -(-n // block))
+        by_rows = max(1, min(n_threads, n // MIN_PREDICTION_ROWS))
+        by_columns = self._column_threads(n_threads)
+        is_shared = (
+            by_columns > 1 and by_columns >= by_rows and n <= min(by_columns * MAX_SHARED_ROWS, MAX_PREDICTION_ROWS)
+        )
+        if is_shared:
+            n_threads, block = by_columns, n
+        else:
+            block = prediction_rows(n, by_rows)
+            n_threads = min(by_rows, -(-n // block))
         free = self._workspaces[kind == "csr"]
         workspace = self._take_workspace(free, block, n_threads, kind == "csr")
         table = workspace.table
-        table[prediction.BLOCK] = block
+        table[prediction.BLOCK], table[prediction.BY_COLUMNS] = block, is_shared
         args = (x, out, table, workspace.space)
         if n_threads == 1:
             kernel(*args, table, 1)
-        else:
+        elif kind == "csr":
             threads.run(kernel, args, n_threads, (kind, self.dtype))
+        else:
+            addresses = threads.addresses_for(kernel, args, (kind, self.dtype))
+            args = (*args, workspace.team, n_threads, *addresses)
+            threads.call_limited(n_threads, prediction.predict_on_threads, *args)
         status = table.item(prediction.STATUS)
         if status >= prediction.CHANGED:
             raise ArraysMovedError
@@ -149,6 +166,14 @@ class Predictor:
             table[prediction.STATUS] = 0
             free.append(workspace)
         return not status
+
+    def _column_threads(self, n_threads):
+        """Return how many of the threads may share the columns of layers, as far as they are wide enough."""
+        if n_threads not in self._shares:
+            units, itemsize = self.network.units, self.dtype.itemsize
+            shares = [(share_of_columns(units, itemsize, n), n) for n in range(1, n_threads + 1)]
+            self._shares[n_threads] = min((share, n) for share, n in shares if share * n <= MAX_IMBALANCE)[1]
+        return self._shares[n_threads]
 
     def _take_workspace(self, free, block, n_threads, csr):
         """Return a workspace that no other call uses."""

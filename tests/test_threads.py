@@ -238,11 +238,12 @@ def test_the_number_of_threads_is_limited_for_one_call_only(monkeypatch):
         before = numba.get_num_threads()
     except ValueError:
         pytest.skip("Numba has not the layer that NUMBA_THREADING_LAYER names")
-    with threads._limited_threads(1):
-        assert numba.get_num_threads() == 1
+    seen = []
+    threads.call_limited(1, lambda: seen.append(numba.get_num_threads()))
+    assert seen == [1]
     assert numba.get_num_threads() == before
-    with pytest.raises(KeyError), threads._limited_threads(1):
-        raise KeyError
+    with pytest.raises(KeyError):
+        threads.call_limited(1, dict().pop, "no such key")
     assert numba.get_num_threads() == before
     # Ctrl-C just before the number is restored.
     set_threads, calls = numba.set_num_threads, []
@@ -254,8 +255,8 @@ def test_the_number_of_threads_is_limited_for_one_call_only(monkeypatch):
         set_threads(n)
 
     monkeypatch.setattr(numba, "set_num_threads", interrupted)
-    with pytest.raises(KeyboardInterrupt), threads._limited_threads(1):
-        pass
+    with pytest.raises(KeyboardInterrupt):
+        threads.call_limited(1, list)
     assert numba.get_num_threads() == before
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastbp.activations import activate
-from fastbp.codegen.atomics import atomic_add
+from fastbp.codegen.atomics import atomic_add, atomic_load
 from fastbp.codegen.jit import cached_jit, call_at, called_by_address, inlined, jit
 from fastbp.codegen.memory import (
     address,
@@ -40,7 +40,7 @@ from fastbp.kernels.gather import gather
 from fastbp.kernels.matmul import MULTIPLY, NONE, ONE, REPEATED, cut_into_tiles, tile_height
 from fastbp.kernels.plan import FEW_TILES, MAX_PREDICTION_ROWS, cut_weights, is_near, is_streamed
 from fastbp.kernels.records import NO_DRAW, Samples, get_layer, point_at_net
-from fastbp.kernels.threads import join_team, next_ticket
+from fastbp.kernels.threads import Addresses, Team, barrier, join_team, next_ticket, renew_team, share, start_on_each
 
 
 class Plan(NamedTuple):
@@ -53,9 +53,11 @@ class Plan(NamedTuple):
     size: int  # numbers in a thread's workspace
     buffer: int  # of these, for weights and biases
     half: int  # and for the rows of the inputs and of every second layer
+    by_columns: int  # whether the threads share the columns of each layer, for all rows together, or the rows
 
 
-BLOCK, STATUS = Plan._fields.index("block"), len(Plan._fields)  # cells of the table
+BLOCK, BY_COLUMNS = map(Plan._fields.index, ("block", "by_columns"))  # cells of the table
+STATUS = len(Plan._fields)
 _HEAD = STATUS + 1
 # What the kernels say in the cell STATUS, added for all threads; CHANGED where weights are no longer where they were.
 CHANGED = 1 << 40
@@ -104,7 +106,7 @@ def table_of(network, coefs, intercepts, kernels, *, is_pair=False):
     ndarray of int64
         A `Plan`, the cell STATUS, and a `PlainLayer` for each layer; `lay_out` and the caller set what is 0.
     """
-    table = [*Plan(len(coefs), 0, kernels[MULTIPLY], is_pair, 0, 0, 0), 0]
+    table = [*Plan(len(coefs), 0, kernels[MULTIPLY], is_pair, 0, 0, 0, 0), 0]
     bits = network.coefficients.view(np.int64)
     layers = zip(coefs, intercepts, network.activations, bits, strict=True)
     itemsize = network.dtype.itemsize
@@ -208,22 +210,38 @@ def _copy_rows(n_rows, n, source, source_row, out, width):
             store(out, p * padded + j, load_first(source, p * source_row + j, n - j))
 
 
+class Columns(NamedTuple):
+    """Some columns of a layer: whole panels, and the last ones, which may not fill a panel."""
+
+    left: int  # the first column
+    n_panels: int  # whole panels
+    right: int  # the column after the last
+
+
+@inlined
+def _share_columns(layer, panel, rank, size):
+    """Return one thread's columns of a layer."""
+    left, right = share(layer.fan_out, panel, rank, size)
+    return Columns(left, (right - left) // panel, right)
+
+
 @jit
-def _multiply(plan, layer, m, inputs, a, buffer):
-    """Multiply m rows with the weights of a layer, and add the biases."""
+def _multiply(plan, layer, m, columns, inputs, a, buffer):
+    """Multiply m rows with some columns of the weights of a layer, and add the biases."""
     panel = NV * lane_count(a)
-    n_panels = layer.fan_out // panel
+    left, n_panels = columns.left, columns.n_panels
     is_near = layer.is_near and (m > FEW_ROWS or not layer.is_streamed)
     if is_near:
-        _multiply_near_panels(plan, layer, m, n_panels, inputs, a)
+        _multiply_near_panels(plan, layer, m, left, n_panels, inputs, a)
     for part in range(0 if is_near else layer.n_parts):
-        left, right = n_panels * part // layer.n_parts, n_panels * (part + 1) // layer.n_parts
-        for piece in range(layer.n_pieces if left < right else 0):
+        begin, end = n_panels * part // layer.n_parts, n_panels * (part + 1) // layer.n_parts
+        for piece in range(layer.n_pieces if begin < end else 0):
             first, last = _piece_of(layer, piece)
-            _multiply_panels(plan, layer, m, left * panel, right - left, first, last, inputs, a, buffer)
-    for piece in range(layer.n_pieces if n_panels * panel < layer.fan_out else 0):
+            _multiply_panels(plan, layer, m, left + begin * panel, end - begin, first, last, inputs, a, buffer)
+    rest = left + n_panels * panel
+    for piece in range(layer.n_pieces if rest < columns.right else 0):
         first, last = _piece_of(layer, piece)
-        _multiply_last_columns(plan, layer, m, n_panels * panel, first, last, inputs, a, buffer)
+        _multiply_last_columns(plan, layer, m, rest, first, last, inputs, a, buffer)
 
 
 @inlined
@@ -233,11 +251,11 @@ def _piece_of(layer, piece):
 
 
 @inlined
-def _multiply_near_panels(plan, layer, m, n_panels, inputs, a):
+def _multiply_near_panels(plan, layer, m, left, n_panels, inputs, a):
     """Set the products with whole panels of weights, which are read where they are."""
     panel, n = NV * lane_count(a), layer.fan_out
     weights, bias = pointer_at(a, layer.weights), pointer_at(a, layer.bias)
-    for j in range(0, n_panels * panel, panel):
+    for j in range(left, left + n_panels * panel, panel):
         args = (
             m, np.int64(NV), layer.fan_in, inputs, layer.input_row, ONE, offset(weights, j), n, offset(bias, j),
             REPEATED, offset(a, j), layer.row,
@@ -298,20 +316,20 @@ def _multiply_last_columns(plan, layer, m, left, first, last, inputs, a, buffer)
 
 
 @jit
-def _multiply_row(layer, inputs, a):
+def _multiply_row(layer, columns, inputs, a):
     """Multiply one row, as `_multiply` does."""
-    n, step = layer.fan_out, ROW_VECTORS * lane_count(a)
+    n, right, step = layer.fan_out, columns.right, ROW_VECTORS * lane_count(a)
     weights, bias = pointer_at(a, layer.weights), pointer_at(a, layer.bias)
-    for j in range(0, n, step):
-        row_kernel(min(step, n - j), layer.fan_in, inputs, offset(weights, j), n, offset(bias, j), offset(a, j))
+    for j in range(columns.left, right, step):
+        row_kernel(min(step, right - j), layer.fan_in, inputs, offset(weights, j), n, offset(bias, j), offset(a, j))
 
 
 @inlined
-def _apply(layer, m, a):
-    """Apply the activation of a layer to m rows."""
+def _apply(layer, n, m, a):
+    """Apply the activation of a layer to n columns of m rows."""
     if layer.forward != 0:
         c0, c1 = float_of_bits(layer.c0), float_of_bits(layer.c1)
-        activate(layer.forward, layer.by_rows, c0, c1, a, a, layer.fan_out, layer.row, m)
+        activate(layer.forward, layer.by_rows, c0, c1, a, a, n, layer.row, m)
 
 
 @inlined
@@ -336,18 +354,42 @@ def _store_outputs(plan, layer, m, a, out):
         i += 1
 
 
+@inlined
+def _compute_layer(plan, layer, m, columns, inputs, a, buffer):
+    """Set the pre-activations of some columns of a layer for m rows."""
+    if m == 1 and not layer.is_streamed:
+        _multiply_row(layer, columns, inputs, a)
+    else:
+        _multiply(plan, layer, m, columns, inputs, a, buffer)
+
+
 @jit
 def _pass_rows(plan, layers, first_layer, m, inputs, a, buffer, out):
     """Take m rows through the layers from `first_layer` on; `inputs` and `a` take turns as memory for outputs."""
     for l in range(first_layer, plan.n_layers):
         layer = _load_layer(layers, l)
-        if m == 1 and not layer.is_streamed:
-            _multiply_row(layer, inputs, a)
-        else:
-            _multiply(plan, layer, m, inputs, a, buffer)
-        _apply(layer, m, a)
+        columns = _share_columns(layer, NV * lane_count(a), 0, 1)
+        _compute_layer(plan, layer, m, columns, inputs, a, buffer)
+        _apply(layer, layer.fan_out, m, a)
         inputs, a = a, inputs
     _store_outputs(plan, _load_layer(layers, plan.n_layers - 1), m, inputs, out)
+
+
+@jit
+def _pass_rows_together(plan, layers, first_layer, m, inputs, a, buffer, out, n_columns, cells, team):
+    """Do as `_pass_rows` with a team, of which each thread has some columns of each layer."""
+    for l in range(first_layer, plan.n_layers):
+        layer = _load_layer(layers, l)
+        columns = _share_columns(layer, NV * lane_count(a), team.rank, team.size)
+        barrier(cells, team)
+        _compute_layer(plan, layer, m, columns, inputs, a, buffer)
+        barrier(cells, team)
+        begin, end = share(m, ONE, team.rank, team.size)
+        _apply(layer, layer.fan_out, end - begin, offset(a, begin * layer.row))
+        inputs, a = a, inputs
+    layer = _load_layer(layers, plan.n_layers - 1)
+    begin, end = share(m, ONE, team.rank, team.size)
+    _store_outputs(plan, layer, end - begin, offset(inputs, begin * layer.row), offset(out, begin * n_columns))
 
 
 @inlined
@@ -357,28 +399,44 @@ def _predict(begin_rows, inputs, first_layer, out, table, space, team_cells, wan
     `begin_rows` sets the inputs of `first_layer` for some rows, and returns how many of them are not finite.
     """
     cells, head = pointer(team_cells, 0), pointer(table, 0)
-    rank = np.int64(0)
+    team = Team(np.int64(0), np.int64(1))
     if wanted > 1:
-        rank = join_team(cells, wanted).rank
-        if rank < 0:
+        team = join_team(cells, wanted)
+        if team.rank < 0:
             return
     plan, layers = _load_plan(head, 0), offset(head, _HEAD)
-    if not _is_unchanged(head, plan.n_layers):
+    # Threads that wait for each other must all find the same: the first one looks.
+    looks = not plan.by_columns or team.rank == 0
+    if looks and not _is_unchanged(head, plan.n_layers):
         atomic_add(head, STATUS, CHANGED)
+    if plan.by_columns:
+        barrier(cells, team)
+    if atomic_load(head, STATUS) >= CHANGED:
         return
     mode = flush_subnormals()
-    buffer = pointer(space, rank * plan.size)
-    first = offset(buffer, plan.buffer)
-    second = offset(first, plan.half)
+    buffer = pointer(space, team.rank * plan.size)
     results, n_samples, n_outputs = pointer(out, 0), out.shape[0], out.shape[1]
+    layer = _load_layer(layers, 0)
     n_bad = 0
-    # A thread that is done takes the next block: one that loses its processor for a while holds up one block only.
-    begin = next_ticket(cells) * plan.block if wanted > 1 else np.int64(0)
-    while begin < n_samples:
-        m = min(plan.block, n_samples - begin)
-        n_bad += begin_rows(inputs, _load_layer(layers, 0), begin, m, first)
-        _pass_rows(plan, layers, first_layer, m, first, second, buffer, offset(results, begin * n_outputs))
-        begin = next_ticket(cells) * plan.block if wanted > 1 else begin + m
+    if plan.by_columns:
+        first = pointer(space, plan.buffer)
+        second = offset(first, plan.half)
+        begin, end = share(n_samples, ONE, team.rank, team.size)
+        row = layer.input_row if first_layer == 0 else layer.row
+        n_bad += begin_rows(inputs, layer, begin, end - begin, offset(first, begin * row))
+        _pass_rows_together(
+            plan, layers, first_layer, n_samples, first, second, buffer, results, n_outputs, cells, team
+        )  # fmt: skip
+    else:
+        first = offset(buffer, plan.buffer)
+        second = offset(first, plan.half)
+        # A thread that is done takes the next block: one that loses its processor for a while holds up one block only.
+        begin = next_ticket(cells) * plan.block if wanted > 1 else np.int64(0)
+        while begin < n_samples:
+            m = min(plan.block, n_samples - begin)
+            n_bad += begin_rows(inputs, layer, begin, m, first)
+            _pass_rows(plan, layers, first_layer, m, first, second, buffer, offset(results, begin * n_outputs))
+            begin = next_ticket(cells) * plan.block if wanted > 1 else begin + m
     if n_bad:
         atomic_add(head, STATUS, n_bad)
     restore_subnormals(mode)
@@ -419,6 +477,16 @@ def predict(x, out, table, space, team_cells, wanted):
     _predict(_begin_dense, x, 0, out, table, space, team_cells, wanted)
 
 
+@cached_jit
+def predict_on_threads(x, out, table, space, team_cells, wanted, function, call, call_on_each):
+    """Call `predict` on each thread of a team, whose cells may have been used before; the rest are `threads.Addresses`.
+
+    `threads.run` takes a tuple of arguments: to look at the types of its elements takes as long as a few rows.
+    """
+    renew_team(pointer(team_cells, 0), wanted)
+    start_on_each(Addresses(function, call, call_on_each), (x, out, table, space, team_cells, wanted), wanted)
+
+
 @inlined
 def _begin_csr(matrix, layer, begin, m, first):
     indptr, indices, values = pointer(matrix.indptr, 0), pointer(matrix.indices, 0), pointer(matrix.values, 0)
@@ -430,7 +498,7 @@ def _begin_csr(matrix, layer, begin, m, first):
             layer.fan_out, count, offset(values, entry), offset(indices, entry), weights, layer.fan_out, bias,
             offset(first, i * layer.row),
         )  # fmt: skip
-    _apply(layer, m, first)
+    _apply(layer, layer.fan_out, m, first)
     return 0
 
 

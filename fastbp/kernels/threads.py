@@ -8,7 +8,6 @@ microsecond, a parallel region of OpenMP more than one.
 
 import multiprocessing
 import os
-from contextlib import contextmanager
 from functools import cache
 from typing import NamedTuple
 
@@ -78,9 +77,18 @@ def _is_pinned():
     """Whether threads must stay on the processors where the system, or the user, has put them.
 
     The environment says so: OMP_PROC_BIND, by which OpenMP places them, with any value; or FASTBP_STAY=1, for users
-    who would leave the placement to the system. FASTBP_STAY=0 is as if it were not set. Both are read at each call.
+    who would leave the placement to the system. FASTBP_STAY=0 is as if it were not set. Both are read at each
+    call of training, and at the first prediction of a model.
     """
     return "OMP_PROC_BIND" in os.environ or os.environ.get("FASTBP_STAY", "0") != "0"
+
+
+@inlined
+def renew_team(cells, wanted):
+    """Prepare the cells of a team whose call has ended for the next call."""
+    for i in range(_CPUS + _PER_THREAD * wanted):
+        if i != _SPREAD:
+            store_scalar(cells, i, 0)
 
 
 @inlined
@@ -213,10 +221,23 @@ def _call_on_each(call, address, arguments, wanted):
         call_at(call, (address, arguments))
 
 
+class Addresses(NamedTuple):
+    """The machine code for a call on several threads."""
+
+    function: int
+    call: int  # of `_call` for the arguments of the function
+    call_on_each: int
+
+
+@inlined
+def start_on_each(addresses, arguments, wanted):
+    """Call a function on each of so many threads."""
+    call_at(addresses.call_on_each, (addresses.call, addresses.function, store_arguments(arguments), wanted))
+
+
 @cached_jit
 def _call_on_threads(addresses, arguments, wanted):
-    """Call a function on each thread."""
-    call_at(addresses.call_on_each, (addresses.call, addresses.function, store_arguments(arguments), wanted))
+    start_on_each(addresses, arguments, wanted)
 
 
 # --- in Python: how many threads, and calls on them ---
@@ -324,25 +345,22 @@ def _parallel_is_safe():
     return _is_known_as_safe
 
 
-class Addresses(NamedTuple):
-    """The machine code for a call on several threads."""
-
-    function: int
-    call: int  # of `_call` for the arguments of the function
-    call_on_each: int
-
-
-def _addresses_for(function, args):
-    """Compile or load what a call on several threads with such arguments needs."""
-    arguments = numba.typeof((*args, new_team(1), 1))
-    return Addresses(
-        address_of(function, tuple(arguments)),
-        address_of(_call, (types.int64, types.CPointer(arguments))),
-        address_of(_call_on_each, (types.int64,) * 4),
-    )
-
-
 _known_addresses: dict[tuple, Addresses] = {}
+
+
+def addresses_for(function, args, kind=None):
+    """Return what a call on several threads needs, compiled or loaded; the parameters are those of `run`."""
+    addresses = _known_addresses.get((function, kind)) if kind else None
+    if addresses is None:
+        arguments = numba.typeof((*args, new_team(1), 1))
+        addresses = Addresses(
+            address_of(function, tuple(arguments)),
+            address_of(_call, (types.int64, types.CPointer(arguments))),
+            address_of(_call_on_each, (types.int64,) * 4),
+        )
+        if kind:
+            _known_addresses[function, kind] = addresses
+    return addresses
 
 
 def run(function, args, n_threads, kind=None):
@@ -360,30 +378,23 @@ def run(function, args, n_threads, kind=None):
         The same for all calls of the function whose arguments have the same types: to look at the types of them all
         takes longer than a small fit. None to look at them.
     """
-    if n_threads > 1:
-        addresses = _known_addresses.get((function, kind)) if kind else None
-        if addresses is None:
-            addresses = _addresses_for(function, args)
-            if kind:
-                _known_addresses[function, kind] = addresses
-    args = (*args, new_team(n_threads), n_threads)
     if n_threads == 1:
+        function(*args, new_team(1), 1)
+        return
+    addresses = addresses_for(function, args, kind)
+    args = (*args, new_team(n_threads), n_threads)
+    call_limited(n_threads, _call_on_threads, addresses, args, n_threads)
+
+
+def call_limited(n_threads, function, *args):
+    """Call a function while Numba may use `n_threads` threads, and as many as before after it."""
+    before = numba.get_num_threads()
+    if before == n_threads:
         function(*args)
         return
-    if numba.get_num_threads() == n_threads:
-        _call_on_threads(addresses, args, n_threads)
-        return
-    with _limited_threads(n_threads):
-        _call_on_threads(addresses, args, n_threads)
-
-
-@contextmanager
-def _limited_threads(n):
-    """Have Numba use `n` threads in this block, and as many as before after it."""
-    before = numba.get_num_threads()
     try:
-        numba.set_num_threads(n)
-        yield
+        numba.set_num_threads(n_threads)
+        function(*args)
     finally:
         try:
             numba.set_num_threads(before)
