@@ -2,6 +2,7 @@
 
 from itertools import chain
 from operator import is_
+from typing import Any
 
 import numpy as np
 
@@ -11,20 +12,16 @@ from fastbp.kernels.csr_matrix import CsrMatrix, csr_matrix_of
 from fastbp.kernels.network import aligned_zeros, make_network
 from fastbp.kernels.plan import (
     MAX_PREDICTION_ROWS,
-    MAX_SHARED_ROWS,
     MIN_PREDICTION_ROWS,
     forward_work,
     is_mostly_zero,
     prediction_capacity,
     prediction_rows,
-    share_of_columns,
 )
 from fastbp.kernels.workspace import allocate_net
 
 # From so many rows on it is worth to look whether most inputs are zero.
 MANY_ROWS = 2000
-# How much more than its part of the work one thread may have where threads share columns.
-MAX_IMBALANCE = 1.3
 # Bytes of workspaces that are kept for the next calls: to allocate more is little beside the work.
 MAX_KEPT = 2**24
 
@@ -32,12 +29,14 @@ MAX_KEPT = 2**24
 class _Workspace:
     """What one call at a time may use: a table for the kernels, and memory for so many rows and threads."""
 
-    def __init__(self, predictor, rows, n_threads, csr):
+    def __init__(self, predictor, rows, n_threads, source):
         network = predictor.network
         coefs, intercepts = self._arrays = predictor.parameters()  # whose addresses are in the table
         self.rows, self.n_threads = rows, n_threads
-        self.table = prediction.table_of(network, coefs, intercepts, predictor.kernels, is_pair=predictor.is_pair)
-        size = prediction.lay_out(self.table, rows, network, csr=csr)
+        self.table = prediction.table_of(
+            network, coefs, intercepts, predictor.kernels, source, is_pair=predictor.is_pair
+        )  # fmt: skip
+        size = prediction.lay_out(self.table, rows, network, csr=source == "csr")
         self.space = aligned_zeros(n_threads * size, predictor.dtype)
         self.team = threads.new_team(n_threads)  # whose cells are used again
 
@@ -73,9 +72,8 @@ class Predictor:
         self.kernels = kernel_addresses(self.dtype, prefetch_write=False)
         self._work = forward_work(units)
         self.n_features, self._n_columns = units[0], 2 if is_pair else units[-1]
-        self._shares = {1: 1}
-        # Those that no call uses at the moment, for dense and for sparse inputs.
-        self._workspaces: tuple[list, list] = [], []
+        # Those that no call uses at the moment, for each type of inputs.
+        self._workspaces: dict[Any, list] = {}
 
     def uses(self, coefs, intercepts):
         """Whether these are the same arrays as before, whatever their values."""
@@ -125,38 +123,34 @@ class Predictor:
             return out, self._predict_csr(csr, out, n_jobs)
         if n >= MANY_ROWS and is_mostly_zero(x):
             return out, self._predict_indexed(x, out, n_jobs)
-        return out, self._predict(prediction.predict, x, out, n_jobs, self._work, x.dtype)
+        return out, self._predict(prediction.predict, x, out, n_jobs, self._work, x.dtype.char)
 
     def _predict_csr(self, csr, out, n_jobs):
         """Set `out` from sparse rows; return whether all inputs are finite."""
         work = forward_work([csr.indices.size / len(out), *self.network.units[1:]])
         return self._predict(prediction.predict_csr, csr, out, n_jobs, work, "csr")
 
-    def _predict(self, kernel, x, out, n_jobs, work, kind):
-        """Set `out` by a kernel that uses the weights in place; return whether all inputs are finite."""
+    def _predict(self, kernel, x, out, n_jobs, work, source):
+        """Set `out` by a kernel that uses the weights in place; return whether all inputs are finite.
+
+        `source` is the type of the inputs, as `prediction.table_of` takes it.
+        """
         n = len(out)
         n_threads = threads.thread_count(n_jobs, work * n, threads.MIN_WORK_AFTER_PAUSE)
-        by_rows = max(1, min(n_threads, n // MIN_PREDICTION_ROWS))
-        by_columns = self._column_threads(n_threads)
-        is_shared = (
-            by_columns > 1 and by_columns >= by_rows and n <= min(by_columns * MAX_SHARED_ROWS, MAX_PREDICTION_ROWS)
-        )
-        if is_shared:
-            n_threads, block = by_columns, n
-        else:
-            block = prediction_rows(n, by_rows)
-            n_threads = min(by_rows, -(-n // block))
-        free = self._workspaces[kind == "csr"]
-        workspace = self._take_workspace(free, block, n_threads, kind == "csr")
+        n_threads = max(1, min(n_threads, n // MIN_PREDICTION_ROWS))
+        block = prediction_rows(n, n_threads)
+        n_threads = min(n_threads, -(-n // block))
+        free = self._workspaces.setdefault(source, [])
+        workspace = self._take_workspace(free, block, n_threads, source)
         table = workspace.table
-        table[prediction.BLOCK], table[prediction.BY_COLUMNS] = block, is_shared
+        table[prediction.BLOCK] = block
         args = (x, out, table, workspace.space)
         if n_threads == 1:
             kernel(*args, table, 1)
-        elif kind == "csr":
-            threads.run(kernel, args, n_threads, (kind, self.dtype))
+        elif source == "csr":
+            threads.run(kernel, args, n_threads, (source, self.dtype))
         else:
-            addresses = threads.addresses_for(kernel, args, (kind, self.dtype))
+            addresses = threads.addresses_for(kernel, args, (source, self.dtype))
             args = (*args, workspace.team, n_threads, *addresses)
             threads.call_limited(n_threads, prediction.predict_on_threads, *args)
         status = table.item(prediction.STATUS)
@@ -167,23 +161,22 @@ class Predictor:
             free.append(workspace)
         return not status
 
-    def _column_threads(self, n_threads):
-        """Return how many of the threads may share the columns of layers, as far as they are wide enough."""
-        if n_threads not in self._shares:
-            units, itemsize = self.network.units, self.dtype.itemsize
-            shares = [(share_of_columns(units, itemsize, n), n) for n in range(1, n_threads + 1)]
-            self._shares[n_threads] = min((share, n) for share, n in shares if share * n <= MAX_IMBALANCE)[1]
-        return self._shares[n_threads]
-
-    def _take_workspace(self, free, block, n_threads, csr):
+    def _take_workspace(self, free, block, n_threads, source):
         """Return a workspace that no other call uses."""
+        rows = prediction_capacity(block)
         try:
             workspace = free.pop()  # which Python does in one step, whatever other threads do
-            if workspace.rows >= block and workspace.n_threads >= n_threads:
-                return workspace
         except IndexError:
-            pass
-        return _Workspace(self, prediction_capacity(block), n_threads, csr)
+            return _Workspace(self, rows, n_threads, source)
+        if workspace.rows >= block and workspace.n_threads >= n_threads:
+            return workspace
+        # One that also serves calls as those before, or they would replace each other's.
+        both = max(rows, workspace.rows), max(n_threads, workspace.n_threads)
+        if workspace.space.nbytes * both[0] * both[1] <= MAX_KEPT * workspace.rows * workspace.n_threads:
+            rows, n_threads = both
+        else:
+            free.append(workspace)
+        return _Workspace(self, rows, n_threads, source)
 
     def _predict_indexed(self, x, out, n_jobs):
         """Set `out`, leaving out zero inputs; return whether all inputs are finite."""

@@ -6,6 +6,7 @@ import pytest
 import reference
 from guards import Guards, run_alone
 
+import fastbp
 from fastbp import BackpropClassifier
 from fastbp.activations import (
     ACTIVATIONS,
@@ -42,7 +43,7 @@ from fastbp.kernels.session import OptimizerState, Session
 from fastbp.kernels.workspace import allocate_net, read_layers
 from fastbp.losses import LOSSES
 from fastbp.optimizers import ADAM, SOLVERS, decay_rates, step_sizes
-from fastbp.prediction import ArraysMovedError, Predictor
+from fastbp.prediction import Predictor
 
 DTYPES = [np.float32, np.float64]
 HIDDEN = [Identity(), Logistic(slope=2.0), Tanh(), Relu()]
@@ -861,11 +862,6 @@ def _check_threads():
         for sparse, n_threads in product((False, True), (2, 4)):
             alone = _predict(problem, problem.X, 16, sparse=sparse).tobytes()
             assert _predict(problem, problem.X, 16, n_threads, sparse).tobytes() == alone
-        for units, n, n_threads in product([[70, 150, 33, 3], [5, 300], [3, 1, 90]], (1, 3, 40), (2, 4)):
-            problem = make(units, Tanh(), n=n, dtype=dtype)
-            alone = _predict(problem, problem.X, n).tobytes()
-            assert _predict(problem, problem.X, n, n_threads, by_columns=True).tobytes() == alone
-            sizes.add((n_threads, int(teams[-1][threads._SIZE])))
     # Threads that come late are not waited for, but some must have been in time, or nothing was tested.
     assert {(2, 2), (3, 3), (4, 4)} <= sizes, sizes
     print("the same bits")
@@ -878,11 +874,8 @@ def test_same_bits_with_any_number_of_threads(tmp_path):
 # --- prediction ---
 
 
-def _predict(problem, X, block, n_threads=1, sparse=False, *, by_columns=False):
-    """Outputs of the kernel for all inputs, or of that for inputs that are mostly zero.
-
-    With `by_columns` the threads share the columns of each layer, for all rows.
-    """
+def _predict(problem, X, block, n_threads=1, sparse=False):
+    """Outputs of the kernel for all inputs, or of that for inputs that are mostly zero."""
     problem = replace(problem, transpose_narrow=False)
     network, guards = problem.network, Guards()
     out = guards.array(np.full((len(X), network.units[-1]), np.nan, problem.dtype))
@@ -896,9 +889,9 @@ def _predict(problem, X, block, n_threads=1, sparse=False, *, by_columns=False):
         coefs, intercepts = map(guards.array, problem.coefs), map(guards.array, problem.intercepts)
         coefs, intercepts = list(coefs), list(intercepts)
         kernels = kernel_addresses(problem.dtype, prefetch_write=False)
-        table = guards.array(prediction.table_of(network, coefs, intercepts, kernels))
+        table = guards.array(prediction.table_of(network, coefs, intercepts, kernels, X.dtype.char))
         size = prediction.lay_out(table, block, network)
-        table[prediction.BLOCK], table[prediction.BY_COLUMNS] = block, by_columns
+        table[prediction.BLOCK] = block
         space = guards.array(np.full(n_threads * size, np.nan, problem.dtype))
         args = (guards.array(X), out, table, space)
         threads.run(prediction.predict, args, n_threads)
@@ -942,51 +935,21 @@ def test_a_row_is_predicted_with_the_same_bits_anywhere(dtype):
         assert _predict(problem, large, 11)[60:120].tobytes() == alone
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_few_rows_have_the_same_bits_where_threads_share_columns(dtype):
-    """With every remainder of the columns and of the tiles of rows; in one team, and between two of a `Predictor`."""
-    panel = NV * lanes(np.dtype(dtype).itemsize)
-    for last, n in product((1, panel - 1, panel, panel + 1), (1, 2, MR - 1, MR + 1, 2 * MR + 3)):
-        problem = make([9, 2 * panel, 2 * panel + last, last], Relu(), "squared_error", Logistic(), n=n, dtype=dtype)
-        alone = _predict(problem, problem.X, n).tobytes()
-        assert _predict(problem, problem.X, n, 2, by_columns=True).tobytes() == alone
-    problem = make([300, 8 * panel, 8 * panel, 5], Relu(), n=20, dtype=dtype)
-    predictor = Predictor(problem.coefs, problem.intercepts, problem.activations, 300)
-    with pytest.MonkeyPatch.context() as patch:
-        shares = []
-        patch.setattr(threads, "thread_count", lambda n_jobs, *args: n_jobs)
-        patch.setattr(threads, "call_limited", _spied(threads.call_limited, lambda *args: shares.append(args[0])))
-        for n in (20, 3, 8):  # the cells of the team are used again
-            expected, _ = predictor.outputs(problem.X[:n], 1)
-            for _ in range(3):
-                got, finite = predictor.outputs(problem.X[:n], 2)
-                assert finite and got.tobytes() == expected.tobytes()
-        assert shares == [2] * 9
-        X = problem.X.copy()
-        X[-1, 7] = np.nan
-        assert not predictor.outputs(X, 2)[1]
-        problem.coefs[1].resize((1, 1), refcheck=False)
-        with pytest.raises(ArraysMovedError):  # which all threads must find
-            predictor.outputs(problem.X, 2)
-
-
-def _spied(function, spy):
-    def call(*args):
-        spy(*args)
-        return function(*args)
-
-    return call
-
-
-@pytest.mark.parametrize(
-    ("panels", "n_threads", "expected"),
-    [([1, 1], 2, 1), ([2, 1], 2, 2), ([8, 8, 1], 2, 2), ([8, 8, 1], 16, 8), ([3, 3, 3], 2, 1), ([20], 7, 7)],
-)
-def test_how_many_threads_can_share_columns(panels, n_threads, expected):
-    width = NV * lanes(4)
-    problem = make([width * 100, *(n * width for n in panels)], Relu(), dtype=np.float32)
-    predictor = Predictor(problem.coefs, problem.intercepts, problem.activations, width * 100)
-    assert predictor._column_threads(n_threads) == expected
+def test_calls_of_different_sizes_use_one_workspace(monkeypatch):
+    """Few rows on several threads, and many on one: neither needs more than the other in both."""
+    problem = make([30, 60, 3], n=300)
+    predictor = Predictor(problem.coefs, problem.intercepts, problem.activations, 30)
+    new, made = fastbp.prediction._Workspace, []
+    monkeypatch.setattr("fastbp.prediction._Workspace", lambda *args: made.append(new(*args)) or made[-1])
+    free = []
+    for block, n_threads in [(4, 3), (100, 1), (4, 3), (100, 1), (4, 3)]:
+        free.append(predictor._take_workspace(free, block, n_threads, "d"))
+        assert (free[0].rows, free[0].n_threads) >= (block, n_threads)
+    assert len(made) == 2 and len(free) == 1
+    # Where one for both is larger than what is kept, the other one waits.
+    monkeypatch.setattr("fastbp.prediction.MAX_KEPT", made[1].space.nbytes)
+    large = predictor._take_workspace(free, 100, 4, "d")
+    assert len(made) == 3 and free == [made[1]] and large.n_threads == 4
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

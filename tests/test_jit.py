@@ -540,8 +540,8 @@ print(json.dumps({
 # All that a first fit and a prediction need: each takes time. Nothing for inputs that are mostly zero, for several
 # threads, for other activations.
 COMPILED = [
-    "_logistic_backward", "_logistic_forward", "_relu_backward", "_relu_forward", "gather_rows", "multiply_panel",
-    "multiply_tile_prefetch", "predict", "train",
+    "_logistic_backward", "_logistic_forward", "_relu_backward", "_relu_forward", "begin_dense", "gather_rows",
+    "multiply_panel", "multiply_tile_prefetch", "predict", "predict_rows_of_thread", "train",
 ]  # fmt: skip
 
 

@@ -54,19 +54,6 @@ MAX_PREDICTION_ROWS = PANEL_USERS
 MIN_PREDICTION_ROWS = 4
 
 
-# The most rows for each thread with which threads share the columns of each layer, not the rows: each then reads a part
-# of the weights only, but they wait for each other at each layer.
-MAX_SHARED_ROWS = 2 * MR
-
-
-def share_of_columns(units, itemsize, n_threads):
-    """Return the part of the work of a sample that one thread has at least, where threads share panels of columns."""
-    works = [fan_in * fan_out for fan_in, fan_out in pairwise(units)]
-    panels = [-(-n * itemsize // PANEL_BYTES) for n in units[1:]]
-    most = sum(work * (-(-n // n_threads) / n) for work, n in zip(works, panels, strict=True))
-    return most / sum(works)
-
-
 def prediction_rows(n, n_threads):
     """Return how many of n rows go through the network together: about as many each time, and for each thread."""
     n_blocks = -(-n // MAX_PREDICTION_ROWS)

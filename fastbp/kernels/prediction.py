@@ -11,10 +11,11 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+from numba import from_dtype, types
 
 from fastbp.activations import activate
-from fastbp.codegen.atomics import atomic_add, atomic_load
-from fastbp.codegen.jit import cached_jit, call_at, called_by_address, inlined, jit
+from fastbp.codegen.atomics import atomic_add
+from fastbp.codegen.jit import address_of, cached_jit, call_at, called_by_address, inlined, jit
 from fastbp.codegen.memory import (
     address,
     allocate,
@@ -40,7 +41,7 @@ from fastbp.kernels.gather import gather
 from fastbp.kernels.matmul import MULTIPLY, NONE, ONE, REPEATED, cut_into_tiles, tile_height
 from fastbp.kernels.plan import FEW_TILES, MAX_PREDICTION_ROWS, cut_weights, is_near, is_streamed
 from fastbp.kernels.records import NO_DRAW, Samples, get_layer, point_at_net
-from fastbp.kernels.threads import Addresses, Team, barrier, join_team, next_ticket, renew_team, share, start_on_each
+from fastbp.kernels.threads import Addresses, join_team, next_ticket, renew_team, start_on_each
 
 
 class Plan(NamedTuple):
@@ -53,11 +54,11 @@ class Plan(NamedTuple):
     size: int  # numbers in a thread's workspace
     buffer: int  # of these, for weights and biases
     half: int  # and for the rows of the inputs and of every second layer
-    by_columns: int  # whether the threads share the columns of each layer, for all rows together, or the rows
+    run: int  # address of `predict_rows_of_thread`
+    begin: int  # that of `begin_dense` or `begin_csr`
 
 
-BLOCK, BY_COLUMNS = map(Plan._fields.index, ("block", "by_columns"))  # cells of the table
-STATUS = len(Plan._fields)
+BLOCK, STATUS = Plan._fields.index("block"), len(Plan._fields)  # cells of the table
 _HEAD = STATUS + 1
 # What the kernels say in the cell STATUS, added for all threads; CHANGED where weights are no longer where they were.
 CHANGED = 1 << 40
@@ -87,7 +88,7 @@ class PlainLayer(NamedTuple):
 _load_plan, _load_layer = record_loader(Plan), record_loader(PlainLayer)
 
 
-def table_of(network, coefs, intercepts, kernels, *, is_pair=False):
+def table_of(network, coefs, intercepts, kernels, source=None, *, is_pair=False):
     """Describe a network for the kernels.
 
     Parameters
@@ -98,6 +99,8 @@ def table_of(network, coefs, intercepts, kernels, *, is_pair=False):
         Weights and biases, C-ordered and of the network's type; they must outlive the result.
     kernels : ndarray of int64
         From `kernel_addresses`.
+    source : str, default=None
+        The character of the dtype of the inputs of `predict`; "csr" for `predict_csr`, None for `predict_rows`.
     is_pair : bool, default=False
         See `Plan`.
 
@@ -106,7 +109,8 @@ def table_of(network, coefs, intercepts, kernels, *, is_pair=False):
     ndarray of int64
         A `Plan`, the cell STATUS, and a `PlainLayer` for each layer; `lay_out` and the caller set what is 0.
     """
-    table = [*Plan(len(coefs), 0, kernels[MULTIPLY], is_pair, 0, 0, 0, 0), 0]
+    run, begin = (0, 0) if source is None else _addresses_for(source, network.dtype)
+    table = [*Plan(len(coefs), 0, kernels[MULTIPLY], is_pair, 0, 0, 0, run, begin), 0]
     bits = network.coefficients.view(np.int64)
     layers = zip(coefs, intercepts, network.activations, bits, strict=True)
     itemsize = network.dtype.itemsize
@@ -210,38 +214,22 @@ def _copy_rows(n_rows, n, source, source_row, out, width):
             store(out, p * padded + j, load_first(source, p * source_row + j, n - j))
 
 
-class Columns(NamedTuple):
-    """Some columns of a layer: whole panels, and the last ones, which may not fill a panel."""
-
-    left: int  # the first column
-    n_panels: int  # whole panels
-    right: int  # the column after the last
-
-
-@inlined
-def _share_columns(layer, panel, rank, size):
-    """Return one thread's columns of a layer."""
-    left, right = share(layer.fan_out, panel, rank, size)
-    return Columns(left, (right - left) // panel, right)
-
-
 @jit
-def _multiply(plan, layer, m, columns, inputs, a, buffer):
-    """Multiply m rows with some columns of the weights of a layer, and add the biases."""
+def _multiply(plan, layer, m, inputs, a, buffer):
+    """Multiply m rows with the weights of a layer, and add the biases."""
     panel = NV * lane_count(a)
-    left, n_panels = columns.left, columns.n_panels
+    n_panels = layer.fan_out // panel
     is_near = layer.is_near and (m > FEW_ROWS or not layer.is_streamed)
     if is_near:
-        _multiply_near_panels(plan, layer, m, left, n_panels, inputs, a)
+        _multiply_near_panels(plan, layer, m, n_panels, inputs, a)
     for part in range(0 if is_near else layer.n_parts):
-        begin, end = n_panels * part // layer.n_parts, n_panels * (part + 1) // layer.n_parts
-        for piece in range(layer.n_pieces if begin < end else 0):
+        left, right = n_panels * part // layer.n_parts, n_panels * (part + 1) // layer.n_parts
+        for piece in range(layer.n_pieces if left < right else 0):
             first, last = _piece_of(layer, piece)
-            _multiply_panels(plan, layer, m, left + begin * panel, end - begin, first, last, inputs, a, buffer)
-    rest = left + n_panels * panel
-    for piece in range(layer.n_pieces if rest < columns.right else 0):
+            _multiply_panels(plan, layer, m, left * panel, right - left, first, last, inputs, a, buffer)
+    for piece in range(layer.n_pieces if n_panels * panel < layer.fan_out else 0):
         first, last = _piece_of(layer, piece)
-        _multiply_last_columns(plan, layer, m, rest, first, last, inputs, a, buffer)
+        _multiply_last_columns(plan, layer, m, n_panels * panel, first, last, inputs, a, buffer)
 
 
 @inlined
@@ -251,11 +239,11 @@ def _piece_of(layer, piece):
 
 
 @inlined
-def _multiply_near_panels(plan, layer, m, left, n_panels, inputs, a):
+def _multiply_near_panels(plan, layer, m, n_panels, inputs, a):
     """Set the products with whole panels of weights, which are read where they are."""
     panel, n = NV * lane_count(a), layer.fan_out
     weights, bias = pointer_at(a, layer.weights), pointer_at(a, layer.bias)
-    for j in range(left, left + n_panels * panel, panel):
+    for j in range(0, n_panels * panel, panel):
         args = (
             m, np.int64(NV), layer.fan_in, inputs, layer.input_row, ONE, offset(weights, j), n, offset(bias, j),
             REPEATED, offset(a, j), layer.row,
@@ -316,20 +304,20 @@ def _multiply_last_columns(plan, layer, m, left, first, last, inputs, a, buffer)
 
 
 @jit
-def _multiply_row(layer, columns, inputs, a):
+def _multiply_row(layer, inputs, a):
     """Multiply one row, as `_multiply` does."""
-    n, right, step = layer.fan_out, columns.right, ROW_VECTORS * lane_count(a)
+    n, step = layer.fan_out, ROW_VECTORS * lane_count(a)
     weights, bias = pointer_at(a, layer.weights), pointer_at(a, layer.bias)
-    for j in range(columns.left, right, step):
-        row_kernel(min(step, right - j), layer.fan_in, inputs, offset(weights, j), n, offset(bias, j), offset(a, j))
+    for j in range(0, n, step):
+        row_kernel(min(step, n - j), layer.fan_in, inputs, offset(weights, j), n, offset(bias, j), offset(a, j))
 
 
 @inlined
-def _apply(layer, n, m, a):
-    """Apply the activation of a layer to n columns of m rows."""
+def _apply(layer, m, a):
+    """Apply the activation of a layer to m rows."""
     if layer.forward != 0:
         c0, c1 = float_of_bits(layer.c0), float_of_bits(layer.c1)
-        activate(layer.forward, layer.by_rows, c0, c1, a, a, n, layer.row, m)
+        activate(layer.forward, layer.by_rows, c0, c1, a, a, layer.fan_out, layer.row, m)
 
 
 @inlined
@@ -354,97 +342,67 @@ def _store_outputs(plan, layer, m, a, out):
         i += 1
 
 
-@inlined
-def _compute_layer(plan, layer, m, columns, inputs, a, buffer):
-    """Set the pre-activations of some columns of a layer for m rows."""
-    if m == 1 and not layer.is_streamed:
-        _multiply_row(layer, columns, inputs, a)
-    else:
-        _multiply(plan, layer, m, columns, inputs, a, buffer)
-
-
 @jit
 def _pass_rows(plan, layers, first_layer, m, inputs, a, buffer, out):
     """Take m rows through the layers from `first_layer` on; `inputs` and `a` take turns as memory for outputs."""
     for l in range(first_layer, plan.n_layers):
         layer = _load_layer(layers, l)
-        columns = _share_columns(layer, NV * lane_count(a), 0, 1)
-        _compute_layer(plan, layer, m, columns, inputs, a, buffer)
-        _apply(layer, layer.fan_out, m, a)
+        if m == 1 and not layer.is_streamed:
+            _multiply_row(layer, inputs, a)
+        else:
+            _multiply(plan, layer, m, inputs, a, buffer)
+        _apply(layer, m, a)
         inputs, a = a, inputs
     _store_outputs(plan, _load_layer(layers, plan.n_layers - 1), m, inputs, out)
 
 
-@jit
-def _pass_rows_together(plan, layers, first_layer, m, inputs, a, buffer, out, n_columns, cells, team):
-    """Do as `_pass_rows` with a team, of which each thread has some columns of each layer."""
-    for l in range(first_layer, plan.n_layers):
-        layer = _load_layer(layers, l)
-        columns = _share_columns(layer, NV * lane_count(a), team.rank, team.size)
-        barrier(cells, team)
-        _compute_layer(plan, layer, m, columns, inputs, a, buffer)
-        barrier(cells, team)
-        begin, end = share(m, ONE, team.rank, team.size)
-        _apply(layer, layer.fan_out, end - begin, offset(a, begin * layer.row))
-        inputs, a = a, inputs
-    layer = _load_layer(layers, plan.n_layers - 1)
-    begin, end = share(m, ONE, team.rank, team.size)
-    _store_outputs(plan, layer, end - begin, offset(inputs, begin * layer.row), offset(out, begin * n_columns))
+@called_by_address
+def predict_rows_of_thread(table, space, source, first_layer, out, n_samples, n_columns, cells, wanted):
+    """Do a thread's part of `predict` or `predict_csr`.
 
-
-@inlined
-def _predict(begin_rows, inputs, first_layer, out, table, space, team_cells, wanted):
-    """Compute the outputs for all rows.
-
-    `begin_rows` sets the inputs of `first_layer` for some rows, and returns how many of them are not finite.
+    Parameters
+    ----------
+    table, space : pointer to int64, pointer
+        As `predict` takes them.
+    source : three addresses
+        The first three parameters of `begin_dense` or `begin_csr`.
+    first_layer : int64
+        The layer whose inputs these set.
+    out, n_samples, n_columns : pointer, int64, int64
+        The array of outputs, and its shape.
+    cells, wanted
+        As in `backprop.train`.
     """
-    cells, head = pointer(team_cells, 0), pointer(table, 0)
-    team = Team(np.int64(0), np.int64(1))
+    rank = np.int64(0)
     if wanted > 1:
-        team = join_team(cells, wanted)
-        if team.rank < 0:
+        rank = join_team(cells, wanted).rank
+        if rank < 0:
             return
-    plan, layers = _load_plan(head, 0), offset(head, _HEAD)
-    # Threads that wait for each other must all find the same: the first one looks.
-    looks = not plan.by_columns or team.rank == 0
-    if looks and not _is_unchanged(head, plan.n_layers):
-        atomic_add(head, STATUS, CHANGED)
-    if plan.by_columns:
-        barrier(cells, team)
-    if atomic_load(head, STATUS) >= CHANGED:
+    plan, layers, status = _load_plan(table, 0), offset(table, _HEAD), offset(table, STATUS)
+    if not _is_unchanged(table, plan.n_layers):
+        atomic_add(status, 0, CHANGED)
         return
     mode = flush_subnormals()
-    buffer = pointer(space, team.rank * plan.size)
-    results, n_samples, n_outputs = pointer(out, 0), out.shape[0], out.shape[1]
-    layer = _load_layer(layers, 0)
-    n_bad = 0
-    if plan.by_columns:
-        first = pointer(space, plan.buffer)
-        second = offset(first, plan.half)
-        begin, end = share(n_samples, ONE, team.rank, team.size)
-        row = layer.input_row if first_layer == 0 else layer.row
-        n_bad += begin_rows(inputs, layer, begin, end - begin, offset(first, begin * row))
-        _pass_rows_together(
-            plan, layers, first_layer, n_samples, first, second, buffer, results, n_outputs, cells, team
-        )  # fmt: skip
-    else:
-        first = offset(buffer, plan.buffer)
-        second = offset(first, plan.half)
-        # A thread that is done takes the next block: one that loses its processor for a while holds up one block only.
-        begin = next_ticket(cells) * plan.block if wanted > 1 else np.int64(0)
-        while begin < n_samples:
-            m = min(plan.block, n_samples - begin)
-            n_bad += begin_rows(inputs, layer, begin, m, first)
-            _pass_rows(plan, layers, first_layer, m, first, second, buffer, offset(results, begin * n_outputs))
-            begin = next_ticket(cells) * plan.block if wanted > 1 else begin + m
-    if n_bad:
-        atomic_add(head, STATUS, n_bad)
+    buffer = offset(space, rank * plan.size)
+    first = offset(buffer, plan.buffer)
+    second = offset(first, plan.half)
+    # A thread that is done takes the next block: one that loses its processor for a while holds up one block only.
+    begin = next_ticket(cells) * plan.block if wanted > 1 else np.int64(0)
+    while begin < n_samples:
+        m = min(plan.block, n_samples - begin)
+        call_at(plan.begin, (*source, layers, begin, m, first, status))
+        _pass_rows(plan, layers, first_layer, m, first, second, buffer, offset(out, begin * n_columns))
+        begin = next_ticket(cells) * plan.block if wanted > 1 else begin + m
     restore_subnormals(mode)
 
 
-@inlined
-def _begin_dense(x, layer, begin, m, first):
-    return _begin_rows(offset(pointer(x, 0), begin * x.shape[1]), x.shape[1], layer, m, first)
+@called_by_address
+def begin_dense(x, _indptr, _values, layers, begin, m, first, status):
+    """Set the inputs of the first layer for m rows of x from `begin` on; add to `status` how many are not finite."""
+    layer = _load_layer(layers, 0)
+    n_bad = _begin_rows(offset(x, begin * layer.fan_in), layer.fan_in, layer, m, first)
+    if n_bad:
+        atomic_add(status, 0, n_bad)
 
 
 @inlined
@@ -454,6 +412,41 @@ def _begin_rows(rows, n_inputs, layer, m, first):
         if not _gather_finite(offset(rows, i * n_inputs), n_inputs, offset(first, i * layer.input_row)):
             n_bad += 1
     return n_bad
+
+
+@called_by_address
+def begin_csr(indices, indptr, values, layers, begin, m, first, _status):
+    """Set the inputs of the second layer for m rows of a `CsrMatrix` from `begin` on."""
+    layer = _load_layer(layers, 0)
+    weights, bias = pointer_at(first, layer.weights), pointer_at(first, layer.bias)
+    for i in range(m):
+        entry = load_scalar(indptr, begin + i)
+        count = load_scalar(indptr, begin + i + 1) - entry
+        sum_rows(
+            layer.fan_out, count, offset(values, entry), offset(indices, entry), weights, layer.fan_out, bias,
+            offset(first, i * layer.row),
+        )  # fmt: skip
+    _apply(layer, m, first)
+
+
+def _addresses_for(source, dtype):
+    """Return the addresses `run` and `begin` of a `Plan`."""
+    n, values, places = types.int64, types.CPointer(from_dtype(dtype)), types.CPointer(types.int64)
+    run_kinds = (places, values, types.UniTuple(n, 3), n, values, n, n, places, n)
+    x = types.CPointer(types.int32 if source == "csr" else from_dtype(np.dtype(source)))
+    begin_kinds = (x, places, values, places, n, n, values, places)
+    begin = begin_csr if source == "csr" else begin_dense
+    return address_of(predict_rows_of_thread, run_kinds), address_of(begin, begin_kinds)
+
+
+@inlined
+def _run(source, first_layer, out, table, space, team_cells, wanted):
+    head = pointer(table, 0)
+    args = (
+        head, pointer(space, 0), source, first_layer, pointer(out, 0), out.shape[0], out.shape[1],
+        pointer(team_cells, 0), wanted,
+    )  # fmt: skip
+    call_at(_load_plan(head, 0).run, args)
 
 
 @cached_jit
@@ -474,7 +467,17 @@ def predict(x, out, table, space, team_cells, wanted):
     team_cells, wanted
         As in `backprop.train`; with one thread the cells are not used.
     """
-    _predict(_begin_dense, x, 0, out, table, space, team_cells, wanted)
+    _run((address(pointer(x, 0), 0), NONE, NONE), NONE, out, table, space, team_cells, wanted)
+
+
+@cached_jit
+def predict_csr(matrix, out, table, space, team_cells, wanted):
+    """Do what `predict` does, for the rows of a `CsrMatrix`, which are finite."""
+    source = (
+        address(pointer(matrix.indices, 0), 0), address(pointer(matrix.indptr, 0), 0),
+        address(pointer(matrix.values, 0), 0),
+    )  # fmt: skip
+    _run(source, ONE, out, table, space, team_cells, wanted)
 
 
 @cached_jit
@@ -485,27 +488,6 @@ def predict_on_threads(x, out, table, space, team_cells, wanted, function, call,
     """
     renew_team(pointer(team_cells, 0), wanted)
     start_on_each(Addresses(function, call, call_on_each), (x, out, table, space, team_cells, wanted), wanted)
-
-
-@inlined
-def _begin_csr(matrix, layer, begin, m, first):
-    indptr, indices, values = pointer(matrix.indptr, 0), pointer(matrix.indices, 0), pointer(matrix.values, 0)
-    weights, bias = pointer_at(first, layer.weights), pointer_at(first, layer.bias)
-    for i in range(m):
-        entry = load_scalar(indptr, begin + i)
-        count = load_scalar(indptr, begin + i + 1) - entry
-        sum_rows(
-            layer.fan_out, count, offset(values, entry), offset(indices, entry), weights, layer.fan_out, bias,
-            offset(first, i * layer.row),
-        )  # fmt: skip
-    _apply(layer, layer.fan_out, m, first)
-    return 0
-
-
-@cached_jit
-def predict_csr(matrix, out, table, space, team_cells, wanted):
-    """Do what `predict` does, for the rows of a `CsrMatrix`, which are finite."""
-    _predict(_begin_csr, matrix, 1, out, table, space, team_cells, wanted)
 
 
 # --- calls from other compiled code ---
@@ -594,7 +576,7 @@ def predict_rows(description, x, n_samples, out):
         m = min(block, n_samples - begin)
         rows, results = offset(x, begin * head.n_features), offset(out, begin * head.n_columns)
         n_bad = _begin_rows(rows, head.n_features, inputs, m, first)
-        _pass_rows(plan, layers, 0, m, first, second, buffer, results)
+        _pass_rows(plan, layers, NONE, m, first, second, buffer, results)
         _apply_rule(head.rule, m, head.n_columns, results)
         if n_bad:
             for i in range(m):

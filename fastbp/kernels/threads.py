@@ -78,7 +78,7 @@ def _is_pinned():
 
     The environment says so: OMP_PROC_BIND, by which OpenMP places them, with any value; or FASTBP_STAY=1, for users
     who would leave the placement to the system. FASTBP_STAY=0 is as if it were not set. Both are read at each
-    call of training, and at the first prediction of a model.
+    call of training, and where prediction makes a workspace, which it keeps.
     """
     return "OMP_PROC_BIND" in os.environ or os.environ.get("FASTBP_STAY", "0") != "0"
 
@@ -107,7 +107,7 @@ def join_team(cells, wanted):
     Parameters
     ----------
     cells : pointer to int64
-        From `new_team`, new for each call.
+        From `new_team`, new for each call, or renewed by `renew_team`.
     wanted : int64
         Number of threads that were started.
 
