@@ -220,7 +220,7 @@ CASES = {
     "csr": Case("softmax", "csr"),
     "csr, waiting": Case("multilabel", "csr", 1, NO_ALPHA, {"fastbp.kernels.lazy.MAX_STEPS": 4}),
     "csr, waiting, sgd": Case("huber", "csr", 0, NO_ALPHA | CLIPPED | {"solver": "sgd", "dropout": 0.0}),
-    "csr, chunks": Case("poisson", "csr", 2, {"solver": "sgd"}, CHUNKS),
+    "csr, chunks": Case("poisson", "csr", 2, {"solver": "sgd", "learning_rate_init": 1e-4}, CHUNKS),
     "csr, clipped": Case("squared_error", "csr", 1, {"solver": "adamw", **CLIPPED}),
     "csr, lbfgs": Case("binary", "csr", 1, {"solver": "lbfgs"}),
 }  # fmt: skip
