@@ -159,7 +159,8 @@ REASONS = [
     "partial_fit does not support early_stopping", "has no attribute 'partial_fit'", "is not a valid scoring value",
     "The validation set is too small", "should be greater or equal to the number of classes", "least populated class",
     "With n_samples=", "test_size", "Sample weights must", "`y` has the same classes as in the previous call",
-    "Solver produced non-finite parameter weights", "continuous is not supported", "Classification metrics can't handle",
+    "Solver produced non-finite parameter weights", "continuous is not supported",
+    "Classification metrics can't handle",
 ]  # fmt: skip
 
 
