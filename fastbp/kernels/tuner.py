@@ -49,7 +49,6 @@ class ThreadTuner:
         self._seconds = {}
         self._pause = self._until_trial = self.PAUSE[0]
         self._trial = None  # the number of threads on trial
-        self._is_new = True  # until all numbers of threads have been tried
         self._warm_up = self._trial_seconds = 0.0
         self._chosen = None  # the number of threads that is measured, and its seconds and batches so far
         self._sum, self._count = 0.0, 0
@@ -106,16 +105,16 @@ class ThreadTuner:
         self._sum, self._count = self._sum + seconds, self._count + n_batches
         if self._sum < self.MEASURED[self._trial is None]:
             return
+        is_first = n_threads not in self._seconds
         self._seconds[n_threads] = max(self._sum / self._count, 1e-9)
         self._sum, self._count = 0.0, 0
         if self._trial is not None:
             self._trial = None
             self._until_trial = max(self._pause, self._trial_seconds / self.MAX_SHARE)
             self._pause = min(2 * self._pause, self.PAUSE[1])
-            if self._is_new and len(self._seconds) == len(self.options):
-                self._is_new = False
-                if min(self._seconds, key=self._cost) < max(self.options):
-                    self._until_trial = max(self.SECOND_LOOK, 4 * self._seconds[max(self.options)])
+            has_lost = min(self._seconds, key=self._cost) < max(self.options)
+            if is_first and len(self._seconds) == len(self.options) and has_lost:
+                self._until_trial = max(self.SECOND_LOOK, 4 * self._seconds[max(self.options)])
 
 
 def _whole_batches(count):
