@@ -2,7 +2,6 @@
 
 from itertools import chain
 from operator import is_
-from typing import Any
 
 import numpy as np
 
@@ -34,7 +33,7 @@ class _Workspace:
         coefs, intercepts = self._arrays = predictor.parameters()  # whose addresses are in the table
         self.rows, self.n_threads = rows, n_threads
         self.table = prediction.table_of(
-            network, coefs, intercepts, predictor.kernels, source, is_pair=predictor.is_pair
+            network, coefs, intercepts, predictor.kernels, source, n_threads, is_pair=predictor.is_pair
         )  # fmt: skip
         size = prediction.lay_out(self.table, rows, network, csr=source == "csr")
         self.space = aligned_zeros(n_threads * size, predictor.dtype)
@@ -73,7 +72,7 @@ class Predictor:
         self._work = forward_work(units)
         self.n_features, self._n_columns = units[0], 2 if is_pair else units[-1]
         # Those that no call uses at the moment, for each type of inputs.
-        self._workspaces: dict[Any, list] = {}
+        self._workspaces: dict[str, list] = {}
 
     def uses(self, coefs, intercepts):
         """Whether these are the same arrays as before, whatever their values."""
@@ -144,15 +143,11 @@ class Predictor:
         workspace = self._take_workspace(free, block, n_threads, source)
         table = workspace.table
         table[prediction.BLOCK] = block
-        args = (x, out, table, workspace.space)
+        args = (x, out, table, workspace.space, workspace.team, n_threads)
         if n_threads == 1:
-            kernel(*args, table, 1)
-        elif source == "csr":
-            threads.run(kernel, args, n_threads, (source, self.dtype))
+            kernel(*args)
         else:
-            addresses = threads.addresses_for(kernel, args, (source, self.dtype))
-            args = (*args, workspace.team, n_threads, *addresses)
-            threads.call_limited(n_threads, prediction.predict_on_threads, *args)
+            threads.call_limited(n_threads, kernel, *args)
         status = table.item(prediction.STATUS)
         if status >= prediction.CHANGED:
             raise ArraysMovedError

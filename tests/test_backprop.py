@@ -889,12 +889,12 @@ def _predict(problem, X, block, n_threads=1, sparse=False):
         coefs, intercepts = map(guards.array, problem.coefs), map(guards.array, problem.intercepts)
         coefs, intercepts = list(coefs), list(intercepts)
         kernels = kernel_addresses(problem.dtype, prefetch_write=False)
-        table = guards.array(prediction.table_of(network, coefs, intercepts, kernels, X.dtype.char))
+        table = guards.array(prediction.table_of(network, coefs, intercepts, kernels, X.dtype.char, n_threads))
         size = prediction.lay_out(table, block, network)
         table[prediction.BLOCK] = block
         space = guards.array(np.full(n_threads * size, np.nan, problem.dtype))
-        args = (guards.array(X), out, table, space)
-        threads.run(prediction.predict, args, n_threads)
+        args = (guards.array(X), out, table, space, threads.new_team(n_threads), n_threads)
+        threads.call_limited(n_threads, prediction.predict, *args)
         assert table[prediction.STATUS] == 0
     guards.check()
     assert not bad.any()

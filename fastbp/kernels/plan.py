@@ -48,8 +48,6 @@ def workspace_rows(network, work):
 PANEL_USERS = 16 * MR * max(1, VECTOR_BITS // (4 * CACHE_LINE))
 # Rows that go through the network together in prediction.
 MAX_PREDICTION_ROWS = PANEL_USERS
-
-
 # The least rows for each thread: all weights are read for them, which takes about as long for fewer.
 MIN_PREDICTION_ROWS = 4
 

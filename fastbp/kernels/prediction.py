@@ -41,7 +41,7 @@ from fastbp.kernels.gather import gather
 from fastbp.kernels.matmul import MULTIPLY, NONE, ONE, REPEATED, cut_into_tiles, tile_height
 from fastbp.kernels.plan import FEW_TILES, MAX_PREDICTION_ROWS, cut_weights, is_near, is_streamed
 from fastbp.kernels.records import NO_DRAW, Samples, get_layer, point_at_net
-from fastbp.kernels.threads import Addresses, join_team, next_ticket, renew_team, start_on_each
+from fastbp.kernels.threads import Addresses, addresses_for, call_on_threads, join_team, next_ticket, renew_team
 
 
 class Plan(NamedTuple):
@@ -54,8 +54,10 @@ class Plan(NamedTuple):
     size: int  # numbers in a thread's workspace
     buffer: int  # of these, for weights and biases
     half: int  # and for the rows of the inputs and of every second layer
-    run: int  # address of `predict_rows_of_thread`
-    begin: int  # that of `begin_dense` or `begin_csr`
+    begin: int  # address of `begin_dense` or `begin_csr`
+    run: int  # that of `predict_rows_of_thread`; with those of the next two, `threads.Addresses`
+    call: int
+    call_on_each: int
 
 
 BLOCK, STATUS = Plan._fields.index("block"), len(Plan._fields)  # cells of the table
@@ -88,7 +90,7 @@ class PlainLayer(NamedTuple):
 _load_plan, _load_layer = record_loader(Plan), record_loader(PlainLayer)
 
 
-def table_of(network, coefs, intercepts, kernels, source=None, *, is_pair=False):
+def table_of(network, coefs, intercepts, kernels, source=None, n_threads=1, *, is_pair=False):
     """Describe a network for the kernels.
 
     Parameters
@@ -101,6 +103,8 @@ def table_of(network, coefs, intercepts, kernels, source=None, *, is_pair=False)
         From `kernel_addresses`.
     source : str, default=None
         The character of the dtype of the inputs of `predict`; "csr" for `predict_csr`, None for `predict_rows`.
+    n_threads : int, default=1
+        The most threads of `predict` or `predict_csr`.
     is_pair : bool, default=False
         See `Plan`.
 
@@ -109,8 +113,8 @@ def table_of(network, coefs, intercepts, kernels, source=None, *, is_pair=False)
     ndarray of int64
         A `Plan`, the cell STATUS, and a `PlainLayer` for each layer; `lay_out` and the caller set what is 0.
     """
-    run, begin = (0, 0) if source is None else _addresses_for(source, network.dtype)
-    table = [*Plan(len(coefs), 0, kernels[MULTIPLY], is_pair, 0, 0, 0, run, begin), 0]
+    addresses = (0, 0, 0, 0) if source is None else _plan_addresses(source, network.dtype, n_threads)
+    table = [*Plan(len(coefs), 0, kernels[MULTIPLY], is_pair, 0, 0, 0, *addresses), 0]
     bits = network.coefficients.view(np.int64)
     layers = zip(coefs, intercepts, network.activations, bits, strict=True)
     itemsize = network.dtype.itemsize
@@ -429,29 +433,35 @@ def begin_csr(indices, indptr, values, layers, begin, m, first, _status):
     _apply(layer, m, first)
 
 
-def _addresses_for(source, dtype):
-    """Return the addresses `run` and `begin` of a `Plan`."""
+def _plan_addresses(source, dtype, n_threads):
+    """Return the last addresses of a `Plan`."""
     n, values, places = types.int64, types.CPointer(from_dtype(dtype)), types.CPointer(types.int64)
-    run_kinds = (places, values, types.UniTuple(n, 3), n, values, n, n, places, n)
     x = types.CPointer(types.int32 if source == "csr" else from_dtype(np.dtype(source)))
-    begin_kinds = (x, places, values, places, n, n, values, places)
-    begin = begin_csr if source == "csr" else begin_dense
-    return address_of(predict_rows_of_thread, run_kinds), address_of(begin, begin_kinds)
+    begin = address_of(begin_csr if source == "csr" else begin_dense, (x, places, values, places, n, n, values, places))
+    kinds = (places, values, types.UniTuple(n, 3), n, values, n, n, places, n)
+    if n_threads > 1:
+        return begin, *addresses_for(predict_rows_of_thread, kinds)
+    return begin, address_of(predict_rows_of_thread, kinds), 0, 0
 
 
 @inlined
 def _run(source, first_layer, out, table, space, team_cells, wanted):
-    head = pointer(table, 0)
+    """Run `predict_rows_of_thread`, here or on several threads."""
+    head, cells = pointer(table, 0), pointer(team_cells, 0)
+    plan = _load_plan(head, 0)
     args = (
-        head, pointer(space, 0), source, first_layer, pointer(out, 0), out.shape[0], out.shape[1],
-        pointer(team_cells, 0), wanted,
+        head, pointer(space, 0), source, first_layer, pointer(out, 0), out.shape[0], out.shape[1], cells, wanted
     )  # fmt: skip
-    call_at(_load_plan(head, 0).run, args)
+    if wanted == 1:
+        call_at(plan.run, args)
+    else:
+        renew_team(cells, wanted)
+        call_on_threads(Addresses(plan.run, plan.call, plan.call_on_each), args, wanted)
 
 
 @cached_jit
 def predict(x, out, table, space, team_cells, wanted):
-    """Compute the outputs for all rows of x, on each thread of a team until all are done.
+    """Compute the outputs for all rows of x, on one thread or on several.
 
     Parameters
     ----------
@@ -464,8 +474,10 @@ def predict(x, out, table, space, team_cells, wanted):
         network's type, whose outputs have no meaning. CHANGED is added where nothing is computed.
     space : ndarray of the network's type
         Workspace, of the length from `lay_out` for each thread.
-    team_cells, wanted
-        As in `backprop.train`; with one thread the cells are not used.
+    team_cells : ndarray of int64
+        From `threads.new_team`; they may have been used before.
+    wanted : int64
+        Number of threads, which Numba may use (`threads.call_limited`).
     """
     _run((address(pointer(x, 0), 0), NONE, NONE), NONE, out, table, space, team_cells, wanted)
 
@@ -478,16 +490,6 @@ def predict_csr(matrix, out, table, space, team_cells, wanted):
         address(pointer(matrix.values, 0), 0),
     )  # fmt: skip
     _run(source, ONE, out, table, space, team_cells, wanted)
-
-
-@cached_jit
-def predict_on_threads(x, out, table, space, team_cells, wanted, function, call, call_on_each):
-    """Call `predict` on each thread of a team, whose cells may have been used before; the rest are `threads.Addresses`.
-
-    `threads.run` takes a tuple of arguments: to look at the types of its elements takes as long as a few rows.
-    """
-    renew_team(pointer(team_cells, 0), wanted)
-    start_on_each(Addresses(function, call, call_on_each), (x, out, table, space, team_cells, wanted), wanted)
 
 
 # --- calls from other compiled code ---

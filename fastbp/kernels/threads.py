@@ -230,14 +230,14 @@ class Addresses(NamedTuple):
 
 
 @inlined
-def start_on_each(addresses, arguments, wanted):
-    """Call a function on each of so many threads."""
+def call_on_threads(addresses, arguments, wanted):
+    """Call a function on each of so many threads, which Numba may use (`call_limited`)."""
     call_at(addresses.call_on_each, (addresses.call, addresses.function, store_arguments(arguments), wanted))
 
 
 @cached_jit
 def _call_on_threads(addresses, arguments, wanted):
-    start_on_each(addresses, arguments, wanted)
+    call_on_threads(addresses, arguments, wanted)
 
 
 # --- in Python: how many threads, and calls on them ---
@@ -345,22 +345,16 @@ def _parallel_is_safe():
     return _is_known_as_safe
 
 
+def addresses_for(function, kinds):
+    """Compile or load what a call on several threads with arguments of some types needs; return `Addresses`."""
+    return Addresses(
+        address_of(function, kinds),
+        address_of(_call, (types.int64, types.CPointer(types.BaseTuple.from_types(kinds)))),
+        address_of(_call_on_each, (types.int64,) * 4),
+    )
+
+
 _known_addresses: dict[tuple, Addresses] = {}
-
-
-def addresses_for(function, args, kind=None):
-    """Return what a call on several threads needs, compiled or loaded; the parameters are those of `run`."""
-    addresses = _known_addresses.get((function, kind)) if kind else None
-    if addresses is None:
-        arguments = numba.typeof((*args, new_team(1), 1))
-        addresses = Addresses(
-            address_of(function, tuple(arguments)),
-            address_of(_call, (types.int64, types.CPointer(arguments))),
-            address_of(_call_on_each, (types.int64,) * 4),
-        )
-        if kind:
-            _known_addresses[function, kind] = addresses
-    return addresses
 
 
 def run(function, args, n_threads, kind=None):
@@ -381,8 +375,12 @@ def run(function, args, n_threads, kind=None):
     if n_threads == 1:
         function(*args, new_team(1), 1)
         return
-    addresses = addresses_for(function, args, kind)
     args = (*args, new_team(n_threads), n_threads)
+    addresses = _known_addresses.get((function, kind)) if kind else None
+    if addresses is None:
+        addresses = addresses_for(function, tuple(numba.typeof(args)))
+        if kind:
+            _known_addresses[function, kind] = addresses
     call_limited(n_threads, _call_on_threads, addresses, args, n_threads)
 
 
