@@ -20,13 +20,13 @@ from numba import njit, prange
 from fastbp import BackpropClassifier
 from fastbp.activations import Relu, Softmax
 from fastbp.codegen.jit import call_at
-from fastbp.codegen.memory import lane_count, offset, pointer
+from fastbp.codegen.memory import itemsize, lane_count, offset, pointer
 from fastbp.codegen.tiles import NV
 from fastbp.initializers import initial_parameters
 from fastbp.kernels.addresses import kernel_addresses
-from fastbp.kernels.matmul import MULTIPLY, ONE, REPEATED, matmul, pack_transpose
+from fastbp.kernels.matmul import MULTIPLY, ONE, REPEATED, matmul, matmul_transposed
 from fastbp.kernels.network import Layer, aligned_zeros, make_network
-from fastbp.kernels.plan import BLOCK_ROWS, training_work
+from fastbp.kernels.plan import BLOCK_ROWS, training_work, transposed_size
 from fastbp.kernels.records import Data
 from fastbp.kernels.session import OptimizerState, Session
 from fastbp.kernels.threads import share
@@ -39,7 +39,7 @@ AT = Layer(*range(len(Layer._fields)))
 
 
 # Each does one thread's part of one product, as `fastbp.kernels.backprop` does in training. `weights` are
-# the packed parameters, their transposes, or the gradients.
+# the packed parameters or the gradients.
 @njit(**common.NJIT)
 def _forward(kernels, layer, below, m, weights, space, rank, size):
     """Compute the pre-activations Z = A W + b of this thread's samples, as `backprop.forward`."""
@@ -50,7 +50,7 @@ def _forward(kernels, layer, below, m, weights, space, rank, size):
         matmul(
             pointer(kernels, 0), last - first, layer[AT.fan_out], layer[AT.fan_in], a, layer[AT.input_row],
             pointer(weights, layer[AT.weights]), layer[AT.padded_in], pointer(weights, layer[AT.bias]),
-            z, layer[AT.row],
+            REPEATED, z, layer[AT.row],
         )  # fmt: skip
 
 
@@ -61,10 +61,11 @@ def _deltas(kernels, layer, below, m, weights, space, rank, size):
     if first < last:
         delta = pointer(space, layer[AT.delta] + first * layer[AT.row])
         carried = pointer(space, below[AT.delta] + first * below[AT.row])
-        matmul(
+        workspace = pointer(space, space.size - (rank + 1) * transposed_size(itemsize(delta)))
+        matmul_transposed(
             pointer(kernels, 0), last - first, below[AT.fan_out], layer[AT.fan_out], delta, layer[AT.row],
-            pointer(weights, layer[AT.transpose]), layer[AT.padded_out], pointer(space, 0),
-            carried, below[AT.row],
+            pointer(weights, layer[AT.weights]), layer[AT.padded_in], layer[AT.padded_out], pointer(space, 0),
+            carried, below[AT.row], workspace,
         )  # fmt: skip
 
 
@@ -93,14 +94,6 @@ def _on_threads(part):
             part(kernels, layer, below, m, weights, space, rank, size)
 
     return run
-
-
-@njit(**common.NJIT)
-def _transpose(layer, params, transposed):
-    pack_transpose(
-        0, layer[AT.padded_in], 0, layer[AT.fan_out], pointer(params, layer[AT.weights]), layer[AT.padded_in],
-        layer[AT.padded_out], pointer(transposed, layer[AT.transpose]),
-    )  # fmt: skip
 
 
 KERNELS = {"forward": _forward, "deltas": _deltas, "gradient": _gradient}
@@ -135,6 +128,7 @@ class LaidOut:
         self.index, self.dtype = index, dtype
         self.network = make_network(units, [Relu()] * (len(units) - 2) + [Softmax()], dtype)
         self.table, size = self.network.workspace(self.m)
+        size += max(common.thread_counts()) * transposed_size(np.dtype(dtype).itemsize)
         self.space = aligned_zeros(size, dtype)
         layer = Layer(*self.table[index])
         source = self.rows(layer.input, layer.input_row, layer.fan_in)
@@ -153,7 +147,7 @@ class LaidOut:
     def arguments(self, weights):
         """Return the arguments of the compiled functions, but for the threads."""
         layers = self.table[self.index], self.table[max(self.index - 1, 0)]
-        return kernel_addresses(self.dtype), *layers, self.m, weights, self.space
+        return kernel_addresses(self.dtype, transposes=True), *layers, self.m, weights, self.space
 
     def forward(self):
         """Return the product Z = A W + b."""
@@ -173,10 +167,8 @@ class LaidOut:
         below = Layer(*self.table[self.index - 1])
         carried = self.rows(below.delta, below.row, below.fan_out)
         out = np.empty(carried.shape, self.dtype)
-        transposed = aligned_zeros(self.network.n_transposes, self.dtype)
-        _transpose(self.table[self.index], self.params, transposed)
         return Product(
-            self.m, *self.W.shape[::-1], self.arguments(transposed), lambda: carried,
+            self.m, *self.W.shape[::-1], self.arguments(self.params), lambda: carried,
             lambda: np.matmul(self.D, self.W.T, out=out), np.abs(self.D) @ np.abs(self.W.T),
         )  # fmt: skip
 

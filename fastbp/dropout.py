@@ -41,12 +41,12 @@ class Dropout(NamedTuple):
     def address(self, dtype):
         """Compile or load `drop` and return its address; 0 if nothing is dropped."""
         values, n = types.CPointer(from_dtype(np.dtype(dtype))), types.int64
-        return address_of(drop, (n, n, n, n, n, values, values, n)) if self.threshold else 0
+        return address_of(drop, (n, n, n, n, n, n, values, values, n)) if self.threshold else 0
 
 
 @called_by_address
-def drop(key, first_row, threshold, m, n, x, out, row):
-    """Multiply m rows of n units by mask / (1 - rate).
+def drop(key, first_row, threshold, m, left, right, x, out, row):
+    """Multiply units [left, right) of m rows by mask / (1 - rate).
 
     Parameters
     ----------
@@ -56,8 +56,10 @@ def drop(key, first_row, threshold, m, n, x, out, row):
         Row of the batch that is the first of these.
     threshold : int64
         See `Dropout`.
-    m, n : int64
-        Rows and units.
+    m : int64
+        Rows.
+    left, right : int64
+        The first of the units, a multiple of the number of lanes, and one past the last.
     x, out : pointer
         Activations or deltas, padded to whole vectors; the result, which may be the same memory.
     row : int64
@@ -67,6 +69,6 @@ def drop(key, first_row, threshold, m, n, x, out, row):
     for i in range(m):
         row_key = split(key, first_row + i)
         values, results = offset(x, i * row), offset(out, i * row)
-        for j in range(0, n, lane_count(x)):
+        for j in range(left, right, lane_count(x)):
             kept = random_at_least(x, row_key, j, threshold)
             store(results, j, select(kept, load(values, j) * scale, 0.0))

@@ -36,6 +36,7 @@ from fastbp.kernels.plan import (
     BLOCK_TILES,
     LARGE,
     MEDIUM,
+    piece_columns,
     scratch_size,
 )
 from fastbp.kernels.records import Data, Epochs, NetArrays, Task, TrainingArrays
@@ -159,15 +160,16 @@ def make(
     return Problem([*hidden, output], loss, coefs, intercepts, X, Y, weight, alpha, loss_parameters)
 
 
-def guarded_net(problem, n_rows, n_threads, sparse, guards, *, trains=False, update=None):
+def guarded_net(problem, n_rows, n_threads, sparse, guards, *, trains=False, update=None, keep_transposes=False):
     """The arrays of a network, between canaries; `update` is a kernel of `few`, for batches of a few samples."""
     few = update is not None
     kernels = kernel_addresses(
-        problem.dtype, index_lists=sparse, one_output=problem.network.units[1] == 1, few_rows=few, update_few=update
+        problem.dtype, index_lists=sparse, one_output=problem.network.units[1] == 1, few_rows=few,
+        transposes=True, update_few=update,
     )  # fmt: skip
     arrays = allocate_net(
         problem.network, _packed(problem), n_rows, n_threads, kernels, sparse=sparse, trains=trains,
-        keep_transposes=not few,
+        keep_transposes=keep_transposes,
     )  # fmt: skip
     return NetArrays(*map(guards.array, arrays))
 
@@ -198,10 +200,19 @@ class Trainer:
         self.guards = guards = Guards()
         self.data = Data(*map(guards.array, (problem.X, problem.Y, problem.weight, order))).as_bytes()
         keeps_grads = self.chunk < self.batch_size or max_norm > 0
-        n_blocks = network.count_blocks(BLOCK_ROWS)
+        n_blocks = network.n_blocks
         n_norms = -(-n_blocks // network.lanes) * network.lanes if max_norm > 0 else 0
         update = update_few(few, SOLVERS[solver], constants[0] != 0, problem.alpha != 0) if few else None
-        self.net = guarded_net(problem, self.chunk, n_threads, sparse, guards, trains=True, update=update)
+        self.net = guarded_net(
+            problem,
+            self.chunk,
+            n_threads,
+            sparse,
+            guards,
+            trains=True,
+            update=update,
+            keep_transposes=kernel is train_online,
+        )
         self.state = TrainingArrays(
             first=guards.zeros(network.n_params, dtype),
             second=guards.zeros(network.n_params if SOLVERS[solver] == ADAM else 0, dtype),
@@ -654,7 +665,7 @@ def test_same_bits_with_one_output(optimizer, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_same_training_with_a_few_samples(optimizer, dtype):
-    """Gradient and update at once, and no transposes: in batches of a few samples and the shorter one that is last."""
+    """Gradient and update at once: in batches of a few samples and the shorter one that is last."""
     nr = NV * lanes(np.dtype(dtype).itemsize)
     shapes = ([2 * BLOCK_ROWS + 3, 2 * nr + 3, BLOCK_ROWS + 1, 3], [5, 3], [1, 9 * nr, 4 * nr + 1], [3, 4, 1])
     for (size, units), alpha in product(zip((1, 2, 5, 8), shapes, strict=True), (0.0, 0.1)):
@@ -683,6 +694,36 @@ def test_the_state_after_a_few_samples_is_that_of_the_last_batch_that_counts(siz
         for first, last in pairwise(cuts):
             trainer.run(first, last)
         assert_same_training(trainer, whole)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("few", [0, 3])
+@pytest.mark.parametrize("optimizer", ["nesterov", "adam"])
+def test_same_bits_however_threads_share_the_backward_pass(optimizer, few, dtype, monkeypatch):
+    """Each has some units of the layer below, or some samples; layers of both kinds, and transposed storage, mixed."""
+    nr = NV * lanes(np.dtype(dtype).itemsize)
+    piece = piece_columns(np.dtype(dtype).itemsize)
+    hidden = [5 * BLOCK_ROWS + 1, 2 * nr + 3, 3, 9 * BLOCK_ROWS, piece + nr + 1, 2 * BLOCK_ROWS]
+    problem = make(
+        [7, *hidden, 2], Logistic(), "squared_error", Logistic(), n=25, dtype=dtype, weighted=True, alpha=0.1
+    )
+    assert problem.network.has_transposed
+    for dropped, max_norm, l2_bytes in ((False, 0.0, 10**9), (True, 0.05, 10**9), (True, 0.0, 200)):
+        if few and max_norm:
+            continue
+        monkeypatch.setattr(plan, "L2_BYTES", l2_bytes)
+        tried = replace(problem, dropout=(0.5, 0.3, 0.0, 0.7, 0.2, 0.4)) if dropped else problem
+        how = {"optimizer": optimizer, "batch_size": few or 9, "max_norm": max_norm, "few": few}
+        shared, seen = [], set()
+        for kind, n_threads in product(("samples", "units", "some", "as usual"), (1, 2)):
+            with monkeypatch.context() as patch:
+                if kind != "as usual":
+                    decide = {"samples": lambda *_: False, "units": lambda *_: True, "some": lambda n, *_: n % 2}[kind]
+                    patch.setattr("fastbp.kernels.network.is_by_columns", decide)
+                trainer = Trainer(tried, n_threads=n_threads, **how)
+            seen.add(tuple(layer.piece > 0 for layer in read_layers(trainer.net.table)))
+            shared.append(trainer.run().bits())
+        assert all(bits == shared[0] for bits in shared) and len(seen) >= 3
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

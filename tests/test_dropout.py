@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import reference
@@ -13,8 +15,8 @@ CANARY = -12345.0
 
 
 @njit
-def run_drop(address, key, first_row, threshold, m, n, x, out, row):
-    call_at(address, (key, first_row, threshold, m, n, pointer(x, 0), pointer(out, 0), row))
+def run_drop(address, key, first_row, threshold, m, left, right, x, out, row):
+    call_at(address, (key, first_row, threshold, m, left, right, pointer(x, 0), pointer(out, 0), row))
 
 
 def layer_key(seed, step, layer):
@@ -34,7 +36,9 @@ def test_drop_against_naive(dtype):
             values[:, : row - width] = rng.normal(size=(m, row - width))
             x = values.copy().ravel()
             out = x if in_place else np.full(m * row, CANARY, dtype)
-            run_drop(Dropout(rate).address(dtype), layer_key(3, 7, 1), 11, Dropout(rate).threshold, m, n, x, out, row)
+            for left, right in pairwise((0, *range(width, n, 2 * width), n)):
+                args = (layer_key(3, 7, 1), 11, Dropout(rate).threshold, m, left, right)
+                run_drop(Dropout(rate).address(dtype), *args, x, out, row)
             expected = values[:, :n] * mask.astype(dtype)
             np.testing.assert_array_equal(out.reshape(m, row)[:, :n], expected)
             assert (out.reshape(m, row)[:, row - width :] == CANARY).all()

@@ -541,7 +541,7 @@ print(json.dumps({
 # threads, for other activations.
 COMPILED = [
     "_logistic_backward", "_logistic_forward", "_relu_backward", "_relu_forward", "begin_dense", "gather_rows",
-    "multiply_panel", "multiply_tile_prefetch", "predict", "predict_rows_of_thread", "train",
+    "multiply_panel", "multiply_tile_prefetch", "multiply_transposed", "predict", "predict_rows_of_thread", "train",
 ]  # fmt: skip
 
 

@@ -11,20 +11,21 @@ from fastbp.codegen.tiles import MR, NV
 from fastbp.kernels.addresses import kernel_addresses
 from fastbp.kernels.matmul import (
     matmul,
+    matmul_transposed,
     multiply_panel,
     multiply_panel_prefetch_write,
     multiply_transposed,
     pack_transpose,
 )
-from fastbp.kernels.plan import reduction_block
+from fastbp.kernels.plan import BLOCK_ROWS, TRANSPOSED_BLOCKS, piece_columns, reduction_block, transposed_size
 
 DTYPES = [np.float32, np.float64]
 
 
 @njit
-def run_matmul(kernels, m, n, k, a, a_row, panels, panel_rows, d, c, c_at, c_row):
+def run_matmul(kernels, m, n, k, a, a_row, panels, panel_rows, d, d_row, c, c_at, c_row):
     a, panels, d, c = pointer(a, 0), pointer(panels, 0), pointer(d, 0), pointer(c, c_at)
-    matmul(pointer(kernels, 0), m, n, k, a, a_row, panels, panel_rows, d, c, c_row)
+    matmul(pointer(kernels, 0), m, n, k, a, a_row, panels, panel_rows, d, d_row, c, c_row)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -50,31 +51,67 @@ def test_matmul(dtype):
         place = (c.ravel(), c.shape[1], c.shape[1])
         for kernels in (kernel_addresses(dtype), kernel_addresses(dtype, few_rows=True)):
             c[1:-1, :written] = np.nan
-            run_matmul(kernels, m, n, k, wide.ravel(), k + a_gap, panels, k + b_gap, d, *place)
+            run_matmul(kernels, m, n, k, wide.ravel(), k + a_gap, panels, k + b_gap, d, 0, *place)
+            np.testing.assert_array_equal(c, expected, err_msg=f"{m=} {n=} {k=}")
+            # The sum is continued from C.
+            c[1:-1, :written] = d
+            run_matmul(kernels, m, n, k, wide.ravel(), k + a_gap, panels, k + b_gap, c[1:].ravel(), c.shape[1], *place)
             np.testing.assert_array_equal(c, expected, err_msg=f"{m=} {n=} {k=}")
 
 
 @njit
-def run_multiply_transposed(m, n, k, a, a_row, panels, panel_rows, c, c_at, c_row):
-    multiply_transposed(m, n, k, pointer(a, 0), a_row, pointer(panels, 0), panel_rows, pointer(c, c_at), c_row)
+def run_matmul_transposed(kernels, m, n, k, a, a_row, panels, panel_rows, columns, d, c, c_at, c_row, space):
+    a, panels, d, c = pointer(a, 0), pointer(panels, 0), pointer(d, 0), pointer(c, c_at)
+    space = pointer(space, 0)
+    matmul_transposed(pointer(kernels, 0), m, n, k, a, a_row, panels, panel_rows, columns, d, c, c_row, space)
+
+
+@njit
+def run_multiply_transposed(
+    kernels, m, n, first, last, a, a_row, panels, panel_rows, columns, top, d, c, c_at, c_row, space
+):  # fmt: skip
+    a, panels, d, c = pointer(a, 0), pointer(panels, 0), pointer(d, 0), pointer(c, c_at)
+    multiply_transposed(
+        pointer(kernels, 0), m, n, first, last, a, a_row, panels, panel_rows, columns, top, d, c, c_row,
+        pointer(space, 0),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_multiply_transposed(dtype):
+def test_matmul_transposed(dtype):
+    """A whole product, and the same for some rows of B, whose columns are added piece by piece."""
     rng = np.random.default_rng(0)
     width = lanes(np.dtype(dtype).itemsize)
-    sizes = {*range(1, 2 * width + 2), NV * width + 1, (2 * NV + 1) * width - 1}
-    for count, (n, k) in enumerate(product(sizes, sizes)):
-        m, gap = count % 5 + 1, count % 3
+    size = np.dtype(dtype).itemsize
+    piece, space = piece_columns(size), guarded(1, transposed_size(size), dtype)
+    some, most = kernel_addresses(dtype, transposes=True), kernel_addresses(dtype, transposes=True, few_rows=True)
+    together = TRANSPOSED_BLOCKS * BLOCK_ROWS
+    n_rows = {*range(1, 2 * width + 2), NV * width + 1, (2 * NV + 1) * width - 1, together - 1, together, together + 1}
+    lengths = {*n_rows, piece - 1, piece, piece + 1, 2 * piece + 3}
+    for count, (n, k) in enumerate(product(n_rows, lengths)):
+        m, gap = count % (2 * MR + 1) + 1, count % 3
+        kernels = (some, most)[count // 2 % 2]
         a, b = whole_numbers(rng, m, k, dtype=dtype), whole_numbers(rng, n, k, dtype=dtype)
-        written = -(-n // width) * width
+        written, columns = -(-n // width) * width, -(-k // width) * width
+        d = whole_numbers(rng, written, dtype=dtype)
         c = guarded(m, written + gap, dtype)
         expected = c.copy()
-        expected[1:-1, :written] = np.pad(a @ b.T, ((0, 0), (0, written - n)))
-        wide = np.pad(a, ((0, 0), (0, gap)), constant_values=np.nan)
+        expected[1:-1, :written] = d
+        expected[1:-1, :n] += a @ b.T
+        wide = np.pad(a, ((0, 0), (0, gap)), constant_values=np.nan).ravel()
         panels = pack_naive(np.pad(b, ((0, written - n), (0, 0))), written, dtype)
-        run_multiply_transposed(m, n, k, wide.ravel(), k + gap, panels, written, c.ravel(), c.shape[1], c.shape[1])
+        place = (c.ravel(), c.shape[1], c.shape[1], space[1])
+        run_matmul_transposed(kernels, m, n, k, wide, k + gap, panels, written, columns, d, *place)
         np.testing.assert_array_equal(c, expected, err_msg=f"{m=} {n=} {k=}")
+        c[1:-1, :written] = np.nan
+        step = width * (count % (2 * together // width) + 1)
+        for top, first in product(range(0, n, step), range(0, k, piece)):
+            run_multiply_transposed(
+                kernels, m, min(step, n - top), first, min(first + piece, k), wide, k + gap, panels, written, columns,
+                top, d[top:], c.ravel(), c.shape[1] + top, c.shape[1], space[1],
+            )  # fmt: skip
+        np.testing.assert_array_equal(c, expected, err_msg=f"{m=} {n=} {k=}")
+        assert (space[0] == CANARY).all() and (space[2] == CANARY).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -90,7 +127,7 @@ def test_matmul_with_a_long_reduction(dtype):
         c = guarded(m, written, dtype)
         whole = c.copy()
         panels, kernels = pack_naive(b, k, dtype), kernel_addresses(dtype)
-        run_matmul(kernels, m, n, k, a.ravel(), k, panels, k, d, c.ravel(), written, written)
+        run_matmul(kernels, m, n, k, a.ravel(), k, panels, k, d, 0, c.ravel(), written, written)
         # Without cutting, a panel after the other: the same chain of multiply-adds.
         for j, nv in ((0, NV), (NV * width, 1)):
             run_multiply_panel(
@@ -164,8 +201,8 @@ def test_rows_have_the_same_bits_among_any_others(dtype):
 
 
 @njit
-def run_pack_transpose(first, last, left, right, panels, panel_rows, columns, out, out_at):
-    pack_transpose(first, last, left, right, pointer(panels, 0), panel_rows, columns, pointer(out, out_at))
+def run_pack_transpose(n, panels, panel_rows, columns, out, out_at):
+    pack_transpose(n, pointer(panels, 0), panel_rows, columns, pointer(out, out_at))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -177,20 +214,13 @@ def test_pack_transpose(dtype):
     for k, n in product(sizes, sizes):
         rows, columns = (-(-size // width) * width for size in (k, n))
         matrix = whole_numbers(rng, k, n, dtype=dtype)
-        panels = pack_naive(matrix, rows, dtype)
-        whole = pack_naive(matrix.T, columns, dtype)
-        # Which rows of the source each number comes from, to see that a part writes only its own.
-        origin = pack_naive(np.tile(np.arange(rows), (columns, 1)), columns, dtype)
-        column = pack_naive(np.tile(np.arange(columns)[:, None], (1, rows)), columns, dtype)
-        for first, last in {(0, rows), (0, width), (rows // width // 2 * width, rows)}:
-            for left, right in {(0, n), (0, columns), (0, min(width, n)), (columns // width // 2 * width, n)}:
-                out = np.full(whole.size + 2 * width, CANARY, dtype)
-                expected = out.copy()
-                taken = -(-right // width) * width
-                mine = (origin >= first) & (origin < last) & (column >= left) & (column < taken)
-                expected[width:-width][mine] = whole[mine]
-                run_pack_transpose(first, last, left, right, panels, rows, columns, out, width)
-                padding = np.flatnonzero(mine & (column >= right)) + width
-                assert np.isin(out[padding], (0, CANARY)).all()
-                out[padding] = 0
-                np.testing.assert_array_equal(out, expected, err_msg=f"{k=} {n=} {first=} {last=} {left=} {right=}")
+        out = np.full(rows * columns + 2 * width, CANARY, dtype)
+        expected = out.copy()
+        expected[width:-width] = pack_naive(np.pad(matrix, ((0, rows - k), (0, columns - n))).T, columns, dtype)
+        # Rows that pad the transpose may be written or not.
+        is_padding = pack_naive(np.tile(np.arange(columns)[:, None] >= n, (1, rows)), columns, dtype) != 0
+        run_pack_transpose(n, pack_naive(matrix, rows, dtype), rows, columns, out, width)
+        padding = np.flatnonzero(is_padding) + width
+        assert np.isin(out[padding], (0, CANARY)).all()
+        out[padding] = 0
+        np.testing.assert_array_equal(out, expected, err_msg=f"{k=} {n=}")

@@ -10,6 +10,7 @@ from sklearn.neural_network import MLPClassifier
 from fastbp.activations import Activation, Relu, Softmax, Tanh, get_activation
 from fastbp.initializers import initial_parameters
 from fastbp.kernels.network import Layer, Network, aligned_zeros, make_network
+from fastbp.kernels.plan import BLOCK_ROWS, TRANSPOSED_BLOCKS
 
 SHAPES = [
     [1, 1],
@@ -157,16 +158,35 @@ def test_wide_rows_do_not_share_cache_sets(dtype):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("units", SHAPES)
-def test_count_blocks(units, layout):
+def test_blocks(units, layout):
     network = make(units, layout)
-    for rows in (1, 16):
-        count = 0
-        for row in network.workspace(1)[0]:
-            layer = Layer(*row)
-            n_rows, n_columns = (layer.fan_out, layer.fan_in) if layer.is_transposed else (layer.fan_in, layer.fan_out)
-            for _ in range(0, n_rows, rows):
-                count += len(range(0, n_columns, network.panel))
-        assert network.count_blocks(rows) == count
+    count = 0
+    for row in network.workspace(1)[0]:
+        layer = Layer(*row)
+        assert layer.first_block == count
+        n_rows, n_columns = (layer.fan_out, layer.fan_in) if layer.is_transposed else (layer.fan_in, layer.fan_out)
+        for _ in range(0, n_rows, BLOCK_ROWS):
+            count += len(range(0, n_columns, network.panel))
+    assert network.n_blocks == count
+
+
+@pytest.mark.parametrize("n_rows", [1, 32, 1000])
+@pytest.mark.parametrize("n_threads", [1, 2, 3, 5, 16])
+def test_threads_have_about_as_many_rows_of_weights(n_threads, n_rows):
+    """Or they share the samples: where there are many of these, or few units."""
+    kinds = set()
+    for n_high in range(1, 70):
+        units = [3, BLOCK_ROWS * n_high - 1, 100]
+        network = Network(units, [Relu()] * 2, np.float32, 8, 16)
+        layer = Layer(*network.workspace(n_rows, n_threads=n_threads)[0][1])
+        kinds.add(layer.piece > 0)
+        if layer.piece > 0:
+            most = -(-n_high // n_threads)
+            assert 1 <= layer.together <= most and (n_rows == 1 or layer.together <= TRANSPOSED_BLOCKS)
+            assert most * n_threads - n_high <= n_high * 8 * (n_threads - 1) / (2 * n_rows + 32)
+        else:
+            assert (n_threads > 1 and n_high % n_threads != 0) or n_threads == n_rows == 1
+    assert kinds == ({n_rows > 1} if n_threads == 1 else {False, True})
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])

@@ -175,24 +175,22 @@ FEW_ROWS = 2
 
 
 @intrinsic
-def micro_kernel_few(typingctx, mr, k, a, a_row, a_col, b, b_row, panel, d, c, c_row):
+def micro_kernel_few(typingctx, mr, k, a, a_row, a_col, b, b_row, panel, d, d_row, c, c_row):
     """Compute C = D + A B for some panels of B, side by side; the bits are those of `micro_kernel`.
 
     Parameters
     ----------
     mr : int64
         Rows, 1 to FEW_ROWS; the panels are `few_panels(mr)`.
-    k, a, a_row, a_col, c, c_row
+    k, a, a_row, a_col, d, d_row, c, c_row
         As in `micro_kernel`.
     b, b_row, panel : pointer, int64, int64
         B, the row stride within a panel, and the numbers from one panel to the next.
-    d : pointer
-        One row.
     """
 
     def codegen(context, builder, signature, args):
-        mr, k, a, a_row, a_col, b, b_row, panel, d, c, c_row = args
-        vector = vector_type(context, signature.args[9].dtype)
+        mr, k, a, a_row, a_col, b, b_row, panel, d, d_row, c, c_row = args
+        vector = vector_type(context, signature.args[10].dtype)
 
         def emit(number):
             tile = _Tile(builder, number + 1, NV, vector)
@@ -208,13 +206,13 @@ def micro_kernel_few(typingctx, mr, k, a, a_row, a_col, b, b_row, panel, d, c, c
                 a, b = emit_offset(builder, a, a_col), emit_offset(builder, b, b_row)
                 return [following, a, b, *added], builder.icmp_signed("<", following, k)
 
-            _, _, _, *sums = emit_loop(builder, "few", [INT64(0), a, b, *wide.load(d, INT64(0))], add_products)
+            _, _, _, *sums = emit_loop(builder, "few", [INT64(0), a, b, *wide.load(d, d_row)], add_products)
             wide.store(sums, c, c_row)
 
         emit_switch(builder, "few", builder.sub(mr, INT64(1)), FEW_ROWS, emit)
         return context.get_dummy_value()
 
-    return kernel_signature(mr, k, a, a_row, a_col, b, b_row, panel, d, c, c_row), codegen
+    return kernel_signature(mr, k, a, a_row, a_col, b, b_row, panel, d, d_row, c, c_row), codegen
 
 
 def few_panels(rows):

@@ -12,7 +12,7 @@ from fastbp.kernels import csr, few, gather, matmul, sparse
 @cache
 def kernel_addresses(
     dtype, *, dense=True, prefetch_write=True, index_lists=False, csr_input=False, one_output=False, few_rows=False,
-    update_few=None,
+    transposes=False, update_few=None,
 ):  # fmt: skip
     """Return the addresses of the kernels of matrix products, which are compiled or loaded now.
 
@@ -35,6 +35,8 @@ def kernel_addresses(
         Whether the first layer has one output.
     few_rows : bool, default=False
         Whether the products for a few rows are needed.
+    transposes : bool, default=False
+        Whether the product that transposes weights on the way is needed.
     update_few : function, default=None
         The kernel of `few.update_few`, where one is needed.
 
@@ -75,8 +77,11 @@ def kernel_addresses(
                 values, values, values, floats, floats, values, values,
             ),
         ),
-        matmul.MULTIPLY_FEW: (few_rows, matmul.multiply_few, (n, n, n, values, n, values, n, values, values, n, n)),
-        matmul.MULTIPLY_TRANSPOSED: (few_rows, matmul.multiply_transposed, (n, n, n, values, n, values, n, values, n)),
+        matmul.MULTIPLY_FEW: (few_rows, matmul.multiply_few, (n, n, n, values, n, values, n, values, n, values, n, n)),
+        matmul.MULTIPLY_TRANSPOSED: (
+            transposes, matmul.multiply_transposed,
+            (lines, n, n, n, n, values, n, values, n, n, n, values, values, n, values),
+        ),
         matmul.MULTIPLY_ROW: (one_output, matmul.multiply_row, (n, n, values, n, values, n, values, n)),
         few.UPDATE_FEW: (
             update_few is not None, update_few,

@@ -1,9 +1,13 @@
 """Forward and backward pass, and training over many batches in one call.
 
-A batch goes through two phases. In the first, each thread takes rows of the batch from the inputs to the deltas of all
-layers (this file); in the second, each thread takes blocks of the weights, sums their gradient over the whole batch and
-updates them (`gradient`). Between the phases the threads wait for each other. Clipping needs the norm of the whole
-gradient: with it the threads wait once more, before they update.
+A batch goes through two phases. In the first, each thread takes rows of the batch from the inputs to the deltas of the
+last layer (this file); in the second, each thread takes blocks of the weights, layer by layer back to the first, sums
+their gradient over the whole batch and updates them (`gradient`). Before it updates the rows of weights that belong to
+some units of the layer below, it propagates the deltas to these units: the weights are then read once for both.
+Between the phases, and between such layers, the threads wait for each other. Layers with too few units for that
+propagate the deltas by rows of the batch, as in the first phase.
+
+Clipping needs the norm of the whole gradient: with it the threads wait once more, before they update.
 
 Notation (Lopez Davila, secs. 2 to 5; Maren 2020): ::
 
@@ -34,13 +38,15 @@ from fastbp.kernels.csr import COLLECT_CSR, MULTIPLY_CSR
 from fastbp.kernels.epochs import begin_epoch, end_epoch
 from fastbp.kernels.gather import gather, gather_and_multiply, is_fused, prefetch_samples
 from fastbp.kernels.gradient import (
-    compute_gradients_and_update,
     make_step,
-    pack_operands,
-    transpose_all,
+    pack_deltas,
+    pack_inputs,
+    part_of,
     update_clipped,
+    update_layer,
 )
-from fastbp.kernels.matmul import MULTIPLY_TRANSPOSED, matmul
+from fastbp.kernels.matmul import NONE, REPEATED, matmul, matmul_transposed
+from fastbp.kernels.plan import BLOCK_ROWS
 from fastbp.kernels.records import (
     Draw,
     coefficients_of,
@@ -48,8 +54,6 @@ from fastbp.kernels.records import (
     point_at_net,
     point_at_samples,
     point_at_training,
-    transpose_of,
-    weights_of,
 )
 from fastbp.kernels.sparse import MATMUL_SPARSE
 from fastbp.kernels.threads import barrier, join_team, share
@@ -66,11 +70,14 @@ def point_at_loss(task, arrays):
 
 
 @typed_inlined
-def drop_units(net, l, layer, draw, first, last, source, target):
-    """Take activations, or deltas, of rows [first, last) from one place of the workspace to another by dropout."""
+def drop_units(net, l, layer, draw, first, last, left, right, source, target):
+    """Take activations, or deltas, from one place of the workspace to another by dropout.
+
+    They are those of rows [first, last) and columns [left, right).
+    """
     if layer.drop != 0:
         args = (
-            split(draw.key, l), draw.first_row + first, layer.threshold, last - first, layer.fan_out,
+            split(draw.key, l), draw.first_row + first, layer.threshold, last - first, left, right,
             offset(net.space, source + first * layer.row), offset(net.space, target + first * layer.row), layer.row,
         )  # fmt: skip
         call_at(layer.drop, args)
@@ -87,7 +94,7 @@ def forward(net, first, last, has_first_z, draw):
         layer = get_layer(net, l)
         inputs = offset(net.space, layer.input + first * layer.input_row)
         z = offset(net.space, layer.z + first * layer.row)
-        weights, bias = weights_of(net, layer), offset(net.params, layer.bias)
+        weights, bias = offset(net.params, layer.weights), offset(net.params, layer.bias)
         if l == 0 and has_first_z:
             pass
         elif l == 0 and net.is_sparse:
@@ -96,25 +103,30 @@ def forward(net, first, last, has_first_z, draw):
                 layer.padded_in, bias, z, layer.row, net.indices,
             )  # fmt: skip
             call_at(load_scalar(net.kernels, MATMUL_SPARSE), args)
+        elif layer.is_transposed:
+            matmul_transposed(
+                net.kernels, m, layer.fan_out, layer.fan_in, inputs, layer.input_row, weights, layer.padded_out,
+                layer.padded_in, bias, z, layer.row, net.transposes,
+            )  # fmt: skip
         else:
             matmul(
-                net.kernels, m, layer.fan_out, layer.fan_in, inputs, layer.input_row, weights, layer.padded_in, bias, z,
-                layer.row,
+                net.kernels, m, layer.fan_out, layer.fan_in, inputs, layer.input_row, weights, layer.padded_in, bias,
+                REPEATED, z, layer.row,
             )  # fmt: skip
         if layer.forward != 0:
             c0, c1 = coefficients_of(net, l)
             a = offset(net.space, layer.a + first * layer.row)
             activate(layer.forward, layer.by_rows, c0, c1, z, a, layer.fan_out, layer.row, m)
-        drop_units(net, l, layer, draw, first, last, layer.a, layer.dropped)
+        drop_units(net, l, layer, draw, first, last, NONE, layer.fan_out, layer.a, layer.dropped)
 
 
 @typed_inlined
-def multiply_by_derivative(net, l, layer, first, n):
-    """Multiply n numbers of a layer's deltas, from row `first` on, by f'(z): its backward kernel."""
+def multiply_by_derivative(net, l, layer, begin, n):
+    """Multiply n numbers of a layer's deltas, whole vectors from `begin` on, by f'(z): its backward kernel."""
     if layer.backward != 0:
         c0, c1 = coefficients_of(net, l)
-        z, a = offset(net.space, layer.z + first * layer.row), offset(net.space, layer.a + first * layer.row)
-        delta = offset(net.space, layer.delta + first * layer.row)
+        z, a = offset(net.space, layer.z + begin), offset(net.space, layer.a + begin)
+        delta = offset(net.space, layer.delta + begin)
         call_at(layer.backward, (c0, c1, z, a, delta, n))
 
 
@@ -129,7 +141,7 @@ def set_output_delta(net, loss, samples, position, first, last):
         a, delta = offset(net.space, layer.a + i * layer.row), offset(net.space, layer.delta + i * layer.row)
         set_derivative(loss, n, y, a, delta)
     if not is_canonical(loss):
-        multiply_by_derivative(net, l, layer, first, (last - first) * layer.row)
+        multiply_by_derivative(net, l, layer, first * layer.row, (last - first) * layer.row)
     if samples.is_weighted:
         for i in range(first, last):
             weight = load_scalar(samples.weight, load_scalar(samples.order, position + i))
@@ -167,25 +179,43 @@ def set_losses(net, loss, samples, position, first, last, row_loss):
 
 
 @jit
-def backward(net, first, last, draw):
-    """Propagate the deltas back to the first layer."""
-    for l in range(net.n_layers - 1, 0, -1):
+def finish_deltas(net, l, first, last, left, right, draw):
+    """Multiply products of deltas and weights by f'(z): rows [first, last), columns [left, right) of a layer's deltas.
+
+    `left` is a multiple of the rows of a block, and so is `right` or it is not below the number of units.
+    """
+    layer = get_layer(net, l)
+    if left == 0 and right >= layer.fan_out:
+        multiply_by_derivative(net, l, layer, first * layer.row, (last - first) * layer.row)
+    elif layer.backward != 0:
+        for i in range(first, last):
+            multiply_by_derivative(net, l, layer, i * layer.row + left, min(right, layer.padded_out) - left)
+    right = min(right, layer.fan_out)
+    drop_units(net, l, layer, draw, first, last, left, right, layer.delta, layer.delta)
+    pack_deltas(net, layer, first, last, left, right)
+
+
+@jit
+def backward(net, top, first, last, draw):
+    """Propagate the deltas of rows [first, last) back, from the layer `top` to one that `update_layer` propagates."""
+    for l in range(top, 0, -1):
         layer, below = get_layer(net, l), get_layer(net, l - 1)
-        m, delta = last - first, offset(net.space, layer.delta + first * layer.row)
+        if layer.piece > 0:
+            break
+        m, weights, zeros = last - first, offset(net.params, layer.weights), net.space
+        delta = offset(net.space, layer.delta + first * layer.row)
         out = offset(net.space, below.delta + first * below.row)
-        if layer.transpose < 0:
-            args = (
-                m, below.fan_out, layer.fan_out, delta, layer.row, offset(net.params, layer.weights), layer.padded_in,
-                out, below.row,
-            )  # fmt: skip
-            call_at(load_scalar(net.kernels, MULTIPLY_TRANSPOSED), args)
-        else:
+        if layer.is_transposed:
             matmul(
-                net.kernels, m, below.fan_out, layer.fan_out, delta, layer.row, transpose_of(net, layer),
-                layer.padded_out, net.space, out, below.row,
+                net.kernels, m, below.fan_out, layer.fan_out, delta, layer.row, weights, layer.padded_out, zeros,
+                REPEATED, out, below.row,
             )  # fmt: skip
-        multiply_by_derivative(net, l - 1, below, first, (last - first) * below.row)
-        drop_units(net, l - 1, below, draw, first, last, below.delta, below.delta)
+        else:
+            matmul_transposed(
+                net.kernels, m, below.fan_out, layer.fan_out, delta, layer.row, weights, layer.padded_in,
+                layer.padded_out, zeros, out, below.row, net.transposes,
+            )  # fmt: skip
+        finish_deltas(net, l - 1, first, last, NONE, below.fan_out, draw)
 
 
 @typed_inlined
@@ -244,8 +274,32 @@ def _pass_rows(net, loss, samples, position, first, last, m, rows, fused, row_lo
         forward(net, begin, end, fused or net.is_csr, draw)
         set_output_delta(net, loss, samples, position, begin, end)
         set_losses(net, loss, samples, position, begin, end, row_loss)
-        backward(net, begin, end, draw)
-        pack_operands(net, begin, end)
+        pack_inputs(net, begin, end)
+        output = net.n_layers - 1
+        pack_deltas(net, get_layer(net, output), begin, end, NONE, get_layer(net, output).fan_out)
+        backward(net, output, begin, end, draw)
+
+
+@jit
+def _update_layers(net, training, samples, step, first, last, draw, cells, team):
+    """Update all layers, from the last to the first, and propagate the deltas on the way: the second phase of a batch.
+
+    `first` and `last` are the rows of the batch that belong to this thread.
+    """
+    for l in range(net.n_layers - 1, -1, -1):
+        layer = get_layer(net, l)
+        update_layer(net, training, samples, step, l, team)
+        if layer.piece > 0:
+            part = part_of(layer, lane_count(net.params), team.rank, team.size)
+            left, right = part.top * BLOCK_ROWS, (part.top + part.n_high) * BLOCK_ROWS
+            if left < right:
+                finish_deltas(net, l - 1, NONE, step.m, left, right, draw)
+            barrier(cells, team)
+            if l > 1 and get_layer(net, l - 1).piece == 0:
+                if first < last:
+                    backward(net, l - 1, first, last, draw)
+                barrier(cells, team)
+    barrier(cells, team)
 
 
 @inlined
@@ -277,18 +331,17 @@ def _train_batch(
             _collect_csr(net, training, samples, position, m, team)
             barrier(cells, team)
         first, last = share(m, 1, team.rank, team.size)
+        draw = Draw(key, position - start)
         if first < last:
             _pass_rows(
-                net, loss, samples, position, first, last, m, task.pass_rows, fused, training.row_loss,
-                Draw(key, position - start),
+                net, loss, samples, position, first, last, m, task.pass_rows, fused, training.row_loss, draw
             )  # fmt: skip
         barrier(cells, team)
         if team.rank == 0:
             for row in range(m):
                 total += load_scalar(training.row_loss, row)
         step = make_step(training, m, size, decay, divisor, position == start, position + m == stop, is_last)
-        compute_gradients_and_update(net, training, samples, step, team)
-        barrier(cells, team)
+        _update_layers(net, training, samples, step, first, last, draw, cells, team)
         if step.ends and step.clips:
             clip(net, training, step, team)
             barrier(cells, team)
@@ -316,8 +369,7 @@ def _train(data, arrays, training_arrays, task, epochs, losses, team_cells, want
     loss = point_at_loss(task, arrays)
     done = 0
 
-    transpose_all(net, team)
-    barrier(cells, team)
+    store_scalar(training.scratch, 0, 1)  # the input of the biases; the gradient of a block begins one vector later
     for batch in range(task.first_batch, task.last_batch):
         first_row = task.first_row if batch == task.first_batch else 0
         last_row = task.last_row if batch == task.last_batch - 1 else task.batch_size

@@ -117,6 +117,6 @@ def gather_and_multiply(net, samples, position, begin, end, first, last, stride)
     if done < layer.padded_out:
         matmul(
             net.kernels, end - begin, layer.padded_out - done, k, offset(inputs, begin * row), row,
-            offset(weights, done * layer.padded_in), layer.padded_in, offset(bias, done),
+            offset(weights, done * layer.padded_in), layer.padded_in, offset(bias, done), REPEATED,
             offset(net.space, layer.z + begin * layer.row + done), layer.row,
         )  # fmt: skip

@@ -1,8 +1,7 @@
 """Weight gradient and update: the second phase of a batch.
 
-Each thread has some blocks of the weights. It sums their gradient over the whole batch, updates them while both are in
-the L1 cache, and renews their part of the transpose. No sum is split between threads, so that the result has the same
-bits for any number of them.
+Each thread has some blocks of the weights. It sums their gradient over the whole batch, and updates them while both are
+in the L1 cache. No sum is split between threads, so that the result has the same bits for any number of them.
 """
 
 from typing import NamedTuple
@@ -29,10 +28,10 @@ from fastbp.kernels.matmul import (
     MULTIPLY,
     MULTIPLY_PREFETCH_WRITE,
     MULTIPLY_ROW,
+    MULTIPLY_TRANSPOSED,
     NONE,
     ONE,
     REPEATED,
-    pack_transpose,
 )
 from fastbp.kernels.plan import BLOCK_LINES, BLOCK_ROWS, BLOCK_TILES, BLOCKS_AHEAD
 from fastbp.kernels.prefetch import append_lines
@@ -57,7 +56,7 @@ class Step(NamedTuple):
     ends: bool  # whether this is the last one
     in_place: bool  # whether the gradient of a block is used at once: it lives in `scratch`, not in `grads`
     clips: bool  # whether the update waits for the norm of the gradient, see `update_clipped`
-    is_few: bool  # whether `few.update_few` does it, but for layers whose transpose is kept, or with sparse inputs
+    is_few: bool  # whether `few.update_few` does it, but for transposed storage and sparse inputs
     is_last: int  # whether it may be the last step of a call
 
 
@@ -69,8 +68,10 @@ class Part(NamedTuple):
     panel_rows: int
     n_panels: int
     n_blocks: int  # of all threads
-    together: int  # blocks of rows that take turns, see `Layer`
-    first: int  # blocks of this thread, in the order of `block_at`
+    top: np.int64  # the first row of blocks where this thread has whole rows of them, and how many; else of all threads
+    n_high: int
+    together: int  # rows of blocks that take turns, see `Layer`
+    first: np.int64  # turns of this thread, in these rows
     last: int
 
 
@@ -92,18 +93,40 @@ def part_of(layer, width, rank, n_threads):
     if layer.is_transposed:
         n_rows, padded_columns, panel_rows = layer.fan_out, layer.padded_in, layer.padded_out
     n_panels = (padded_columns + NV * width - 1) // (NV * width)
-    n_blocks = (n_rows + BLOCK_ROWS - 1) // BLOCK_ROWS * n_panels
-    first, last = share(n_blocks, ONE, rank, n_threads)
-    return Part(n_rows, padded_columns, panel_rows, n_panels, n_blocks, layer.together, first, last)
+    n_high = (n_rows + BLOCK_ROWS - 1) // BLOCK_ROWS
+    n_blocks = n_high * n_panels
+    top = NONE
+    if layer.piece > 0:
+        top, bottom = share(n_high, ONE, rank, n_threads)
+        n_high = bottom - top
+        first, last = NONE, n_high * n_panels
+    else:
+        first, last = share(n_blocks, ONE, rank, n_threads)
+    return Part(n_rows, padded_columns, panel_rows, n_panels, n_blocks, top, n_high, layer.together, first, last)
+
+
+class Place(NamedTuple):
+    """Whose turn it is."""
+
+    panel: int
+    row_of_blocks: int
+    n_left: int  # blocks of this panel, from this one on, whose turns come next
+
+
+@inlined
+def place_at(part, turn):
+    """Return whose turn it is: each panel of some rows, `part.together` blocks high, then of the next."""
+    above, turn = divmod(turn, part.together * part.n_panels)
+    above *= part.together
+    high = min(part.together, part.n_high - above)
+    panel, row_of_blocks = divmod(turn, high)
+    return Place(panel, part.top + above + row_of_blocks, high - row_of_blocks)
 
 
 @inlined
 def block_at(layer, part, turn, width):
-    """Return the block whose turn it is: each panel of some rows, `part.together` blocks high, then of the next."""
-    above, turn = divmod(turn, part.together * part.n_panels)
-    above *= part.together
-    panel, row_of_blocks = divmod(turn, min(part.together, part.n_blocks // part.n_panels - above))
-    row_of_blocks += above
+    """Return the block whose turn it is."""
+    panel, row_of_blocks, _ = place_at(part, turn)
     p, j = row_of_blocks * BLOCK_ROWS, panel * NV * width
     row = min(NV * width, part.padded_columns - j)
     return Block(
@@ -119,32 +142,6 @@ def update_params(net, training, step, decay, alpha, begin, grads, n):
         training.solver, training.constants, step.size, decay, alpha, step.divisor, n, offset(net.params, begin), grads,
         offset(training.first, begin), offset(training.second, begin),
     )  # fmt: skip
-
-
-# --- transposes ---
-
-
-@jit
-def _transpose_block(net, layer, part, block):
-    """Renew the transpose of a block, for the next forward or backward pass."""
-    width = lane_count(net.params)
-    right = min(block.j + block.row, layer.fan_in if layer.is_transposed else layer.fan_out)
-    pack_transpose(
-        block.p, (block.p + block.rows + width - 1) // width * width, block.j, right,
-        offset(net.params, layer.weights), part.panel_rows, part.padded_columns,
-        offset(net.transposes, layer.transpose),
-    )  # fmt: skip
-
-
-@inlined
-def transpose_all(net, team):
-    """Set the transposes of this thread's part of all layers."""
-    width = lane_count(net.params)
-    for l in range(1, net.n_layers):
-        layer = get_layer(net, l)
-        part = part_of(layer, width, team.rank, team.size)
-        for turn in range(part.first, part.last if layer.transpose >= 0 else part.first):
-            _transpose_block(net, layer, part, block_at(layer, part, turn, width))
 
 
 # --- prefetch for write ---
@@ -186,27 +183,37 @@ def _operands(layer):
 
 
 @typed_inlined
-def _pack(net, source, row, n_columns, panel, out, first, last):
-    """Pack rows [first, last) of an operand in panels of `panel` columns, which hold all rows of the workspace."""
-    for j in range(0, n_columns, panel):
-        n = min(panel, row - j)
+def _pack(net, source, row, panel, out, first, last, left, right):
+    """Pack some rows and columns of an operand in panels of `panel` columns, which hold all rows of the workspace.
+
+    `left` is a multiple of the rows of a block, and so is `right` or it is the end.
+    """
+    for j in range(left // panel * panel, right, panel):
+        begin, end = max(left - j, 0), min(right - j, panel)
         for i in range(first, last):
             place = out + j * net.n_rows + i * panel
-            for v in range(0, n, lane_count(net.space)):
+            for v in range(begin, end, lane_count(net.space)):
                 store(net.space, place + v, load(net.space, source + i * row + j + v))
 
 
 @jit
-def pack_operands(net, first, last):
-    """Pack rows [first, last) of the operands that the weight gradients take from packed memory."""
+def pack_inputs(net, first, last):
+    """Pack rows [first, last) of the inputs of all layers, where the weight gradient takes them from packed memory."""
+    width = NV * lane_count(net.space)
     for l in range(net.n_layers):
         layer = get_layer(net, l)
-        left, left_row, right, right_row = _operands(layer)
-        n_rows, n_columns = (layer.fan_out, layer.fan_in) if layer.is_transposed else (layer.fan_in, layer.fan_out)
-        if layer.left >= 0:
-            _pack(net, left, left_row, n_rows, BLOCK_ROWS, layer.left, first, last)
-        if layer.right >= 0:
-            _pack(net, right, right_row, n_columns, NV * lane_count(net.space), layer.right, first, last)
+        place, panel = (layer.right, width) if layer.is_transposed else (layer.left, np.int64(BLOCK_ROWS))
+        if place >= 0:
+            _pack(net, layer.input, layer.input_row, panel, place, first, last, NONE, layer.fan_in)
+
+
+@jit
+def pack_deltas(net, layer, first, last, left, right):
+    """Pack rows [first, last) and columns [left, right) of deltas, if the gradient takes them from packed memory."""
+    width = NV * lane_count(net.space)
+    place, panel = (layer.left, np.int64(BLOCK_ROWS)) if layer.is_transposed else (layer.right, width)
+    if place >= 0:
+        _pack(net, layer.delta, layer.row, panel, place, first, last, left, right)
 
 
 @inlined
@@ -229,31 +236,54 @@ def make_step(training, m, size, decay, divisor, begins, ends, is_last):
     return Step(m, size, decay, divisor, begins, ends, in_place, clips, is_few, int(is_last))
 
 
-@jit
-def compute_gradients_and_update(net, training, samples, step, team):
-    """Sum this thread's part of the gradient over a chunk, and update the parameters with it.
+@typed_inlined
+def update_layer(net, training, samples, step, l, team):
+    """Sum this thread's part of a layer's gradient over a chunk, and update the parameters with it.
 
     Equations (Lopez Davila, sec. 5): dC/dW^l = (a^(l-1))^T delta^l / n, dC/db^l = sum of delta^l / n.
+
+    Where each thread propagates the deltas to some units of the layer below, it multiplies them with the weights before
+    these are updated.
     """
-    # The input of the biases; the gradient of a block begins one vector later.
-    store_scalar(training.scratch, 0, 1)
-    done = 0
-    for l in range(net.n_layers):
-        layer = get_layer(net, l)
-        part = part_of(layer, lane_count(net.params), team.rank, team.size)
-        squares, norms = offset(training.squares, done), offset(training.norms, done)
-        is_sparse = l == 0 and net.is_sparse
-        if l == 0 and net.is_csr:
-            stage = np.int64(SUM if step.clips else SUM_AND_UPDATE)
-            _update_csr(net, training, step, layer, squares, norms, stage, team)
-        elif step.is_few and layer.transpose < 0 and not is_sparse:
-            _update_few(net, training, step, layer, part, squares)
-        elif l == 0 and layer.fan_out == 1 and step.in_place and not is_sparse:
-            _update_one_output(net, training, step, layer, part, squares)
-        else:
-            _update_weights(net, training, samples.lines, step, layer, part, squares, norms, is_sparse, team.size)
-        _update_biases(net, training, step, layer, team)
-        done += part.n_blocks
+    layer = get_layer(net, l)
+    part = part_of(layer, lane_count(net.params), team.rank, team.size)
+    squares, norms = offset(training.squares, layer.first_block), offset(training.norms, layer.first_block)
+    is_sparse = l == 0 and net.is_sparse
+    if l == 0 and net.is_csr:
+        stage = np.int64(SUM if step.clips else SUM_AND_UPDATE)
+        _update_csr(net, training, step, layer, squares, norms, stage, team)
+    elif l == 0 and layer.fan_out == 1 and step.in_place and not is_sparse and not step.is_few:
+        _update_one_output(net, training, step, layer, part, squares)
+    else:
+        turn = part.first
+        while turn < part.last:
+            end = part.last
+            if layer.piece > 0:
+                end = _propagate(net, step, layer, get_layer(net, l - 1), part, turn)
+            if step.is_few and not is_sparse and not layer.is_transposed:
+                _update_few(net, training, step, layer, part, turn, end, squares)
+            else:
+                _update_weights(
+                    net, training, samples.lines, step, layer, part, turn, end, squares, norms, is_sparse, team.size
+                )  # fmt: skip
+            turn = end
+    _update_biases(net, training, step, layer, team)
+
+
+@typed_inlined
+def _propagate(net, step, layer, below, part, turn):
+    """Multiply the deltas with the transpose of the next piece of the weights; return the turn after its blocks."""
+    width = lane_count(net.params)
+    panel, row_of_blocks, high = place_at(part, turn)
+    end = min(panel + layer.piece, part.n_panels)
+    top, first, last = row_of_blocks * BLOCK_ROWS, panel * NV * width, min(end * NV * width, layer.fan_out)
+    args = (
+        net.kernels, step.m, min(high * BLOCK_ROWS, part.n_rows - top), first, last, offset(net.space, layer.delta),
+        layer.row, offset(net.params, layer.weights), part.panel_rows, part.padded_columns, top, net.space,
+        offset(net.space, below.delta + top), below.row, net.transposes,
+    )  # fmt: skip
+    call_at(load_scalar(net.kernels, MULTIPLY_TRANSPOSED), args)
+    return turn + (end - panel) * high
 
 
 @inlined
@@ -263,15 +293,15 @@ def _grads_of(training, step, begin, width):
 
 
 @typed_inlined
-def _update_weights(net, training, lines, step, layer, part, squares, norms, is_sparse, n_threads):
-    """Compute the gradient of this thread's blocks of a layer, and update them."""
+def _update_weights(net, training, lines, step, layer, part, first, last, squares, norms, is_sparse, n_threads):
+    """Compute the gradient of blocks [first, last) of this thread's part of a layer, and update them."""
     width = lane_count(net.params)
     # Whether the product for a block prefetches the next one: its reduction must have steps enough. Of a few samples
     # the products are short, and a block is prefetched before those of others.
     fetches = training.n_prefetched > 0 and step.in_place and not is_sparse
     fetches_next = fetches and step.m * BLOCK_TILES >= training.n_prefetched * BLOCK_LINES
     fetches_later = fetches and not fetches_next and training.n_prefetched > 1
-    for turn in range(part.first, part.last):
+    for turn in range(first, last):
         block = block_at(layer, part, turn, width)
         grads = _grads_of(training, step, block.begin, width)
         n_lines = NONE
@@ -299,29 +329,23 @@ def _update_weights(net, training, lines, step, layer, part, squares, norms, is_
                 square = square_norm(training.alpha, n, offset(net.params, block.begin), grads)
                 store_scalar(norms, block.number, square)
             else:
-                _update_block(net, training, step, layer, part, block, grads, squares)
+                _update_block(net, training, step, block, grads, squares)
 
 
 @typed_inlined
-def _update_few(net, training, step, layer, part, squares):
-    """Do as `_update_weights` for a few samples, in the order of memory: panel after panel.
-
-    The storage is not transposed. Other threads may have other blocks than in `_update_weights`.
-    """
+def _update_few(net, training, step, layer, part, first, last, squares):
+    """Do as `_update_weights` for a few samples: for all blocks of a panel whose turns come next together."""
     width = lane_count(net.params)
-    n_high = part.n_blocks // part.n_panels
-    turn = part.first
-    while turn < part.last:
-        panel, above = divmod(turn, n_high)
-        n = min(n_high - above, part.last - turn)
-        p, j = above * BLOCK_ROWS, panel * NV * width
-        row = min(NV * width, part.padded_columns - j)
-        begin = layer.weights + j * part.panel_rows + p * row
+    turn = first
+    while turn < last:
+        block = block_at(layer, part, turn, width)
+        n = min(place_at(part, turn).n_left, last - turn)
         args = (
             training.constants, step.size, step.decay, training.alpha, step.divisor, step.is_last,
-            offset(net.space, layer.input + p), layer.input_row, offset(net.space, layer.delta + j), layer.row,
-            min(n * BLOCK_ROWS, part.n_rows - p), row, offset(net.params, begin), offset(training.first, begin),
-            offset(training.second, begin), offset(squares, above * part.n_panels + panel), part.n_panels,
+            offset(net.space, layer.input + block.p), layer.input_row, offset(net.space, layer.delta + block.j),
+            layer.row, min(n * BLOCK_ROWS, part.n_rows - block.p), block.row, offset(net.params, block.begin),
+            offset(training.first, block.begin), offset(training.second, block.begin),
+            offset(squares, block.number), part.n_panels,
         )  # fmt: skip
         call_at(load_scalar(net.kernels, UPDATE_FEW), args)
         turn += n
@@ -356,13 +380,11 @@ def _update_one_output(net, training, step, layer, part, squares):
 
 
 @typed_inlined
-def _update_block(net, training, step, layer, part, block, grads, squares):
-    """Update a block of the weights, and renew its transpose."""
+def _update_block(net, training, step, block, grads, squares):
+    """Update a block of the weights."""
     n = block.rows * block.row
     square = update_params(net, training, step, step.decay, training.alpha, block.begin, grads, n)
     store_scalar(squares, block.number, square)
-    if layer.transpose >= 0 and training.solver != NO_UPDATE:
-        _transpose_block(net, layer, part, block)
 
 
 @typed_inlined
@@ -486,20 +508,17 @@ def update_clipped(net, training, step, team):
         step.m, step.size, step.decay, divisor, step.begins, step.ends, step.in_place, step.clips, step.is_few,
         step.is_last,
     )  # fmt: skip
-    width, done = lane_count(net.params), 0
+    width = lane_count(net.params)
     for l in range(net.n_layers):
         layer = get_layer(net, l)
         part = part_of(layer, width, team.rank, team.size)
-        squares = offset(training.squares, done)
+        squares = offset(training.squares, layer.first_block)
         if l == 0 and net.is_csr:
             _update_csr(net, training, step, layer, squares, training.norms, np.int64(UPDATE), team)
         else:
             for turn in range(part.first, part.last):
                 block = block_at(layer, part, turn, width)
-                _update_block(
-                    net, training, step, layer, part, block, offset(training.grads, block.begin), squares
-                )  # fmt: skip
+                _update_block(net, training, step, block, offset(training.grads, block.begin), squares)
         left, right = share(layer.padded_out, width, team.rank, team.size)
         begin = layer.bias + left
         update_params(net, training, step, 0.0, 0.0, begin, offset(training.grads, begin), right - left)
-        done += part.n_blocks

@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastbp.codegen.jit import call_at, called_by_address, inlined, jit
-from fastbp.codegen.memory import lane_count, load_scalar, offset, stack_square
+from fastbp.codegen.jit import call_at, called_by_address, inlined, jit, typed_inlined
+from fastbp.codegen.memory import itemsize, lane_count, load_scalar, offset, stack_square
 from fastbp.codegen.tiles import (
     FEW_ROWS,
     MR,
@@ -33,7 +33,7 @@ from fastbp.codegen.tiles import (
 )
 from fastbp.codegen.transpose import transpose_tile
 from fastbp.codegen.vectors import fma, load, splat, store
-from fastbp.kernels.plan import PANEL_BYTES, reduction_block
+from fastbp.kernels.plan import FEW_TRANSPOSED, PANEL_BYTES, piece_columns, reduction_block, transposed_size
 
 # Arguments that are int64 variables: Numba would compile a function once more for a literal.
 NONE, ONE = np.int64(0), np.int64(1)
@@ -104,7 +104,7 @@ def multiply_panel_prefetch_write(m, nv, k, lines, n_lines, a, a_row, a_col, b, 
 
 
 @called_by_address
-def multiply_few(m, n, k, a, a_row, panels, panel_rows, d, c, c_row, multiply):
+def multiply_few(m, n, k, a, a_row, panels, panel_rows, d, d_row, c, c_row, multiply):
     """Do as `matmul` for 1 to FEW_ROWS rows, some panels at a time; `multiply` is the address of `multiply_panel`."""
     width = lane_count(c)
     columns = (n + width - 1) // width * width
@@ -113,12 +113,12 @@ def multiply_few(m, n, k, a, a_row, panels, panel_rows, d, c, c_row, multiply):
     for j in range(0, whole, step):
         b = offset(panels, j * panel_rows)
         micro_kernel_few(
-            m, k, a, a_row, ONE, b, NV * width, panel_rows * NV * width, offset(d, j), offset(c, j), c_row
+            m, k, a, a_row, ONE, b, NV * width, panel_rows * NV * width, offset(d, j), d_row, offset(c, j), c_row
         )  # fmt: skip
     for j in range(whole, columns, NV * width):
         nv = min(NV, (columns - j) // width)
         args = (
-            m, nv, k, a, a_row, ONE, offset(panels, j * panel_rows), nv * width, offset(d, j), REPEATED, offset(c, j),
+            m, nv, k, a, a_row, ONE, offset(panels, j * panel_rows), nv * width, offset(d, j), d_row, offset(c, j),
             c_row,
         )  # fmt: skip
         call_at(multiply, args)
@@ -154,7 +154,7 @@ def multiply_row(n, k, a, a_col, b, b_row, c, multiply):
         rows = min(ROWS_TOGETHER, k - i)
         for j in range(0, whole, step):
             x, y, z = offset(a, i * a_col), offset(b, i * b_row + j), offset(c, j)
-            micro_kernel_few(ONE, rows, x, REPEATED, a_col, y, b_row, NV * width, z, z, REPEATED)
+            micro_kernel_few(ONE, rows, x, REPEATED, a_col, y, b_row, NV * width, z, REPEATED, z, REPEATED)
     for j in range(whole, n, NV * width):
         z = offset(c, j)
         args = (ONE, min(NV, (n - j) // width), k, a, REPEATED, a_col, offset(b, j), b_row, z, REPEATED, z, REPEATED)
@@ -162,11 +162,12 @@ def multiply_row(n, k, a, a_col, b, b_row, c, multiply):
 
 
 _reduction_block, _few_panels = inlined(reduction_block), inlined(few_panels)
+_piece_columns, _transposed_size = inlined(piece_columns), inlined(transposed_size)
 
 
 @jit
-def matmul(kernels, m, n, k, a, a_row, panels, panel_rows, d, c, c_row):
-    """Compute C = A B + d for a packed B.
+def matmul(kernels, m, n, k, a, a_row, panels, panel_rows, d, d_row, c, c_row):
+    """Compute C = A B + D for a packed B.
 
     Panel after panel is multiplied with all rows of A, which should not be more than the L2 cache holds.
 
@@ -180,21 +181,21 @@ def matmul(kernels, m, n, k, a, a_row, panels, panel_rows, d, c, c_row):
         Row-major A and its row stride.
     panels, panel_rows : pointer, int64
         Packed B and the rows of its panels, `k` or more.
-    d : pointer
-        A row that is added to each row of the product, as long as a row of C.
+    d, d_row : pointer, int64
+        Row-major D and its row stride; 0 repeats one row, a bias or zeros. May be C.
     c, c_row : pointer, int64
         Row-major C and its row stride; columns up to the next whole vector are written too.
     """
     width = lane_count(c)
     longest = _reduction_block(PANEL_BYTES)
     if m <= FEW_ROWS and load_scalar(kernels, MULTIPLY_FEW) != 0:
-        few_args = (m, n, k, a, a_row, panels, panel_rows, d, c, c_row, load_scalar(kernels, MULTIPLY))
+        few_args = (m, n, k, a, a_row, panels, panel_rows, d, d_row, c, c_row, load_scalar(kernels, MULTIPLY))
         call_at(load_scalar(kernels, MULTIPLY_FEW), few_args)
         return
     for p in range(0, k, longest):
         for j in range(0, n, NV * width):
             nv = min(NV, (n - j + width - 1) // width)
-            start, start_row = (offset(d, j), REPEATED) if p == 0 else (offset(c, j), c_row)
+            start, start_row = (offset(d, j), d_row) if p == 0 else (offset(c, j), c_row)
             args = (
                 m, nv, min(longest, k - p), offset(a, p), a_row, ONE, offset(panels, j * panel_rows + p * nv * width),
                 nv * width, start, start_row, offset(c, j), c_row,
@@ -202,50 +203,108 @@ def matmul(kernels, m, n, k, a, a_row, panels, panel_rows, d, c, c_row):
             call_at(load_scalar(kernels, MULTIPLY), args)
 
 
-@called_by_address
-def multiply_transposed(m, n, k, a, a_row, panels, panel_rows, c, c_row):
-    """Compute C = A B^T for a packed B, whose squares are transposed one after the other, as they lie in memory.
-
-    For a few rows of A: others had better read a transpose that is kept. The bits are those of `matmul`.
-
-    Parameters
-    ----------
-    m, n, k : int64
-        C is (m, n), A is (m, k), B is (n, k); all at least 1.
-    a, a_row : pointer, int64
-        Row-major A and its row stride.
-    panels, panel_rows : pointer, int64
-        Packed B and the rows of its panels, n rounded up to whole vectors.
-    c, c_row : pointer, int64
-        Row-major C and its row stride; columns up to the next whole vector are written too.
-    """
+@typed_inlined
+def _multiply_squares(m, n, first, last, a, a_row, panels, panel_rows, columns, top, d, c, c_row):
+    """Do as `multiply_transposed` for a few rows of A, with squares of B that are used at once."""
     width = lane_count(c)
     square = stack_square(c)
-    columns = (k + width - 1) // width * width
-    for panel in range(0, columns, NV * width):
+    for panel in range(first, last, NV * width):
         row = min(NV * width, columns - panel)
+        source = offset(panels, panel * panel_rows + top * row)
         for p in range(0, n, width):
-            for j in range(panel, panel + row, width):
-                transpose_tile(width, offset(panels, panel * panel_rows + p * row + j - panel), row, square, width)
+            for j in range(panel, min(panel + row, last), width):
+                transpose_tile(width, offset(source, p * row + j - panel), row, square, width)
                 for i in range(m):
-                    sums = load(c, i * c_row + p) if j > 0 else splat(c, 0.0)
-                    for q in range(min(width, k - j)):
+                    sums = load(c, i * c_row + p) if j > 0 else load(d, p)
+                    for q in range(min(width, last - j)):
                         sums = fma(load(square, q * width), load_scalar(a, i * a_row + j + q), sums)
                     store(c, i * c_row + p, sums)
 
 
-@inlined
-def pack_transpose(first, last, left, right, panels, panel_rows, columns, out):
-    """Pack the transpose of rows [first, last) and columns [left, right) of a packed matrix.
+@called_by_address
+def multiply_transposed(
+    kernels, m, n, first, last, a, a_row, panels, panel_rows, columns, top, d, c, c_row, space
+):  # fmt: skip
+    """Compute C = A B^T + d for some rows and columns of a packed B, which are transposed, or continue it.
+
+    The bits are those of `matmul`, if all columns of A and B are added in their order.
 
     Parameters
     ----------
+    kernels : pointer
+        From `kernel_addresses`.
+    m, n : int64
+        C is (m, n).
     first, last : int64
-        Rows of the source; multiples of the number of lanes.
-    left, right : int64
-        Columns of the source; `left` is such a multiple. Columns up to the next multiple may be packed too.
+        The columns of A and B that are added, at most `plan.piece_columns`; `first` is a multiple of it. Where it is 0,
+        the sum begins with d, else with C.
+    a, a_row : pointer, int64
+        Row-major A and its row stride.
+    panels, panel_rows, columns : pointer, int64, int64
+        Packed B, the rows of its panels and its columns, with their padding.
+    top : int64
+        The first of the n rows of B, a multiple of the number of lanes.
+    d : pointer
+        A row that is added to each row of the product, as long as a row of C.
+    c, c_row : pointer, int64
+        Row-major C and its row stride; columns up to the next whole vector are written too.
+    space : pointer
+        Workspace of `plan.transposed_size` numbers.
+    """
+    if m <= FEW_TRANSPOSED:
+        _multiply_squares(m, n, first, last, a, a_row, panels, panel_rows, columns, top, d, c, c_row)
+        return
+    width = lane_count(c)
+    length = (last - first + width - 1) // width * width
+    most = _transposed_size(itemsize(c)) // length // (NV * width) * NV * width
+    for begin in range(0, n, most):
+        n_rows = min(most, n - begin)
+        for panel in range(first, last, NV * width):
+            source_row = min(NV * width, columns - panel)
+            source = offset(panels, panel * panel_rows + (top + begin) * source_row)
+            for p in range(0, n_rows, width):
+                place = p // (NV * width) * NV * width
+                row = min(NV * width, (n_rows - place + width - 1) // width * width)
+                out = offset(space, place * length + (panel - first) * row + p - place)
+                if row == NV * width and last - panel >= NV * width:  # the strides are constants
+                    for j in range(0, NV * width, width):
+                        transpose_tile(
+                            width, offset(source, p * NV * width + j), NV * width, offset(out, j * NV * width),
+                            NV * width,
+                        )  # fmt: skip
+                else:
+                    for j in range(0, min(source_row, last - panel), width):
+                        transpose_tile(
+                            last - panel - j, offset(source, p * source_row + j), source_row, offset(out, j * row), row
+                        )  # fmt: skip
+        out = offset(c, begin)
+        start, start_row = (offset(d, begin), REPEATED) if first == 0 else (out, c_row)
+        matmul(
+            kernels, m, n_rows, last - first, offset(a, first), a_row, space, length, start, start_row, out, c_row
+        )  # fmt: skip
+
+
+@jit
+def matmul_transposed(kernels, m, n, k, a, a_row, panels, panel_rows, columns, d, c, c_row, space):
+    """Compute C = A B^T + d for a packed B, which is (n, k); parameters are those of `multiply_transposed`."""
+    step = _piece_columns(itemsize(c))
+    for first in range(0, k, step):
+        args = (
+            kernels, m, n, first, min(first + step, k), a, a_row, panels, panel_rows, columns, NONE, d, c, c_row, space
+        )  # fmt: skip
+        call_at(load_scalar(kernels, MULTIPLY_TRANSPOSED), args)
+
+
+@inlined
+def pack_transpose(n, panels, panel_rows, columns, out):
+    """Pack the transpose of a packed matrix.
+
+    Parameters
+    ----------
+    n : int64
+        Columns of the source. Those up to the next multiple of the number of lanes may be packed too.
     panels, panel_rows : pointer, int64
-        Packed source and the rows of its panels: as many columns has the transpose.
+        Packed source and the rows of its panels, a multiple of the number of lanes: as many columns has the transpose.
     columns : int64
         Columns of the source, with their padding: as many rows has each panel of the transpose.
     out : pointer
@@ -253,14 +312,14 @@ def pack_transpose(first, last, left, right, panels, panel_rows, columns, out):
     """
     width = lane_count(out)
     nr = NV * width
-    for j in range(left, right, width):
+    for j in range(0, n, width):
         panel = j // nr * nr
         source_row = min(nr, columns - panel)
         source = offset(panels, panel * panel_rows + j - panel)
-        for p in range(first, last, width):
+        for p in range(0, panel_rows, width):
             top = p // nr * nr
             out_row = min(nr, panel_rows - top)
             transpose_tile(
-                right - j, offset(source, p * source_row), source_row,
+                n - j, offset(source, p * source_row), source_row,
                 offset(out, top * columns + j * out_row + p - top), out_row,
             )  # fmt: skip

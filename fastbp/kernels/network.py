@@ -8,6 +8,8 @@ Two layouts of the same parameters:
 
 The packed weights of a layer of few units would be mostly padding: an output layer of 2 units fills 2 of 16 lanes.
 Training packs their transpose instead (*transposed storage*): 2 rows, as wide as the layer below.
+
+One of the two passes takes the transpose of what is stored: it is made piece by piece on the way.
 """
 
 import math
@@ -19,7 +21,14 @@ import numpy as np
 
 from fastbp.codegen.target import lanes
 from fastbp.codegen.tiles import NV
-from fastbp.kernels.plan import BLOCK_ROWS, blocks_together, is_packed
+from fastbp.kernels.plan import (
+    BLOCK_ROWS,
+    blocks_together,
+    cut_transposed,
+    is_by_columns,
+    is_few,
+    is_packed,
+)
 
 
 class Layer(NamedTuple):
@@ -36,7 +45,8 @@ class Layer(NamedTuple):
     is_transposed: int  # whether the parameter vector holds the transpose of the weights
     weights: int  # offset in the parameter vector
     bias: int  # offset in the parameter vector
-    transpose: int  # offset of the other of weights and transpose, among the transposes; -1 where none is kept
+    transpose: int  # offset of their transpose, among the transposes of `online`; -1 for the first layer
+    first_block: int  # blocks of all layers before
     input: int  # offset of the layer's input, the activations of the layer below, after dropout
     input_row: int  # row stride of the input
     z: int  # offset of the pre-activations
@@ -48,7 +58,8 @@ class Layer(NamedTuple):
     by_rows: int  # whether the forward kernel takes rows, as a softmax
     left: int  # offset of the packed left operand of the weight gradient, -1 where it is not packed
     right: int  # the same of the right one
-    together: int  # blocks of rows of the stored matrix that use a panel of the right operand one after the other
+    piece: int  # panels that are transposed together, where threads share the units of the layer below; else 0
+    together: int  # rows of blocks of the stored matrix that take turns, panel after panel
     dropped: int  # offset of the activations after dropout, those of `a` where there is none
     drop: int  # address of the kernel of dropout, 0 for none
     threshold: int  # of dropout, see dropout.Dropout
@@ -74,6 +85,7 @@ class _Parameters(NamedTuple):
     weights: int
     bias: int
     transpose: int
+    first_block: int
     panel: int  # columns in a panel of the stored matrix; not in `Layer`
 
     def stored(self):
@@ -110,6 +122,8 @@ class Network:
     ----------
     n_params, n_transposes : int
         Length of the packed parameter vector, and of the packed transposes.
+    n_blocks : int
+        Blocks of BLOCK_ROWS rows by one panel into which the stored matrices of all layers are cut.
     widest : int
         Units of the widest layer, with padding.
     coefficients : ndarray of shape (n_layers, 2), float64
@@ -131,7 +145,7 @@ class Network:
         self.widest = max(padded)
         self.coefficients = np.array([act.coefficients for act in self.activations], dtype=np.float64)
         self._layers = []
-        self.n_params = self.n_transposes = 0
+        self.n_params = self.n_transposes = self.n_blocks = 0
         for index, (fan_in, fan_out) in enumerate(pairwise(self.units)):
             padded_in = fan_in if index == 0 else padded[index]
             padded_out = padded[index + 1]
@@ -143,10 +157,11 @@ class Network:
             self._layers.append(
                 _Parameters(
                     fan_in, fan_out, padded_in, padded_out, is_transposed, self.n_params, self.n_params + size,
-                    self.n_transposes if index else -1, panel if index or not csr_input else padded_out,
+                    self.n_transposes if index else -1, self.n_blocks, panel if index or not csr_input else padded_out,
                 )
             )  # fmt: skip
             self.n_params += size + padded_out
+            self.n_blocks += math.prod(self._count_blocks(self._layers[-1]))
             if index:
                 self.n_transposes += size
         self.has_transposed = any(layer.is_transposed for layer in self._layers)
@@ -159,12 +174,12 @@ class Network:
         """Bytes of the workspace for one sample."""
         return self.workspace(1)[1] * self.dtype.itemsize
 
-    def count_blocks(self, rows):
-        """Count the blocks of `rows` rows by one panel into which the stored matrices of all layers are cut."""
-        stored = [layer.stored() for layer in self._layers]
-        return sum(-(-matrix.n_rows // rows) * -(-matrix.padded_columns // self.panel) for matrix in stored)
+    def _count_blocks(self, layer):
+        """Count the rows of blocks of a stored matrix, and the blocks in each of them."""
+        stored = layer.stored()
+        return -(-stored.n_rows // BLOCK_ROWS), -(-stored.padded_columns // self.panel)
 
-    def workspace(self, n_rows, *, keep_z=False, pack_from=None, keep_transposes=True):
+    def workspace(self, n_rows, *, keep_z=False, pack_from=None, n_threads=1):
         """Lay out the workspace: the activations and deltas of `n_rows` samples.
 
         Parameters
@@ -175,9 +190,8 @@ class Network:
             Whether the pre-activations of all layers are kept beside the activations.
         pack_from : int, default=None
             The first layer for whose weight gradient the operands may be packed; None for no layer.
-
-        keep_transposes : bool, default=True
-            Whether the transposes of weights are kept; those of transposed storage always are.
+        n_threads : int, default=1
+            The most threads of training.
 
         Returns
         -------
@@ -209,32 +223,43 @@ class Network:
             dropped = reserve(row) if drop else a
             delta = reserve(row)
             places = (source, input_row, z, a, delta, row)
-            kept = layer if keep_transposes or layer.is_transposed else layer._replace(transpose=-1)
             left = right = -1
-            together = 1
             if pack_from is not None and index >= pack_from:
                 left, right = (
                     reserve(columns) if columns else -1
                     for columns in self._packed_columns(layer, n_rows, input_row, row)
                 )
-                together = blocks_together(n_rows, self.dtype.itemsize) if left >= 0 and right >= 0 else 1
+            is_dense = pack_from is not None and index >= pack_from
+            piece, together = self._turns(index, layer, n_rows, n_threads, left >= 0 and right >= 0, is_dense)
             table.append(
                 Layer(
-                    *kept[:-1], *places, forward, backward, int(activation.by_rows), left, right, together, dropped,
-                    drop, threshold,
+                    *layer[:-1], *places, forward, backward, int(activation.by_rows), left, right, piece, together,
+                    dropped, drop, threshold,
                 )
             )  # fmt: skip
             source = dropped
         return np.array(table, dtype=np.int64), end
 
+    def _turns(self, index, layer, n_rows, n_threads, is_packed, is_dense):
+        """Return the fields `piece` and `together` of `Layer`: in which order the blocks of a layer are updated."""
+        size = self.dtype.itemsize
+        n_high, n_panels = self._count_blocks(layer)
+        has_few = is_few(n_rows, self.n_params * size)
+        if index > 0 and not layer.is_transposed and is_by_columns(n_high, n_threads, n_rows, has_few):
+            return cut_transposed(-(-n_high // n_threads), n_panels, size, has_few)
+        if is_packed:
+            return 0, blocks_together(n_rows, size)
+        # For a few samples panel after panel, as they lie in memory. But lists of inputs that are not zero are made for
+        # all panels of some rows.
+        return 0, n_high if has_few and is_dense else 1
+
     def _packed_columns(self, layer, n_rows, input_row, row):
         """Return the columns of both operands of a weight gradient, as far as they are packed, in whole panels."""
-        stored = layer.stored()
         left_row, right_row = (row, input_row) if layer.is_transposed else (input_row, row)
-        n_blocks, n_panels = -(-stored.n_rows // BLOCK_ROWS), -(-stored.padded_columns // self.panel)
+        n_high, n_panels = self._count_blocks(layer)
         size = self.dtype.itemsize
-        left = n_blocks * BLOCK_ROWS if is_packed(n_rows, left_row * size, n_panels) else 0
-        right = n_panels * self.panel if is_packed(n_rows, right_row * size, n_blocks) else 0
+        left = n_high * BLOCK_ROWS if is_packed(n_rows, left_row * size, n_panels) else 0
+        right = n_panels * self.panel if is_packed(n_rows, right_row * size, n_high) else 0
         return left, right
 
     def row_stride(self, n):

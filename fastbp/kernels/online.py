@@ -124,7 +124,7 @@ def _transpose_all(net):
     for l in range(1, net.n_layers):
         layer = get_layer(net, l)
         pack_transpose(
-            0, layer.padded_in, 0, layer.fan_out, offset(net.params, layer.weights), layer.padded_in, layer.padded_out,
+            layer.fan_out, offset(net.params, layer.weights), layer.padded_in, layer.padded_out,
             offset(net.transposes, layer.transpose),
         )  # fmt: skip
 

@@ -83,15 +83,76 @@ def scratch_size(lanes, row=0):
     return lanes + BLOCK_ROWS * NV * lanes + row
 
 
-# The most samples of a batch whose gradient is not stored (`few`), and for which no transposes are kept: to renew them
-# takes longer than to transpose the weights once more as they are read. The second is for MEDIUM bytes of parameters or
+# The most samples of a batch whose gradient is not stored (`few`). The second is for MEDIUM bytes of parameters or
 # more, which take longer to move.
 MAX_FEW = 4, 8
 
 
-def is_few(batch_size, params):
-    """Decide whether a batch has so few samples."""
-    return batch_size <= MAX_FEW[params.nbytes >= MEDIUM]
+def is_few(n_rows, n_bytes):
+    """Decide whether a batch has so few samples, for so many bytes of parameters."""
+    return n_rows <= MAX_FEW[n_bytes >= MEDIUM]
+
+
+# --- transposed weights ---
+
+# Bytes of the transpose that are made at once, and used in the L1 cache: weights of so many rows of blocks.
+TRANSPOSED_BYTES, TRANSPOSED_BLOCKS = 2**15, 4
+# The most samples for which a square of weights is transposed and used at once. With two loads in a cycle, as of
+# vectors of 512 bits, more would wait for them.
+FEW_TRANSPOSED = 2 if VECTOR_BITS == 512 else 8
+# To transpose weights takes about as long as to multiply them with so many rows, to update them as with so many.
+ROWS_OF_TRANSPOSE, ROWS_OF_UPDATE = 8, 32
+
+
+def piece_columns(itemsize):
+    """Return how many columns of a weight matrix are transposed at once: whole panels of any width."""
+    return TRANSPOSED_BYTES // itemsize // (TRANSPOSED_BLOCKS * BLOCK_ROWS)
+
+
+def transposed_size(itemsize):
+    """Return the numbers of workspace that a thread needs for transposed weights."""
+    return TRANSPOSED_BYTES // itemsize
+
+
+def is_by_columns(n_high, n_threads, n_rows, has_few):
+    """Decide whether each thread propagates the deltas of a batch to some units, or some samples' deltas to all units.
+
+    In the first case it takes the rows of the weights that it then updates, but some threads may have more of them than
+    others. In the second case it transposes all weights, and not its part.
+
+    Parameters
+    ----------
+    n_high : int
+        Rows of blocks of the weight matrix, which the threads share in the first case.
+    n_threads : int
+        The most threads.
+    n_rows : int
+        Samples of the batch.
+    has_few : bool
+        Whether they are a few: one thread then reads the weights twice, each time in the order of memory.
+    """
+    if has_few and n_threads == 1:
+        return False
+    excess = -(-n_high // n_threads) * n_threads / n_high - 1  # of the time for two products and the update
+    return excess * (2 * n_rows + ROWS_OF_UPDATE) <= ROWS_OF_TRANSPOSE * (n_threads - 1)
+
+
+class Piece(NamedTuple):
+    """Weights that are transposed, multiplied and updated together."""
+
+    n_panels: int
+    n_high: int  # rows of blocks
+
+
+def cut_transposed(n_high, n_panels, itemsize, has_few):
+    """Cut `n_high` rows of blocks of a weight matrix with `n_panels` panels into pieces of about the same height.
+
+    For a few samples, where to move the weights takes most of the time, it is one panel, as high as half of the L2
+    cache lets it be: they are read and written in the order of memory.
+    """
+    most = max(1, reduction_block(PANEL_BYTES) // BLOCK_ROWS) if has_few else TRANSPOSED_BLOCKS
+    width = 1 if has_few else piece_columns(itemsize) * itemsize // PANEL_BYTES
+    return Piece(min(width, n_panels), -(-n_high // -(-n_high // most)))
 
 
 # --- blocks for the caches ---

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastbp.codegen.jit import inlined
-from fastbp.codegen.memory import load_scalar, offset, pointer, record_loader
+from fastbp.codegen.memory import load_scalar, pointer, record_loader
 from fastbp.kernels.network import Layer
 from fastbp.kernels.plan import count_prefetched_arrays
 
@@ -39,7 +39,7 @@ class NetArrays(NamedTuple):
     table: np.ndarray  # (n_layers, fields of Layer) int64, from Network.workspace
     coefficients: np.ndarray  # (n_layers, 2) float64: parameters of the activations
     params: np.ndarray  # packed parameters
-    transposes: np.ndarray  # packed transposes of the stored matrices of the second and later layers, or empty
+    transposes: np.ndarray  # a part for each thread: of a transposed weight matrix; for `online` those of all layers
     space: np.ndarray  # activations and deltas of some rows; begins with zeros
     kernels: np.ndarray  # int64, from kernel_addresses
     masks: np.ndarray  # uint16: bit masks of the non-zero inputs, or empty
@@ -124,7 +124,7 @@ class Net(NamedTuple):
     table: Any
     coefficients: Any
     params: Any
-    transposes: Any
+    transposes: Any  # this thread's part
     space: Any
     kernels: Any
     is_sparse: bool  # whether zero inputs are left out
@@ -190,18 +190,6 @@ def get_layer(net, l):
 
 
 @inlined
-def weights_of(net, layer):
-    """Return a layer's packed weights."""
-    return offset(net.transposes, layer.transpose) if layer.is_transposed else offset(net.params, layer.weights)
-
-
-@inlined
-def transpose_of(net, layer):
-    """Return the packed transpose of a layer's weights."""
-    return offset(net.params, layer.weights) if layer.is_transposed else offset(net.transposes, layer.transpose)
-
-
-@inlined
 def coefficients_of(net, l):
     """Load the parameters c0, c1 of a layer's activation."""
     return load_scalar(net.coefficients, 2 * l), load_scalar(net.coefficients, 2 * l + 1)
@@ -215,9 +203,9 @@ def point_at_net(arrays, n_rows, rank, n_threads):
     """Turn a `NetArrays` into pointers, with one thread's part; n_rows are the rows of its workspace."""
     return Net(
         arrays.table.shape[0], pointer(arrays.table, 0), pointer(arrays.coefficients, 0), pointer(arrays.params, 0),
-        pointer(arrays.transposes, 0), pointer(arrays.space, 0), pointer(arrays.kernels, 0), arrays.masks.size > 0,
-        pointer(arrays.masks, 0), n_rows, pointer(arrays.indices, rank * (arrays.indices.size // n_threads)),
-        arrays.csr.size > 0, pointer(arrays.csr, 0),
+        pointer(arrays.transposes, rank * (arrays.transposes.size // n_threads)), pointer(arrays.space, 0),
+        pointer(arrays.kernels, 0), arrays.masks.size > 0, pointer(arrays.masks, 0), n_rows,
+        pointer(arrays.indices, rank * (arrays.indices.size // n_threads)), arrays.csr.size > 0, pointer(arrays.csr, 0),
     )  # fmt: skip
 
 

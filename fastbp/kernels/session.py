@@ -17,7 +17,6 @@ from fastbp.kernels.epochs import STOPPED
 from fastbp.kernels.few import update_few
 from fastbp.kernels.network import aligned_zeros
 from fastbp.kernels.plan import (
-    BLOCK_ROWS,
     UPDATE_WORK,
     count_prefetched_arrays,
     is_few,
@@ -206,23 +205,24 @@ class Session:
         self._pass_rows = pass_rows(network)
         self._train = online.train_online if one_by_one else backprop.train_clipped if clips else backprop.train
         prefetch = count_prefetched_arrays(params, optimizer.first, optimizer.second, n_threads) > 0
-        self._few = few = batch_size if is_few(batch_size, params) and not one_by_one else 0
+        self._few = few = batch_size if is_few(batch_size, params.nbytes) and not one_by_one else 0
         one_output = network.units[1] == 1 and csr is None
         updates_few = few > 0 and not clips and settings.solver != "lbfgs"
         kind_of_update = few, SOLVERS[settings.solver], settings.momentum != 0, settings.alpha != 0
         kernels = kernel_addresses(
             network.dtype, dense=not one_by_one, prefetch_write=prefetch, index_lists=sparse,
             csr_input=csr is not None, one_output=one_output, few_rows=few > 0,
+            transposes=len(network.units) > 2 and not one_by_one,
             update_few=update_few(*kind_of_update) if updates_few else None,
         )  # fmt: skip
         self._csr = None if csr is None else Csr(csr, settings, self._chunk, n_threads)
         self._arrays = allocate_net(
             network, params, self._chunk, n_threads, kernels, sparse=sparse, trains=True, keep_z=keep,
-            keep_transposes=few == 0, csr=self._csr,
+            keep_transposes=one_by_one, csr=self._csr,
         )  # fmt: skip
         keeps_grads = self._chunk < batch_size or clips or settings.solver == "lbfgs"
         n_grads = network.n_params if keeps_grads else 0
-        n_blocks = network.count_blocks(BLOCK_ROWS)
+        n_blocks = network.n_blocks
         n_scratch = scratch_size(network.lanes, 0 if csr is None and not one_output else network.widest)
         self._training_arrays = TrainingArrays(
             first=optimizer.first,

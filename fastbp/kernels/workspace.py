@@ -3,12 +3,12 @@
 import numpy as np
 
 from fastbp.kernels.network import Layer, aligned_zeros
-from fastbp.kernels.plan import index_capacity, mask_size, prefetch_capacity
+from fastbp.kernels.plan import index_capacity, mask_size, prefetch_capacity, transposed_size
 from fastbp.kernels.records import NetArrays
 
 
 def allocate_net(
-    network, params, n_rows, n_threads, kernels, *, sparse=False, trains=False, keep_z=False, keep_transposes=True,
+    network, params, n_rows, n_threads, kernels, *, sparse=False, trains=False, keep_z=False, keep_transposes=False,
     csr=None,
 ):  # fmt: skip
     """Allocate the arrays of a network.
@@ -28,11 +28,11 @@ def allocate_net(
     sparse : bool, default=False
         Whether zero inputs are left out.
     trains : bool, default=False
-        Whether there is a backward pass, which needs the transposes.
+        Whether there is a backward pass.
     keep_z : bool, default=False
         Whether the pre-activations of all layers are kept.
-    keep_transposes : bool, default=True
-        Whether the backward pass reads transposes that are kept.
+    keep_transposes : bool, default=False
+        Whether the backward pass keeps the transposes of all weights, as `online` does.
     csr : Csr, default=None
         The inputs, where they are sparse rows.
 
@@ -42,14 +42,15 @@ def allocate_net(
     """
     first_dense = 0 if csr is None and not sparse else 1
     table, size = network.workspace(
-        n_rows, keep_z=keep_z, pack_from=first_dense if trains else None, keep_transposes=keep_transposes
+        n_rows, keep_z=keep_z, pack_from=first_dense if trains else None, n_threads=n_threads
     )  # fmt: skip
+    n_transposes = network.n_transposes if keep_transposes else n_threads * transposed_size(network.dtype.itemsize)
     n_inputs = network.units[0] if csr is None else 0
     return NetArrays(
         table=table,
         coefficients=network.coefficients,
         params=params,
-        transposes=aligned_zeros(network.n_transposes if trains else 0, network.dtype),
+        transposes=aligned_zeros(n_transposes if trains else 0, network.dtype),
         space=aligned_zeros(size, network.dtype),
         kernels=kernels,
         masks=np.zeros(mask_size(n_inputs, n_rows) if sparse else 0, np.uint16),
