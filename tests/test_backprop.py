@@ -1,5 +1,5 @@
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise, product
+from itertools import cycle, pairwise, product
 
 import numpy as np
 import pytest
@@ -703,10 +703,12 @@ def test_same_bits_however_threads_share_the_backward_pass(optimizer, few, dtype
     """Each has some units of the layer below, or some samples; layers of both kinds, and transposed storage, mixed."""
     nr = NV * lanes(np.dtype(dtype).itemsize)
     piece = piece_columns(np.dtype(dtype).itemsize)
-    hidden = [5 * BLOCK_ROWS + 1, 2 * nr + 3, 3, 9 * BLOCK_ROWS, piece + nr + 1, 2 * BLOCK_ROWS]
+    narrow = max(1, nr // NV // 2)
+    hidden = [5 * BLOCK_ROWS + 1, 2 * nr + 3, narrow, 9 * BLOCK_ROWS, piece + nr + 1, 2 * BLOCK_ROWS]
     problem = make(
-        [7, *hidden, 2], Logistic(), "squared_error", Logistic(), n=25, dtype=dtype, weighted=True, alpha=0.1
+        [7, *hidden, 1], Logistic(), "squared_error", Logistic(), n=25, dtype=dtype, weighted=True, alpha=0.1
     )
+    problem = _with_zeros(problem)
     assert problem.network.has_transposed
     for dropped, max_norm, l2_bytes in ((False, 0.0, 10**9), (True, 0.05, 10**9), (True, 0.0, 200)):
         if few and max_norm:
@@ -715,13 +717,16 @@ def test_same_bits_however_threads_share_the_backward_pass(optimizer, few, dtype
         tried = replace(problem, dropout=(0.5, 0.3, 0.0, 0.7, 0.2, 0.4)) if dropped else problem
         how = {"optimizer": optimizer, "batch_size": few or 9, "max_norm": max_norm, "few": few}
         shared, seen = [], set()
-        for kind, n_threads in product(("samples", "units", "some", "as usual"), (1, 2)):
+        kinds = ("samples", "units", "some", "as usual")
+        for (kind, n_threads), chunk in zip(product(kinds, (1, 2)), cycle((None, 4, 4)), strict=False):
+            chunk = None if few else chunk
             with monkeypatch.context() as patch:
                 if kind != "as usual":
                     decide = {"samples": lambda *_: False, "units": lambda *_: True, "some": lambda n, *_: n % 2}[kind]
                     patch.setattr("fastbp.kernels.network.is_by_columns", decide)
-                trainer = Trainer(tried, n_threads=n_threads, **how)
+                trainer = Trainer(tried, n_threads=n_threads, chunk=chunk, **how)
             seen.add(tuple(layer.piece > 0 for layer in read_layers(trainer.net.table)))
+            trainer.n_threads -= n_threads > 1 and kind == "some"  # a smaller team than is planned for
             shared.append(trainer.run().bits())
         assert all(bits == shared[0] for bits in shared) and len(seen) >= 3
 
@@ -874,7 +879,12 @@ def test_clipped_gradients_with_negative_weights_and_without_weight():
     assert before.net.params.tobytes() == after.net.params.tobytes()
 
 
-THREADED = [([70, 150, 33, 3], 90, 40, 40), ([70, 20, 3], 90, 40, 11), ([2, 1], 9, 3, 3)]
+THREADED = [
+    ([70, 150, 33, 3], 90, 40, 40),
+    ([9, 130, 90, 64, 3], 90, 40, 17),
+    ([70, 20, 3], 90, 40, 11),
+    ([2, 1], 9, 3, 3),
+]
 
 
 def _check_threads():

@@ -105,9 +105,10 @@ def test_matmul_transposed(dtype):
         np.testing.assert_array_equal(c, expected, err_msg=f"{m=} {n=} {k=}")
         c[1:-1, :written] = np.nan
         step = width * (count % (2 * together // width) + 1)
-        for top, first in product(range(0, n, step), range(0, k, piece)):
+        length = (piece, NV * width)[count // 4 % 2]
+        for top, first in product(range(0, n, step), range(0, k, length)):
             run_multiply_transposed(
-                kernels, m, min(step, n - top), first, min(first + piece, k), wide, k + gap, panels, written, columns,
+                kernels, m, min(step, n - top), first, min(first + length, k), wide, k + gap, panels, written, columns,
                 top, d[top:], c.ravel(), c.shape[1] + top, c.shape[1], space[1],
             )  # fmt: skip
         np.testing.assert_array_equal(c, expected, err_msg=f"{m=} {n=} {k=}")

@@ -294,11 +294,11 @@ def _update_layers(net, training, samples, step, first, last, draw, cells, team)
             left, right = part.top * BLOCK_ROWS, (part.top + part.n_high) * BLOCK_ROWS
             if left < right:
                 finish_deltas(net, l - 1, NONE, step.m, left, right, draw)
-            barrier(cells, team)
+            barrier(cells, team)  # until all deltas of the layer below are there
             if l > 1 and get_layer(net, l - 1).piece == 0:
                 if first < last:
                     backward(net, l - 1, first, last, draw)
-                barrier(cells, team)
+                barrier(cells, team)  # until no thread needs the weights before their update
     barrier(cells, team)
 
 

@@ -67,9 +67,8 @@ class Part(NamedTuple):
     padded_columns: int
     panel_rows: int
     n_panels: int
-    n_blocks: int  # of all threads
-    top: np.int64  # the first row of blocks where this thread has whole rows of them, and how many; else of all threads
-    n_high: int
+    top: np.int64  # the first row of blocks, where threads have whole rows of them; else 0
+    n_high: int  # rows of blocks of this thread, where threads have whole rows of them; else of all
     together: int  # rows of blocks that take turns, see `Layer`
     first: np.int64  # turns of this thread, in these rows
     last: int
@@ -94,19 +93,18 @@ def part_of(layer, width, rank, n_threads):
         n_rows, padded_columns, panel_rows = layer.fan_out, layer.padded_in, layer.padded_out
     n_panels = (padded_columns + NV * width - 1) // (NV * width)
     n_high = (n_rows + BLOCK_ROWS - 1) // BLOCK_ROWS
-    n_blocks = n_high * n_panels
     top = NONE
     if layer.piece > 0:
         top, bottom = share(n_high, ONE, rank, n_threads)
         n_high = bottom - top
         first, last = NONE, n_high * n_panels
     else:
-        first, last = share(n_blocks, ONE, rank, n_threads)
-    return Part(n_rows, padded_columns, panel_rows, n_panels, n_blocks, top, n_high, layer.together, first, last)
+        first, last = share(n_high * n_panels, ONE, rank, n_threads)
+    return Part(n_rows, padded_columns, panel_rows, n_panels, top, n_high, layer.together, first, last)
 
 
 class Place(NamedTuple):
-    """Whose turn it is."""
+    """The place of the block whose turn it is: the blocks of a part have turns 0, 1, 2, ..."""
 
     panel: int
     row_of_blocks: int

@@ -236,7 +236,7 @@ def multiply_transposed(
     m, n : int64
         C is (m, n).
     first, last : int64
-        The columns of A and B that are added, at most `plan.piece_columns`; `first` is a multiple of it. Where it is 0,
+        The columns of A and B that are added, at most `plan.piece_columns`; `first` is that of a panel. Where it is 0,
         the sum begins with d, else with C.
     a, a_row : pointer, int64
         Row-major A and its row stride.

@@ -34,8 +34,8 @@ from fastbp.kernels.plan import (
 class Layer(NamedTuple):
     """One row of the table that tells the kernels where a layer's numbers lie.
 
-    All are int64; offsets and strides count elements. Offsets up to `transpose` are those of parameters, the others
-    those of the workspace. `z` and `a` are the same memory where the backward kernel does not need z.
+    All are int64; offsets and strides count elements. Offsets up to `transpose` are those of parameters, those
+    from `input` on of the workspace. `z` and `a` are the same memory where the backward kernel does not need z.
     """
 
     fan_in: int
@@ -110,8 +110,7 @@ class Network:
     panel : int
         Columns in a panel of packed weights; a multiple of `lanes`.
     transpose_narrow : bool, default=False
-        Whether layers of few units may have transposed storage: in training, which keeps both the weights and their
-        transposes.
+        Whether layers of few units may have transposed storage: in training, whose forward pass transposes it.
     csr_input : bool, default=False
         Whether the inputs are sparse rows (see `fastbp.kernels.csr`): the weights of the first layer are stored row by
         row, as one panel, and there is no workspace for inputs.
@@ -121,7 +120,7 @@ class Network:
     Attributes
     ----------
     n_params, n_transposes : int
-        Length of the packed parameter vector, and of the packed transposes.
+        Length of the packed parameter vector, and of the packed transposes that `online` keeps.
     n_blocks : int
         Blocks of BLOCK_ROWS rows by one panel into which the stored matrices of all layers are cut.
     widest : int
@@ -230,7 +229,7 @@ class Network:
                     for columns in self._packed_columns(layer, n_rows, input_row, row)
                 )
             is_dense = pack_from is not None and index >= pack_from
-            piece, together = self._turns(index, layer, n_rows, n_threads, left >= 0 and right >= 0, is_dense)
+            piece, together = self._turns(index, layer, n_rows, row, n_threads, left >= 0 and right >= 0, is_dense)
             table.append(
                 Layer(
                     *layer[:-1], *places, forward, backward, int(activation.by_rows), left, right, piece, together,
@@ -240,14 +239,17 @@ class Network:
             source = dropped
         return np.array(table, dtype=np.int64), end
 
-    def _turns(self, index, layer, n_rows, n_threads, is_packed, is_dense):
+    def _turns(self, index, layer, n_rows, row, n_threads, packs_both, is_dense):
         """Return the fields `piece` and `together` of `Layer`: in which order the blocks of a layer are updated."""
         size = self.dtype.itemsize
         n_high, n_panels = self._count_blocks(layer)
         has_few = is_few(n_rows, self.n_params * size)
-        if index > 0 and not layer.is_transposed and is_by_columns(n_high, n_threads, n_rows, has_few):
-            return cut_transposed(-(-n_high // n_threads), n_panels, size, has_few)
-        if is_packed:
+        # One thread had better read the weights twice for a few samples, each time in the order of memory.
+        if index > 0 and not layer.is_transposed and not (has_few and n_threads == 1):
+            weights_bytes = layer.padded_in * layer.padded_out * size
+            if is_by_columns(n_high, n_threads, n_rows, weights_bytes, n_rows * row * size):
+                return cut_transposed(-(-n_high // n_threads), n_panels, size, has_few)
+        if packs_both:
             return 0, blocks_together(n_rows, size)
         # For a few samples panel after panel, as they lie in memory. But lists of inputs that are not zero are made for
         # all panels of some rows.
@@ -330,8 +332,8 @@ def make_network(units, activations, dtype, batch_size=None, csr_input=False, dr
     units, activations, dtype
         As in `Network`.
     batch_size : int, default=None
-        Samples of a batch in training; None for prediction. Batches of several samples allow transposed storage. With
-        single samples it does not pay: the transposes, renewed after each step, are needed early in the next.
+        Samples of a batch in training; None for prediction. Batches of several samples allow transposed storage;
+        for single samples the kernels `online` and `few` do without.
     csr_input, dropout
         As in `Network`.
 

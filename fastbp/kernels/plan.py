@@ -114,11 +114,12 @@ def transposed_size(itemsize):
     return TRANSPOSED_BYTES // itemsize
 
 
-def is_by_columns(n_high, n_threads, n_rows, has_few):
+def is_by_columns(n_high, n_threads, n_rows, weights_bytes, deltas_bytes):
     """Decide whether each thread propagates the deltas of a batch to some units, or some samples' deltas to all units.
 
     In the first case it takes the rows of the weights that it then updates, but some threads may have more of them than
-    others. In the second case it transposes all weights, and not its part.
+    others, and it reads the deltas of all samples for each piece. In the second case it transposes all weights, and not
+    its part, for each of the parts in which its samples go through the network.
 
     Parameters
     ----------
@@ -128,10 +129,10 @@ def is_by_columns(n_high, n_threads, n_rows, has_few):
         The most threads.
     n_rows : int
         Samples of the batch.
-    has_few : bool
-        Whether they are a few: one thread then reads the weights twice, each time in the order of memory.
+    weights_bytes, deltas_bytes : int
+        Bytes of the weights, and of the deltas that are multiplied with them.
     """
-    if has_few and n_threads == 1:
+    if weights_bytes <= L2_BYTES // 2 < deltas_bytes:  # which stay in the cache, and which do not
         return False
     excess = -(-n_high // n_threads) * n_threads / n_high - 1  # of the time for two products and the update
     return excess * (2 * n_rows + ROWS_OF_UPDATE) <= ROWS_OF_TRANSPOSE * (n_threads - 1)
