@@ -275,9 +275,9 @@ def _pass_rows(net, loss, samples, position, first, last, m, rows, fused, row_lo
         set_output_delta(net, loss, samples, position, begin, end)
         set_losses(net, loss, samples, position, begin, end, row_loss)
         pack_inputs(net, begin, end)
-        output = net.n_layers - 1
-        pack_deltas(net, get_layer(net, output), begin, end, NONE, get_layer(net, output).fan_out)
-        backward(net, output, begin, end, draw)
+        outputs = get_layer(net, net.n_layers - 1)
+        pack_deltas(net, outputs, begin, end, NONE, outputs.fan_out)
+        backward(net, net.n_layers - 1, begin, end, draw)
 
 
 @jit
@@ -288,9 +288,9 @@ def _update_layers(net, training, samples, step, first, last, draw, cells, team)
     """
     for l in range(net.n_layers - 1, -1, -1):
         layer = get_layer(net, l)
-        update_layer(net, training, samples, step, l, team)
+        part = part_of(layer, lane_count(net.params), team.rank, team.size)
+        update_layer(net, training, samples, step, l, layer, part, team)
         if layer.piece > 0:
-            part = part_of(layer, lane_count(net.params), team.rank, team.size)
             left, right = part.top * BLOCK_ROWS, (part.top + part.n_high) * BLOCK_ROWS
             if left < right:
                 finish_deltas(net, l - 1, NONE, step.m, left, right, draw)

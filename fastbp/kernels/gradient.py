@@ -83,6 +83,7 @@ class Block(NamedTuple):
     row: int  # row stride: the numbers in each row, with padding
     begin: int  # offset in the parameter vector
     number: int  # among all blocks of the layer, row by row
+    n_left: int  # blocks of this panel, from this one on, whose turns come next
 
 
 @jit
@@ -103,33 +104,20 @@ def part_of(layer, width, rank, n_threads):
     return Part(n_rows, padded_columns, panel_rows, n_panels, top, n_high, layer.together, first, last)
 
 
-class Place(NamedTuple):
-    """The place of the block whose turn it is: the blocks of a part have turns 0, 1, 2, ..."""
-
-    panel: int
-    row_of_blocks: int
-    n_left: int  # blocks of this panel, from this one on, whose turns come next
-
-
 @inlined
-def place_at(part, turn):
-    """Return whose turn it is: each panel of some rows, `part.together` blocks high, then of the next."""
+def block_at(layer, part, turn, width):
+    """Return the block whose turn it is: each panel of some rows, `part.together` blocks high, then of the next."""
     above, turn = divmod(turn, part.together * part.n_panels)
     above *= part.together
     high = min(part.together, part.n_high - above)
     panel, row_of_blocks = divmod(turn, high)
-    return Place(panel, part.top + above + row_of_blocks, high - row_of_blocks)
-
-
-@inlined
-def block_at(layer, part, turn, width):
-    """Return the block whose turn it is."""
-    panel, row_of_blocks, _ = place_at(part, turn)
+    n_left = high - row_of_blocks
+    row_of_blocks += part.top + above
     p, j = row_of_blocks * BLOCK_ROWS, panel * NV * width
     row = min(NV * width, part.padded_columns - j)
     return Block(
         p, j, min(BLOCK_ROWS, part.n_rows - p), row, layer.weights + j * part.panel_rows + p * row,
-        row_of_blocks * part.n_panels + panel,
+        row_of_blocks * part.n_panels + panel, n_left,
     )  # fmt: skip
 
 
@@ -235,7 +223,7 @@ def make_step(training, m, size, decay, divisor, begins, ends, is_last):
 
 
 @typed_inlined
-def update_layer(net, training, samples, step, l, team):
+def update_layer(net, training, samples, step, l, layer, part, team):
     """Sum this thread's part of a layer's gradient over a chunk, and update the parameters with it.
 
     Equations (Lopez Davila, sec. 5): dC/dW^l = (a^(l-1))^T delta^l / n, dC/db^l = sum of delta^l / n.
@@ -243,8 +231,6 @@ def update_layer(net, training, samples, step, l, team):
     Where each thread propagates the deltas to some units of the layer below, it multiplies them with the weights before
     these are updated.
     """
-    layer = get_layer(net, l)
-    part = part_of(layer, lane_count(net.params), team.rank, team.size)
     squares, norms = offset(training.squares, layer.first_block), offset(training.norms, layer.first_block)
     is_sparse = l == 0 and net.is_sparse
     if l == 0 and net.is_csr:
@@ -272,16 +258,16 @@ def update_layer(net, training, samples, step, l, team):
 def _propagate(net, step, layer, below, part, turn):
     """Multiply the deltas with the transpose of the next piece of the weights; return the turn after its blocks."""
     width = lane_count(net.params)
-    panel, row_of_blocks, high = place_at(part, turn)
-    end = min(panel + layer.piece, part.n_panels)
-    top, first, last = row_of_blocks * BLOCK_ROWS, panel * NV * width, min(end * NV * width, layer.fan_out)
+    block = block_at(layer, part, turn, width)  # the first of its panel
+    n_panels = min(layer.piece, part.n_panels - block.j // (NV * width))
     args = (
-        net.kernels, step.m, min(high * BLOCK_ROWS, part.n_rows - top), first, last, offset(net.space, layer.delta),
-        layer.row, offset(net.params, layer.weights), part.panel_rows, part.padded_columns, top, net.space,
-        offset(net.space, below.delta + top), below.row, net.transposes,
+        net.kernels, step.m, min(block.n_left * BLOCK_ROWS, part.n_rows - block.p), block.j,
+        min(block.j + n_panels * NV * width, layer.fan_out), offset(net.space, layer.delta), layer.row,
+        offset(net.params, layer.weights), part.panel_rows, part.padded_columns, block.p, net.space,
+        offset(net.space, below.delta + block.p), below.row, net.transposes,
     )  # fmt: skip
     call_at(load_scalar(net.kernels, MULTIPLY_TRANSPOSED), args)
-    return turn + (end - panel) * high
+    return turn + n_panels * block.n_left
 
 
 @inlined
@@ -337,7 +323,7 @@ def _update_few(net, training, step, layer, part, first, last, squares):
     turn = first
     while turn < last:
         block = block_at(layer, part, turn, width)
-        n = min(place_at(part, turn).n_left, last - turn)
+        n = min(block.n_left, last - turn)
         args = (
             training.constants, step.size, step.decay, training.alpha, step.divisor, step.is_last,
             offset(net.space, layer.input + block.p), layer.input_row, offset(net.space, layer.delta + block.j),
