@@ -202,8 +202,8 @@ def test_rows_have_the_same_bits_among_any_others(dtype):
 
 
 @njit
-def run_pack_transpose(n, panels, panel_rows, columns, out, out_at):
-    pack_transpose(n, pointer(panels, 0), panel_rows, columns, pointer(out, out_at))
+def run_pack_transpose(n, first, last, panels, panel_rows, columns, top, out, out_at):
+    pack_transpose(n, first, last, pointer(panels, 0), panel_rows, columns, top, pointer(out, out_at))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -215,13 +215,18 @@ def test_pack_transpose(dtype):
     for k, n in product(sizes, sizes):
         rows, columns = (-(-size // width) * width for size in (k, n))
         matrix = whole_numbers(rng, k, n, dtype=dtype)
-        out = np.full(rows * columns + 2 * width, CANARY, dtype)
-        expected = out.copy()
-        expected[width:-width] = pack_naive(np.pad(matrix, ((0, rows - k), (0, columns - n))).T, columns, dtype)
-        # Rows that pad the transpose may be written or not.
-        is_padding = pack_naive(np.tile(np.arange(columns)[:, None] >= n, (1, rows)), columns, dtype) != 0
-        run_pack_transpose(n, pack_naive(matrix, rows, dtype), rows, columns, out, width)
-        padding = np.flatnonzero(is_padding) + width
-        assert np.isin(out[padding], (0, CANARY)).all()
-        out[padding] = 0
-        np.testing.assert_array_equal(out, expected, err_msg=f"{k=} {n=}")
+        packed = pack_naive(matrix, rows, dtype)
+        # The whole matrix, and a part of it.
+        for first, last, top in ((0, n, 0), (n // nr * nr * (n % nr > 0), n, k // 2 // width * width)):
+            n_rows, length = -(-(k - top) // width) * width, -(-(last - first) // width) * width
+            part = np.pad(matrix[top:, first:last], ((0, n_rows - k + top), (0, length - last + first)))
+            out = np.full(n_rows * length + 2 * width, CANARY, dtype)
+            expected = out.copy()
+            expected[width:-width] = pack_naive(part.T, length, dtype)
+            # Rows that pad the transpose may be written or not.
+            is_padding = pack_naive(np.tile(np.arange(length)[:, None] >= last - first, (1, n_rows)), length, dtype)
+            run_pack_transpose(n_rows, first, last, packed, rows, columns, top, out, width)
+            padding = np.flatnonzero(is_padding) + width
+            assert np.isin(out[padding], (0, CANARY)).all()
+            out[padding] = 0
+            np.testing.assert_array_equal(out, expected, err_msg=f"{k=} {n=} {first=} {top=}")

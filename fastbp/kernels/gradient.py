@@ -84,6 +84,7 @@ class Block(NamedTuple):
     begin: int  # offset in the parameter vector
     number: int  # among all blocks of the layer, row by row
     n_left: int  # blocks of this panel, from this one on, whose turns come next
+    high: int  # how many they were at the first of them
 
 
 @jit
@@ -110,14 +111,33 @@ def block_at(layer, part, turn, width):
     above, turn = divmod(turn, part.together * part.n_panels)
     above *= part.together
     high = min(part.together, part.n_high - above)
-    panel, row_of_blocks = divmod(turn, high)
-    n_left = high - row_of_blocks
-    row_of_blocks += part.top + above
-    p, j = row_of_blocks * BLOCK_ROWS, panel * NV * width
+    panel, below = divmod(turn, high)
+    return _make_block(layer, part, part.top + above + below, panel, high - below, high, width)
+
+
+@inlined
+def block_after(layer, part, block, width):
+    """Do as `block_at` for the turn after that of a block, without divisions, which take as long as a small block."""
+    y, panel, high, n_left = block.p // BLOCK_ROWS + 1, block.j // (NV * width), block.high, block.n_left - 1
+    if n_left == 0:
+        panel += 1
+        if panel < part.n_panels:
+            y -= high
+        else:
+            panel = NONE
+            high = min(part.together, part.top + part.n_high - y)
+        n_left = high
+    return _make_block(layer, part, y, panel, n_left, high, width)
+
+
+@inlined
+def _make_block(layer, part, y, panel, n_left, high, width):
+    """Return the block of one row of blocks and one panel."""
+    p, j = y * BLOCK_ROWS, panel * NV * width
     row = min(NV * width, part.padded_columns - j)
     return Block(
         p, j, min(BLOCK_ROWS, part.n_rows - p), row, layer.weights + j * part.panel_rows + p * row,
-        row_of_blocks * part.n_panels + panel, n_left,
+        y * part.n_panels + panel, n_left, high,
     )  # fmt: skip
 
 
@@ -285,12 +305,14 @@ def _update_weights(net, training, lines, step, layer, part, first, last, square
     fetches = training.n_prefetched > 0 and step.in_place and not is_sparse
     fetches_next = fetches and step.m * BLOCK_TILES >= training.n_prefetched * BLOCK_LINES
     fetches_later = fetches and not fetches_next and training.n_prefetched > 1
+    following = block_at(layer, part, first, width)
     for turn in range(first, last):
-        block = block_at(layer, part, turn, width)
+        block = following
+        if turn < part.last - 1:
+            following = block_after(layer, part, block, width)
         grads = _grads_of(training, step, block.begin, width)
         n_lines = NONE
         if fetches_next:
-            following = block_at(layer, part, min(turn + 1, part.last - 1), width)
             n_lines = _list_block(net, training, lines, following)
         elif fetches_later:
             later = block_at(layer, part, min(turn + BLOCKS_AHEAD, part.last - 1), width)

@@ -203,6 +203,41 @@ def matmul(kernels, m, n, k, a, a_row, panels, panel_rows, d, d_row, c, c_row):
             call_at(load_scalar(kernels, MULTIPLY), args)
 
 
+@inlined
+def pack_transpose(n, first, last, panels, panel_rows, columns, top, out):
+    """Pack the transpose of some rows and columns of a packed matrix.
+
+    Parameters
+    ----------
+    n : int64
+        Rows of the source: columns of the transpose.
+    first, last : int64
+        Columns of the source; `first` is that of a panel. Those up to the next multiple of the number of lanes may be
+        packed too, and are room for it in the transpose.
+    panels, panel_rows, columns : pointer, int64, int64
+        Packed source, the rows of its panels and its columns, with their padding.
+    top : int64
+        The first row of the source, a multiple of the number of lanes.
+    out : pointer
+        Packed transpose.
+    """
+    width = lane_count(out)
+    nr = NV * width
+    length = (last - first + width - 1) // width * width
+    for p in range(0, n, width):
+        place = p // nr * nr
+        row = min(nr, (n - place + width - 1) // width * width)
+        for j in range(first, last, width):
+            panel = j // nr * nr
+            source_row = min(nr, columns - panel)
+            source = offset(panels, panel * panel_rows + (top + p) * source_row + j - panel)
+            target = offset(out, place * length + (j - first) * row + p - place)
+            if row == nr and source_row == nr and j + width <= last:  # the strides are constants
+                transpose_tile(width, source, nr, target, nr)
+            else:
+                transpose_tile(last - j, source, source_row, target, row)
+
+
 @typed_inlined
 def _multiply_squares(m, n, first, last, a, a_row, panels, panel_rows, columns, top, d, c, c_row):
     """Do as `multiply_transposed` for a few rows of A, with squares of B that are used at once."""
@@ -259,24 +294,7 @@ def multiply_transposed(
     most = _transposed_size(itemsize(c)) // length // (NV * width) * NV * width
     for begin in range(0, n, most):
         n_rows = min(most, n - begin)
-        for panel in range(first, last, NV * width):
-            source_row = min(NV * width, columns - panel)
-            source = offset(panels, panel * panel_rows + (top + begin) * source_row)
-            for p in range(0, n_rows, width):
-                place = p // (NV * width) * NV * width
-                row = min(NV * width, (n_rows - place + width - 1) // width * width)
-                out = offset(space, place * length + (panel - first) * row + p - place)
-                if row == NV * width and last - panel >= NV * width:  # the strides are constants
-                    for j in range(0, NV * width, width):
-                        transpose_tile(
-                            width, offset(source, p * NV * width + j), NV * width, offset(out, j * NV * width),
-                            NV * width,
-                        )  # fmt: skip
-                else:
-                    for j in range(0, min(source_row, last - panel), width):
-                        transpose_tile(
-                            last - panel - j, offset(source, p * source_row + j), source_row, offset(out, j * row), row
-                        )  # fmt: skip
+        pack_transpose(n_rows, first, last, panels, panel_rows, columns, top + begin, space)
         out = offset(c, begin)
         start, start_row = (offset(d, begin), REPEATED) if first == 0 else (out, c_row)
         matmul(
@@ -293,33 +311,3 @@ def matmul_transposed(kernels, m, n, k, a, a_row, panels, panel_rows, columns, d
             kernels, m, n, first, min(first + step, k), a, a_row, panels, panel_rows, columns, NONE, d, c, c_row, space
         )  # fmt: skip
         call_at(load_scalar(kernels, MULTIPLY_TRANSPOSED), args)
-
-
-@inlined
-def pack_transpose(n, panels, panel_rows, columns, out):
-    """Pack the transpose of a packed matrix.
-
-    Parameters
-    ----------
-    n : int64
-        Columns of the source. Those up to the next multiple of the number of lanes may be packed too.
-    panels, panel_rows : pointer, int64
-        Packed source and the rows of its panels, a multiple of the number of lanes: as many columns has the transpose.
-    columns : int64
-        Columns of the source, with their padding: as many rows has each panel of the transpose.
-    out : pointer
-        Packed transpose.
-    """
-    width = lane_count(out)
-    nr = NV * width
-    for j in range(0, n, width):
-        panel = j // nr * nr
-        source_row = min(nr, columns - panel)
-        source = offset(panels, panel * panel_rows + j - panel)
-        for p in range(0, panel_rows, width):
-            top = p // nr * nr
-            out_row = min(nr, panel_rows - top)
-            transpose_tile(
-                n - j, offset(source, p * source_row), source_row,
-                offset(out, top * columns + j * out_row + p - top), out_row,
-            )  # fmt: skip

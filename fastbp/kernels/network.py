@@ -34,8 +34,8 @@ from fastbp.kernels.plan import (
 class Layer(NamedTuple):
     """One row of the table that tells the kernels where a layer's numbers lie.
 
-    All are int64; offsets and strides count elements. Offsets up to `transpose` are those of parameters, those
-    from `input` on of the workspace. `z` and `a` are the same memory where the backward kernel does not need z.
+    All are int64; offsets and strides count elements. Offsets up to `bias` are those of parameters, those from
+    `input` on of the workspace. `z` and `a` are the same memory where the backward kernel does not need z.
     """
 
     fan_in: int
@@ -45,7 +45,6 @@ class Layer(NamedTuple):
     is_transposed: int  # whether the parameter vector holds the transpose of the weights
     weights: int  # offset in the parameter vector
     bias: int  # offset in the parameter vector
-    transpose: int  # offset of their transpose, among the transposes of `online`; -1 for the first layer
     first_block: int  # blocks of all layers before
     input: int  # offset of the layer's input, the activations of the layer below, after dropout
     input_row: int  # row stride of the input
@@ -84,7 +83,6 @@ class _Parameters(NamedTuple):
     is_transposed: bool
     weights: int
     bias: int
-    transpose: int
     first_block: int
     panel: int  # columns in a panel of the stored matrix; not in `Layer`
 
@@ -119,8 +117,8 @@ class Network:
 
     Attributes
     ----------
-    n_params, n_transposes : int
-        Length of the packed parameter vector, and of the packed transposes that `online` keeps.
+    n_params : int
+        Length of the packed parameter vector.
     n_blocks : int
         Blocks of BLOCK_ROWS rows by one panel into which the stored matrices of all layers are cut.
     widest : int
@@ -144,7 +142,7 @@ class Network:
         self.widest = max(padded)
         self.coefficients = np.array([act.coefficients for act in self.activations], dtype=np.float64)
         self._layers = []
-        self.n_params = self.n_transposes = self.n_blocks = 0
+        self.n_params = self.n_blocks = 0
         for index, (fan_in, fan_out) in enumerate(pairwise(self.units)):
             padded_in = fan_in if index == 0 else padded[index]
             padded_out = padded[index + 1]
@@ -156,13 +154,11 @@ class Network:
             self._layers.append(
                 _Parameters(
                     fan_in, fan_out, padded_in, padded_out, is_transposed, self.n_params, self.n_params + size,
-                    self.n_transposes if index else -1, self.n_blocks, panel if index or not csr_input else padded_out,
+                    self.n_blocks, panel if index or not csr_input else padded_out,
                 )
             )  # fmt: skip
             self.n_params += size + padded_out
             self.n_blocks += math.prod(self._count_blocks(self._layers[-1]))
-            if index:
-                self.n_transposes += size
         self.has_transposed = any(layer.is_transposed for layer in self._layers)
         self._thresholds = [part.threshold for part in dropout] or [0] * (len(self._layers) - 1)
         self._drops = [part.address(self.dtype) for part in dropout] or self._thresholds

@@ -13,11 +13,12 @@ from fastbp.codegen.memory import lane_count, load_scalar, offset, pointer, stor
 from fastbp.codegen.processor import flush_subnormals, restore_subnormals
 from fastbp.codegen.rows import short_row_kernel
 from fastbp.codegen.tiles import NV
+from fastbp.codegen.transpose import transpose_tile
 from fastbp.codegen.vectors import fma, load, splat, total
 from fastbp.kernels.backprop import batch_weight, multiply_by_derivative, point_at_loss, set_output_delta
 from fastbp.kernels.epochs import begin_epoch, end_epoch
 from fastbp.kernels.gather import gather, prefetch_samples
-from fastbp.kernels.matmul import ONE, pack_transpose
+from fastbp.kernels.matmul import ONE
 from fastbp.kernels.records import (
     coefficients_of,
     get_layer,
@@ -67,7 +68,7 @@ def _backward(net):
     for l in range(net.n_layers - 1, 0, -1):
         layer, below = get_layer(net, l), get_layer(net, l - 1)
         _multiply_row(
-            below.padded_out, layer.fan_out, offset(net.space, layer.delta), offset(net.transposes, layer.transpose),
+            below.padded_out, layer.fan_out, offset(net.space, layer.delta), offset(net.transposes, layer.weights),
             layer.padded_out, net.space, offset(net.space, below.delta),
         )  # fmt: skip
         multiply_by_derivative(net, l - 1, below, 0, below.padded_out)
@@ -121,12 +122,22 @@ def _update(net, training, size, decay, divisor, is_last):
 
 @inlined
 def _transpose_all(net):
+    """Renew the transposes. In the L1 cache the order of `matmul.pack_transpose` gains nothing, and takes longer."""
+    width = lane_count(net.params)
+    nr = NV * width
     for l in range(1, net.n_layers):
         layer = get_layer(net, l)
-        pack_transpose(
-            layer.fan_out, offset(net.params, layer.weights), layer.padded_in, layer.padded_out,
-            offset(net.transposes, layer.transpose),
-        )  # fmt: skip
+        source, out = offset(net.params, layer.weights), offset(net.transposes, layer.weights)
+        for j in range(0, layer.fan_out, width):
+            panel = j // nr * nr
+            row = min(nr, layer.padded_out - panel)
+            for p in range(0, layer.padded_in, width):
+                place = p // nr * nr
+                out_row = min(nr, layer.padded_in - place)
+                transpose_tile(
+                    layer.fan_out - j, offset(source, panel * layer.padded_in + p * row + j - panel), row,
+                    offset(out, place * layer.padded_out + j * out_row + p - place), out_row,
+                )  # fmt: skip
 
 
 @inlined

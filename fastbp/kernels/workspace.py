@@ -32,7 +32,7 @@ def allocate_net(
     keep_z : bool, default=False
         Whether the pre-activations of all layers are kept.
     keep_transposes : bool, default=False
-        Whether the backward pass keeps the transposes of all weights, as `online` does.
+        Whether the backward pass keeps the transposes of all weights, as `online` does, at the offsets of the weights.
     csr : Csr, default=None
         The inputs, where they are sparse rows.
 
@@ -44,7 +44,7 @@ def allocate_net(
     table, size = network.workspace(
         n_rows, keep_z=keep_z, pack_from=first_dense if trains else None, n_threads=n_threads
     )  # fmt: skip
-    n_transposes = network.n_transposes if keep_transposes else n_threads * transposed_size(network.dtype.itemsize)
+    n_transposes = network.n_params if keep_transposes else n_threads * transposed_size(network.dtype.itemsize)
     n_inputs = network.units[0] if csr is None else 0
     return NetArrays(
         table=table,
