@@ -18,6 +18,13 @@ numba.core.codegen: JITCodeLibrary and its
 _codegen, _finalized, _finalize_final_module,
 _optimize_final_module, _optimize_functions     0.62 to 0.68
 CompilerBase.state.library                      0.62 to 0.68
+numba.core.compiler: DefaultPassBuilder         0.62 to 0.68
+numba.core.untyped_passes: InlineClosureLikes,
+InlineInlinables and its _do_work               0.62 to 0.68
+numba.core.inline_closurecall.InlineWorker:
+inline_ir, run_untyped_passes,
+_compiler_pipeline                              0.62 to 0.68
+numba.core.ir: Block                            0.62 to 0.68
 option _nrt of numba.njit                       0.62 to 0.68
 numba.np.ufunc.parallel: _is_initialized        0.62 to 0.68
 numba.np.ufunc.parallel: _launch_threads        0.62 to 0.68
@@ -75,15 +82,19 @@ with _private_names_of("numba", _NUMBA_SEEN):
     from numba.core.caching import FunctionCache, _Cache
     from numba.core.codegen import JITCodeLibrary
     from numba.core.codegen import get_host_cpu_features as _get_host_cpu_features
-    from numba.core.compiler import Compiler
+    from numba.core.compiler import Compiler, DefaultPassBuilder
+    from numba.core.compiler_machinery import register_pass
+    from numba.core.inline_closurecall import InlineWorker
+    from numba.core.ir import Block
     from numba.core.serialize import dumps as serialize
-    from numba.core.untyped_passes import InlineClosureLikes
+    from numba.core.untyped_passes import InlineClosureLikes, InlineInlinables
     from numba.np.ufunc import parallel as _numba_parallel
 
     _numba_config.CPU_NAME, _numba_config.CPU_FEATURES  # noqa: B018
     _numba_parallel._is_initialized, _numba_parallel._launch_threads  # noqa: B018
     JITCodeLibrary._finalize_final_module, JITCodeLibrary._optimize_final_module  # noqa: B018
     JITCodeLibrary._optimize_functions  # noqa: B018
+    InlineInlinables._do_work, InlineWorker.inline_ir, InlineWorker.run_untyped_passes  # noqa: B018
 
 with _private_names_of("scikit-learn", "1.7 to 1.9"):
     from sklearn.base import _fit_context
@@ -260,20 +271,72 @@ class _NoEnvironment:
         pass
 
 
+class _MovedBlock(Block):
+    """A block of a function that is inlined where it is: it was made for this call alone.
+
+    Numba copies each block twice, both times with all variables of its function.
+    """
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+class _Mover:
+    """Numba's `InlineWorker`, but it inlines blocks that are not copied."""
+
+    def __init__(self, worker):
+        self._worker = worker
+        worker._compiler_pipeline = _define_untyped_passes
+
+    def inline_function(self, caller_ir, block, i, function):
+        callee_ir = self._worker.run_untyped_passes(function)
+        blocks = list(callee_ir.blocks.values())
+        for moved in blocks:
+            moved.__class__ = _MovedBlock
+        try:
+            return self._worker.inline_ir(caller_ir, block, i, callee_ir, function.__code__.co_freevars)
+        finally:
+            for moved in blocks:
+                moved.__class__ = Block
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _InlineInlinables(InlineInlinables):
+    """Numba's pass that inlines functions before types are inferred."""
+
+    def _do_work(self, state, work_list, block, i, expr, inline_worker):
+        return super()._do_work(state, work_list, block, i, expr, _Mover(inline_worker))
+
+
+def _define_untyped_passes(state):
+    passes = DefaultPassBuilder.define_untyped_pipeline(state)
+    _select_passes(passes)
+    return passes
+
+
+def _select_passes(pipeline):
+    """Leave out what looks for closures, of which there are none, and inline without copies."""
+    pipeline.passes = [
+        (_InlineInlinables if step is InlineInlinables else step, description)
+        for step, description in pipeline.passes
+        if step is not InlineClosureLikes
+    ]
+
+
 class WholeCompiler(Compiler):
     """Compiles a function that has machine code of its own."""
 
     library = _WholeLibrary
 
     def define_pipelines(self):
-        """Choose the library, then go on as Numba does; there are no closures to look for."""
+        """Choose the library, then go on as Numba does."""
         state = self.state
         if state.library is None:
             state.library = self.library(state.targetctx.codegen(), state.func_id.func_qualname)
             state.library.enable_object_caching()  # before it is optimised
         pipelines = super().define_pipelines()
         for pipeline in pipelines:
-            pipeline.passes = [step for step in pipeline.passes if step[0] is not InlineClosureLikes]
+            _select_passes(pipeline)
             pipeline.finalize()
         return pipelines
 

@@ -341,3 +341,35 @@ def test_parts_are_compiled_into_others_only():
     with pytest.raises(RuntimeError, match="no machine code"):
         compat.machine_code_address(part)
     assert compat.machine_code_address(whole)
+
+
+inlined = partial(njit, pipeline_class=compat.PartCompiler, inline="always")
+
+
+@inlined
+def double_here(x):
+    return 2 * x if x > 1 else x + x
+
+
+@inlined
+def add_up(n, factor):
+    total = 0
+    for i in range(n):
+        if i == 3:
+            continue
+        total += double_here(i) * factor
+    return total
+
+
+def test_inlined_blocks_are_moved(monkeypatch):
+    moved = []
+    monkeypatch.setattr(compat._MovedBlock, "__deepcopy__", lambda block, memo: moved.append(block) or block)
+
+    @njit(pipeline_class=compat.WholeCompiler)
+    def twice(n):
+        return add_up(n, 1) + add_up(n + 1, 10)
+
+    assert twice(6) == 24 + 360
+    # Both calls, those in them, and no block of another class than Numba's is left.
+    assert len({id(block) for block in moved}) >= 12
+    assert {type(block) for block in moved} == {compat.Block}

@@ -320,8 +320,8 @@ def test_call_at():
 def slow(monkeypatch, small):
     """Compiling takes longer than a user waits without a word; none has been said."""
     monkeypatch.setattr(jit, "PATIENCE", 0.0)
-    monkeypatch.setattr(jit._CompilationNotice, "said", False)
-    monkeypatch.setattr(jit._CompilationNotice, "spent", 0.0)
+    monkeypatch.setattr(jit._Compilation, "said", False)
+    monkeypatch.setattr(jit._Compilation, "spent", 0.0)
     return small
 
 
@@ -418,8 +418,8 @@ def test_short_compiling_is_silent(cache, slow, caplog, monkeypatch):
     cached_jit(slow.twice)(4.0)
     assert not caplog.records
     # The seconds of several functions add up.
-    assert 0 < jit._CompilationNotice.spent < 1000
-    monkeypatch.setattr(jit._CompilationNotice, "spent", 1000.0)
+    assert 0 < jit._Compilation.spent < 1000
+    monkeypatch.setattr(jit._Compilation, "spent", 1000.0)
     cached_jit(slow.thrice)(4.0)
     assert len(caplog.records) == 1
 
@@ -470,7 +470,39 @@ def test_the_notice_leaves_no_listener(cache, slow, ending):
     finally:
         event.unregister("numba:compile", counter)
     assert counter.starts == counter.ends > 0
-    assert jit._CompilationNotice.spent > 0
+    assert jit._Compilation.spent > 0
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("ending", ["compiled", "failed", "interrupted"])
+def test_garbage_is_not_looked_for_meanwhile(cache, small, ending, enabled):
+    class Look(event.Listener):
+        found = []
+
+        def on_start(self, _):
+            pass
+
+        def on_end(self, _):
+            self.found.append(gc.isenabled())
+
+    look = Look()
+    event.register("numba:compile", look)
+    try:
+        if not enabled:
+            gc.disable()
+        if ending == "compiled":
+            cached_jit(small.twice)(4.0)
+        elif ending == "failed":
+            with pytest.raises(TypingError):
+                cached_jit(small.twice)(None)
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                cached_jit(interrupted)()
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()
+        event.unregister("numba:compile", look)
+    assert look.found and not any(look.found)
 
 
 def start(script, folder, **changes):

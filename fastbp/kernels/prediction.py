@@ -50,6 +50,7 @@ class Plan(NamedTuple):
     n_layers: int
     block: int  # rows that go through the network together
     multiply: int  # address of `matmul.multiply_panel`
+    multiply_panels: int  # address of `multiply_panels`, 0 where no layer needs it
     is_pair: int  # whether the one output is the probability of the second of two classes, and both are wanted
     size: int  # numbers in a thread's workspace
     buffer: int  # of these, for weights and biases
@@ -114,10 +115,15 @@ def table_of(network, coefs, intercepts, kernels, source=None, n_threads=1, *, i
         A `Plan`, the cell STATUS, and a `PlainLayer` for each layer; `lay_out` and the caller set what is 0.
     """
     addresses = (0, 0, 0, 0) if source is None else _plan_addresses(source, network.dtype, n_threads)
-    table = [*Plan(len(coefs), 0, kernels[MULTIPLY], is_pair, 0, 0, 0, *addresses), 0]
+    itemsize = network.dtype.itemsize
+    needs_panels = any(
+        fan_out >= network.panel and (is_streamed(fan_in, fan_out, itemsize) or not is_near(fan_in, fan_out, itemsize))
+        for fan_in, fan_out in pairwise(network.units)
+    )
+    panels = _panels_address(network.dtype) if needs_panels else 0
+    table = [*Plan(len(coefs), 0, kernels[MULTIPLY], panels, is_pair, 0, 0, 0, *addresses), 0]
     bits = network.coefficients.view(np.int64)
     layers = zip(coefs, intercepts, network.activations, bits, strict=True)
-    itemsize = network.dtype.itemsize
     for coef, intercept, activation, (c0, c1) in layers:
         fan_in, fan_out = coef.shape
         cut = cut_weights(fan_in, fan_out, itemsize)
@@ -230,7 +236,11 @@ def _multiply(plan, layer, m, inputs, a, buffer):
         left, right = n_panels * part // layer.n_parts, n_panels * (part + 1) // layer.n_parts
         for piece in range(layer.n_pieces if left < right else 0):
             first, last = _piece_of(layer, piece)
-            _multiply_panels(plan, layer, m, left * panel, right - left, first, last, inputs, a, buffer)
+            args = (
+                plan.multiply, layer.fan_out, m, left * panel, right - left, first, last, pointer_at(a, layer.weights),
+                pointer_at(a, layer.bias), inputs, layer.input_row, a, layer.row, buffer,
+            )  # fmt: skip
+            call_at(plan.multiply_panels, args)
     for piece in range(layer.n_pieces if n_panels * panel < layer.fan_out else 0):
         first, last = _piece_of(layer, piece)
         _multiply_last_columns(plan, layer, m, n_panels * panel, first, last, inputs, a, buffer)
@@ -255,14 +265,34 @@ def _multiply_near_panels(plan, layer, m, n_panels, inputs, a):
         call_at(plan.multiply, args)
 
 
-@inlined
-def _multiply_panels(plan, layer, m, left, n_panels, first, last, inputs, a, buffer):
-    """Add the products with rows [first, last) of some panels of weights, after the biases or what is in `a`."""
-    panel, n, row = NV * lane_count(a), layer.fan_out, layer.row
-    here, weights = offset(a, left), offset(pointer_at(a, layer.weights), left)
+@called_by_address
+def multiply_panels(multiply, n, m, left, n_panels, first, last, weights, bias, inputs, input_row, a, row, buffer):
+    """Add the products of rows with rows [first, last) of some panels of weights, after the biases or what is in `a`.
+
+    Parameters
+    ----------
+    multiply : int64
+        The address of `matmul.multiply_panel`.
+    n, m : int64
+        Units of the layer, and rows of the inputs.
+    left, n_panels : int64
+        The first column of the panels, and their number.
+    first, last : int64
+        The rows of the weights, and columns of the inputs.
+    weights, bias : pointer
+        Those of the layer. Where `first` is 0, the sums begin with the biases.
+    inputs, input_row : pointer, int64
+        The inputs of the layer and their row stride.
+    a, row : pointer, int64
+        The outputs and their row stride.
+    buffer : pointer
+        Workspace for these weights.
+    """
+    panel = NV * lane_count(a)
+    here, weights = offset(a, left), offset(weights, left)
     d, d_row = here, row
     if first == 0:
-        d, d_row = offset(pointer_at(a, layer.bias), left), REPEATED
+        d, d_row = offset(bias, left), REPEATED
     tiling = cut_into_tiles(m)
     n_tiles = tiling.n_tiles if tiling.n_tiles <= FEW_TILES else ONE
     top = m if n_tiles == tiling.n_tiles else tile_height(tiling, 0)
@@ -274,7 +304,7 @@ def _multiply_panels(plan, layer, m, left, n_panels, first, last, inputs, a, buf
         for tile in range(n_tiles):
             rows = tile_height(tiling, tile)
             micro_kernel_in_place(
-                rows, n_panels, min(STREAM_ROWS, last - p), offset(inputs, p + i * layer.input_row), layer.input_row,
+                rows, n_panels, min(STREAM_ROWS, last - p), offset(inputs, p + i * input_row), input_row,
                 offset(weights, p * n), n, offset(start, i * start_row), start_row, offset(here, i * row), row,
                 offset(buffer, (p - first) * panel), copy_panel,
             )  # fmt: skip
@@ -284,10 +314,15 @@ def _multiply_panels(plan, layer, m, left, n_panels, first, last, inputs, a, buf
     others, others_start = offset(here, top * row), offset(d, top * d_row)
     for j in range(0, n_panels * panel, panel):
         args = (
-            m - top, np.int64(NV), k, offset(inputs, first + top * layer.input_row), layer.input_row, ONE,
+            m - top, np.int64(NV), k, offset(inputs, first + top * input_row), input_row, ONE,
             offset(buffer, j * k), panel, offset(others_start, j), d_row, offset(others, j), row,
         )  # fmt: skip
-        call_at(plan.multiply, args)
+        call_at(multiply, args)
+
+
+def _panels_address(dtype):
+    n, values = types.int64, types.CPointer(from_dtype(dtype))
+    return address_of(multiply_panels, (n,) * 7 + (values, values, values, n, values, n, values))
 
 
 @inlined
