@@ -21,6 +21,7 @@ from fastbp.compat import cpu_name
 from fastbp.dropout import Dropout
 from fastbp.kernels.addresses import kernel_addresses
 from fastbp.kernels.backprop import train
+from fastbp.kernels.prediction import panels_address
 
 # Types of input, and the type of the network that they are compiled for: float32 and float64 data, images, and float64
 # data for the float32 networks of `initialize`.
@@ -63,6 +64,7 @@ def warmup(report=None):
                 sparse = csr_array(X)
                 BackpropClassifier(max_iter=1).fit(sparse, y).predict(sparse)
             kernel_addresses(dtype, index_lists=True)
+            panels_address(np.dtype(dtype))
             for activation in (*ACTIVATIONS.values(), Softmax()):
                 activation.forward_address(dtype), activation.backward_address(dtype)
             Dropout(0.5).address(dtype)

@@ -702,6 +702,8 @@ for source, dtype in _VARIANTS:
         model = fastbp.BackpropClassifier((70, 5), activation=["tanh", "gelu"], max_iter=2, dtype=dtype)
         model.fit(X, np.arange(5_000) % 3).predict(X)
         model.predict(X[:2])
+    # Larger than the caches.
+    fastbp.BackpropClassifier((2000, 2000), dtype=dtype).initialize(40, np.arange(3)).predict(X[:200])
 print(json.dumps([len(ours) > 20, sorted(d.__name__ for d in ours if len(d.overloads) > before[d])]))
 """
 

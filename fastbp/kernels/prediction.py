@@ -120,7 +120,7 @@ def table_of(network, coefs, intercepts, kernels, source=None, n_threads=1, *, i
         fan_out >= network.panel and (is_streamed(fan_in, fan_out, itemsize) or not is_near(fan_in, fan_out, itemsize))
         for fan_in, fan_out in pairwise(network.units)
     )
-    panels = _panels_address(network.dtype) if needs_panels else 0
+    panels = panels_address(network.dtype) if needs_panels else 0
     table = [*Plan(len(coefs), 0, kernels[MULTIPLY], panels, is_pair, 0, 0, 0, *addresses), 0]
     bits = network.coefficients.view(np.int64)
     layers = zip(coefs, intercepts, network.activations, bits, strict=True)
@@ -320,7 +320,8 @@ def multiply_panels(multiply, n, m, left, n_panels, first, last, weights, bias, 
         call_at(multiply, args)
 
 
-def _panels_address(dtype):
+def panels_address(dtype):
+    """Return the address of `multiply_panels` for networks of a type; small ones do without."""
     n, values = types.int64, types.CPointer(from_dtype(dtype))
     return address_of(multiply_panels, (n,) * 7 + (values, values, values, n, values, n, values))
 
