@@ -169,7 +169,7 @@ def guarded_net(problem, n_rows, n_threads, sparse, guards, *, trains=False, upd
     )  # fmt: skip
     arrays = allocate_net(
         problem.network, _packed(problem), n_rows, n_threads, kernels, sparse=sparse, trains=trains,
-        keep_transposes=keep_transposes,
+        keep_transposes=keep_transposes, few_rows=few,
     )  # fmt: skip
     return NetArrays(*map(guards.array, arrays))
 
@@ -202,7 +202,8 @@ class Trainer:
         keeps_grads = self.chunk < self.batch_size or max_norm > 0
         n_blocks = network.n_blocks
         n_norms = -(-n_blocks // network.lanes) * network.lanes if max_norm > 0 else 0
-        update = update_few(few, SOLVERS[solver], constants[0] != 0, problem.alpha != 0) if few else None
+        kind = few, SOLVERS[solver], constants[0] != 0, problem.alpha != 0, n_threads > 1  # whether it prefetches
+        update = update_few(*kind) if few else None
         self.net = guarded_net(
             problem,
             self.chunk,
@@ -668,7 +669,7 @@ def test_same_training_with_a_few_samples(optimizer, dtype):
     """Gradient and update at once: in batches of a few samples and the shorter one that is last."""
     nr = NV * lanes(np.dtype(dtype).itemsize)
     shapes = ([2 * BLOCK_ROWS + 3, 2 * nr + 3, BLOCK_ROWS + 1, 3], [5, 3], [1, 9 * nr, 4 * nr + 1], [3, 4, 1])
-    for (size, units), alpha in product(zip((1, 2, 5, 8), shapes, strict=True), (0.0, 0.1)):
+    for (size, units), alpha in product(zip((1, 2, 5, 12), shapes, strict=True), (0.0, 0.1)):
         problem = make(units, Logistic(), "squared_error", Logistic(), n=5 * size + size // 2, dtype=dtype, alpha=alpha)
         problem = replace(problem, transpose_narrow=size > 1)
         whole = Trainer(problem, optimizer=optimizer, batch_size=size).run()

@@ -26,7 +26,6 @@ from fastbp.kernels.plan import (
     blocks_together,
     cut_transposed,
     is_by_columns,
-    is_few,
     is_packed,
 )
 
@@ -174,7 +173,7 @@ class Network:
         stored = layer.stored()
         return -(-stored.n_rows // BLOCK_ROWS), -(-stored.padded_columns // self.panel)
 
-    def workspace(self, n_rows, *, keep_z=False, pack_from=None, n_threads=1):
+    def workspace(self, n_rows, *, keep_z=False, pack_from=None, n_threads=1, few_rows=False):
         """Lay out the workspace: the activations and deltas of `n_rows` samples.
 
         Parameters
@@ -187,6 +186,8 @@ class Network:
             The first layer for whose weight gradient the operands may be packed; None for no layer.
         n_threads : int, default=1
             The most threads of training.
+        few_rows : bool, default=False
+            Whether batches are of a few samples, see `plan.is_few`.
 
         Returns
         -------
@@ -225,7 +226,8 @@ class Network:
                     for columns in self._packed_columns(layer, n_rows, input_row, row)
                 )
             is_dense = pack_from is not None and index >= pack_from
-            piece, together = self._turns(index, layer, n_rows, row, n_threads, left >= 0 and right >= 0, is_dense)
+            packs_both = left >= 0 and right >= 0
+            piece, together = self._turns(index, layer, n_rows, row, n_threads, packs_both, is_dense, few_rows)
             table.append(
                 Layer(
                     *layer[:-1], *places, forward, backward, int(activation.by_rows), left, right, piece, together,
@@ -235,21 +237,20 @@ class Network:
             source = dropped
         return np.array(table, dtype=np.int64), end
 
-    def _turns(self, index, layer, n_rows, row, n_threads, packs_both, is_dense):
+    def _turns(self, index, layer, n_rows, row, n_threads, packs_both, is_dense, few_rows):
         """Return the fields `piece` and `together` of `Layer`: in which order the blocks of a layer are updated."""
         size = self.dtype.itemsize
         n_high, n_panels = self._count_blocks(layer)
-        has_few = is_few(n_rows, self.n_params * size)
         # One thread had better read the weights twice for a few samples, each time in the order of memory.
-        if index > 0 and not layer.is_transposed and not (has_few and n_threads == 1):
+        if index > 0 and not layer.is_transposed and not (few_rows and n_threads == 1):
             weights_bytes = layer.padded_in * layer.padded_out * size
             if is_by_columns(n_high, n_threads, n_rows, weights_bytes, n_rows * row * size):
-                return cut_transposed(-(-n_high // n_threads), n_panels, size, has_few)
+                return cut_transposed(-(-n_high // n_threads), n_panels, size, few_rows)
         if packs_both:
             return 0, blocks_together(n_rows, size)
         # For a few samples panel after panel, as they lie in memory. But lists of inputs that are not zero are made for
         # all panels of some rows.
-        return 0, n_high if has_few and is_dense else 1
+        return 0, n_high if few_rows and is_dense else 1
 
     def _packed_columns(self, layer, n_rows, input_row, row):
         """Return the columns of both operands of a weight gradient, as far as they are packed, in whole panels."""

@@ -83,14 +83,25 @@ def scratch_size(lanes, row=0):
     return lanes + BLOCK_ROWS * NV * lanes + row
 
 
-# The most samples of a batch whose gradient is not stored (`few`). The second is for MEDIUM bytes of parameters or
-# more, which take longer to move.
-MAX_FEW = 4, 8
+# The most samples of a batch whose gradient is not stored (`few`), by the number of arrays that an update reads and
+# writes: the more it has to do, the later the processor begins the sums for the next weights. MEDIUM bytes of
+# parameters or more take longer to move.
+MAX_FEW, MAX_FEW_MEDIUM = {1: 12, 2: 8, 3: 4}, 8
 
 
-def is_few(n_rows, n_bytes):
-    """Decide whether a batch has so few samples, for so many bytes of parameters."""
-    return n_rows <= MAX_FEW[n_bytes >= MEDIUM]
+def is_few(n_rows, n_bytes, n_arrays):
+    """Decide whether a batch has so few samples.
+
+    Parameters
+    ----------
+    n_rows : int
+        Samples of the batch.
+    n_bytes : int
+        Bytes of the parameters.
+    n_arrays : int
+        1 for sgd without momentum, which reads and writes the parameters alone; 2 with momentum, 3 for Adam.
+    """
+    return n_rows <= max(MAX_FEW[n_arrays], MAX_FEW_MEDIUM if n_bytes >= MEDIUM else 0)
 
 
 # --- transposed weights ---
@@ -145,14 +156,14 @@ class Piece(NamedTuple):
     n_high: int  # rows of blocks
 
 
-def cut_transposed(n_high, n_panels, itemsize, has_few):
+def cut_transposed(n_high, n_panels, itemsize, few_rows):
     """Cut `n_high` rows of blocks of a weight matrix with `n_panels` panels into pieces of about the same height.
 
     For a few samples, where to move the weights takes most of the time, it is one panel, as high as half of the L2
     cache lets it be: they are read and written in the order of memory.
     """
-    most = max(1, reduction_block(PANEL_BYTES) // BLOCK_ROWS) if has_few else TRANSPOSED_BLOCKS
-    width = 1 if has_few else piece_columns(itemsize) * itemsize // PANEL_BYTES
+    most = max(1, reduction_block(PANEL_BYTES) // BLOCK_ROWS) if few_rows else TRANSPOSED_BLOCKS
+    width = 1 if few_rows else piece_columns(itemsize) * itemsize // PANEL_BYTES
     return Piece(min(width, n_panels), -(-n_high // -(-n_high // most)))
 
 
@@ -269,6 +280,14 @@ def count_prefetched_arrays(params, first, second, n_threads):
     if n_bytes >= LARGE:
         return 3 if second.size else 2
     return 1 if n_threads > 1 and n_bytes >= MEDIUM else 0
+
+
+def few_prefetch(n_bytes, n_arrays):
+    """Decide whether the update for a few samples prefetches blocks, for parameters of so many bytes; see `is_few`.
+
+    A block is a page or less of each array, and at its end the prefetch of the processor stops.
+    """
+    return n_arrays > 1 and n_bytes >= LARGE
 
 
 def prefetch_capacity(n_inputs):

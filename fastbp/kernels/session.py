@@ -19,6 +19,7 @@ from fastbp.kernels.network import aligned_zeros
 from fastbp.kernels.plan import (
     UPDATE_WORK,
     count_prefetched_arrays,
+    few_prefetch,
     is_few,
     pass_rows,
     scratch_size,
@@ -205,20 +206,25 @@ class Session:
         self._pass_rows = pass_rows(network)
         self._train = online.train_online if one_by_one else backprop.train_clipped if clips else backprop.train
         prefetch = count_prefetched_arrays(params, optimizer.first, optimizer.second, n_threads) > 0
-        self._few = few = batch_size if is_few(batch_size, params.nbytes) and not one_by_one else 0
+        n_arrays = 1 + (settings.momentum != 0) if settings.solver == "sgd" else 3
+        few_rows = is_few(batch_size, params.nbytes, n_arrays) and not one_by_one
+        self._few = batch_size if few_rows else 0
         one_output = network.units[1] == 1 and csr is None
-        updates_few = few > 0 and not clips and settings.solver != "lbfgs"
-        kind_of_update = few, SOLVERS[settings.solver], settings.momentum != 0, settings.alpha != 0
+        updates_few = few_rows and not clips and settings.solver != "lbfgs"
+        kind_of_update = (
+            batch_size, SOLVERS[settings.solver], settings.momentum != 0, settings.alpha != 0,
+            few_prefetch(params.nbytes, n_arrays),
+        )  # fmt: skip
         kernels = kernel_addresses(
             network.dtype, dense=not one_by_one, prefetch_write=prefetch, index_lists=sparse,
-            csr_input=csr is not None, one_output=one_output, few_rows=few > 0,
+            csr_input=csr is not None, one_output=one_output, few_rows=few_rows,
             transposes=len(network.units) > 2 and not one_by_one,
             update_few=update_few(*kind_of_update) if updates_few else None,
         )  # fmt: skip
         self._csr = None if csr is None else Csr(csr, settings, self._chunk, n_threads)
         self._arrays = allocate_net(
             network, params, self._chunk, n_threads, kernels, sparse=sparse, trains=True, keep_z=keep,
-            keep_transposes=one_by_one, csr=self._csr,
+            keep_transposes=one_by_one, few_rows=few_rows, csr=self._csr,
         )  # fmt: skip
         keeps_grads = self._chunk < batch_size or clips or settings.solver == "lbfgs"
         n_grads = network.n_params if keeps_grads else 0

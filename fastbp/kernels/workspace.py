@@ -9,7 +9,7 @@ from fastbp.kernels.records import NetArrays
 
 def allocate_net(
     network, params, n_rows, n_threads, kernels, *, sparse=False, trains=False, keep_z=False, keep_transposes=False,
-    csr=None,
+    few_rows=False, csr=None,
 ):  # fmt: skip
     """Allocate the arrays of a network.
 
@@ -33,6 +33,8 @@ def allocate_net(
         Whether the pre-activations of all layers are kept.
     keep_transposes : bool, default=False
         Whether the backward pass keeps the transposes of all weights, as `online` does, at the offsets of the weights.
+    few_rows : bool, default=False
+        Whether batches are of a few samples, see `plan.is_few`.
     csr : Csr, default=None
         The inputs, where they are sparse rows.
 
@@ -42,7 +44,7 @@ def allocate_net(
     """
     first_dense = 0 if csr is None and not sparse else 1
     table, size = network.workspace(
-        n_rows, keep_z=keep_z, pack_from=first_dense if trains else None, n_threads=n_threads
+        n_rows, keep_z=keep_z, pack_from=first_dense if trains else None, n_threads=n_threads, few_rows=few_rows
     )  # fmt: skip
     n_transposes = network.n_params if keep_transposes else n_threads * transposed_size(network.dtype.itemsize)
     n_inputs = network.units[0] if csr is None else 0
