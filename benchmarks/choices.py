@@ -1,12 +1,14 @@
 """Measurements behind the constants that select an algorithm.
 
-Run: ``python benchmarks/choices.py [zeros] [threads]`` (both by default).
+Run: ``python benchmarks/choices.py [zeros] [threads] [few]`` (all by default).
 
 - zeros: an epoch with dense inputs and one with index lists of the non-zeros, for random inputs of decreasing density
   and for MNIST (FASTBP_DATA); the fraction of remaining products is what `is_mostly_zero` compares with
   `plan.MAX_SPARSE_SHARE`.
 - threads: an epoch on one and on two threads, for networks with increasing work per batch, around
   `threads.MIN_WORK_PER_THREAD` for each thread.
+- few: an epoch with the gradient of a block stored, and one with the gradient summed where the weights are updated, for
+  small batches, around `plan.MAX_FEW`.
 
 The alternatives are timed alternately, and the fastest of several rounds counts.
 """
@@ -21,8 +23,9 @@ from fastbp.activations import ACTIVATIONS, Softmax
 from fastbp.datasets import load_mnist
 from fastbp.initializers import initial_parameters
 from fastbp.kernels import network as layout
+from fastbp.kernels import session as kernel_session
 from fastbp.kernels import threads, tuner
-from fastbp.kernels.plan import is_mostly_zero, training_work
+from fastbp.kernels.plan import is_few, is_mostly_zero, training_work
 from fastbp.kernels.records import Data
 from fastbp.kernels.session import OptimizerState, Session, StepSettings
 from fastbp.losses import Loss
@@ -35,13 +38,14 @@ def make_network(units, batch_size):
     return network, initial_parameters(units, [6.0] * len(activations), np.random.RandomState(0), np.float32)
 
 
-def session(units, batch_size, n_samples, n_jobs, sparse=False):
-    """Return a training session with Adam."""
+def session(units, batch_size, n_samples, n_jobs, sparse=False, solver="adam", momentum=0.9):
+    """Return a training session."""
     settings = StepSettings(
-        loss=Loss("log_loss", (0.0,) * units[-1]), solver="adam", alpha=0.0, batch_size=batch_size, n_jobs=n_jobs
-    )
+        loss=Loss("log_loss", (0.0,) * units[-1]), solver=solver, momentum=momentum, alpha=0.0, batch_size=batch_size,
+        n_jobs=n_jobs,
+    )  # fmt: skip
     network, parameters = make_network(units, batch_size)
-    optimizer = OptimizerState.empty(network, "adam", 1e-3)
+    optimizer = OptimizerState.empty(network, solver, 1e-3)
     return Session(network, network.pack(*parameters), optimizer, settings, n_samples, sparse=sparse)
 
 
@@ -110,7 +114,27 @@ def measure_threads():
         print(f"{name:>24}{work:>12,.0f}{chosen:>9}{alone / together:>7.2f}")
 
 
+def measure_few():
+    """Compare a stored gradient with one that is summed where the weights are updated, for batches of a few samples."""
+    print(f"{'network, batch, optimizer':>44}{'few':>8}{'gain on 1 thread':>18}")
+    for units in ([784, 30, 10], [200, 200, 200, 10], [784, 512, 512, 10], [64, 1800, 1000, 10]):
+        for n_arrays, (solver, momentum) in enumerate((("sgd", 0.0), ("sgd", 0.9), ("adam", 0.9)), 1):
+            for batch_size in (2, 4, 6, 8, 12, 16):
+                n = batch_size * 50
+                random_state = np.random.RandomState(0)
+                X = random_state.uniform(size=(n, units[0])).astype(np.float32)
+                Y = np.eye(units[-1], dtype=np.float32)[random_state.randint(0, units[-1], n)]
+                data, both = Data(X, Y, np.empty(0, np.float32), np.arange(n)), []
+                for choice in (False, True):
+                    with mock.patch.object(kernel_session, "is_few", lambda *_, choice=choice: choice):
+                        both.append(session(units, batch_size, n, 1, solver=solver, momentum=momentum))
+                stored, summed = in_turns([epoch(s, data) for s in both])
+                name = f"{'-'.join(map(str, units))}, {batch_size}, {solver}{', momentum' if n_arrays == 2 else ''}"
+                n_bytes = both[0].params.nbytes
+                print(f"{name:>44}{is_few(batch_size, n_bytes, n_arrays)!s:>8}{stored / summed:>18.2f}", flush=True)
+
+
 if __name__ == "__main__":
-    known = {"zeros": measure_zeros, "threads": measure_threads}
+    known = {"zeros": measure_zeros, "threads": measure_threads, "few": measure_few}
     for wanted in sys.argv[1:] or known:
         known[wanted]()

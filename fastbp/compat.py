@@ -19,6 +19,7 @@ _codegen, _finalized, _finalize_final_module,
 _optimize_final_module, _optimize_functions     0.62 to 0.68
 CompilerBase.state.library                      0.62 to 0.68
 numba.core.compiler: DefaultPassBuilder         0.62 to 0.68
+CompilerBase.compile_extra                      0.62 to 0.68
 numba.core.untyped_passes: InlineClosureLikes,
 InlineInlinables and its _do_work               0.62 to 0.68
 numba.core.inline_closurecall.InlineWorker:
@@ -49,6 +50,7 @@ PyArrayObject_fields, after the object's head   1.26 to 2.4
 """
 
 import ctypes
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -94,7 +96,7 @@ with _private_names_of("numba", _NUMBA_SEEN):
     _numba_parallel._is_initialized, _numba_parallel._launch_threads  # noqa: B018
     JITCodeLibrary._finalize_final_module, JITCodeLibrary._optimize_final_module  # noqa: B018
     JITCodeLibrary._optimize_functions  # noqa: B018
-    InlineInlinables._do_work, InlineWorker.inline_ir, InlineWorker.run_untyped_passes  # noqa: B018
+    Compiler.compile_extra, InlineInlinables._do_work, InlineWorker.inline_ir, InlineWorker.run_untyped_passes  # noqa: B018
 
 with _private_names_of("scikit-learn", "1.7 to 1.9"):
     from sklearn.base import _fit_context
@@ -286,6 +288,8 @@ class _Mover:
 
     def __init__(self, worker):
         self._worker = worker
+        with _private_names_of("numba", _NUMBA_SEEN):
+            worker._compiler_pipeline  # noqa: B018
         worker._compiler_pipeline = _define_untyped_passes
 
     def inline_function(self, caller_ir, block, i, function):
@@ -323,10 +327,45 @@ def _select_passes(pipeline):
     ]
 
 
+class _GarbagePause:
+    """Python does not look for garbage, in any thread, while Numba compiles.
+
+    It would look through millions of objects that are all in use, a tenth of the time. Numba's garbage of a first fit
+    takes some 50 MB.
+    """
+
+    is_on = False  # Numba compiles one function at a time
+
+    def __enter__(self):
+        self._begins = gc.isenabled()  # else the user does not want it, or another function is being compiled
+        if self._begins:
+            _GarbagePause.is_on = True
+            gc.disable()
+
+    def __exit__(self, *_):
+        if self._begins:
+            self.end()
+
+    @staticmethod
+    def end():
+        if _GarbagePause.is_on:
+            gc.enable()
+            _GarbagePause.is_on = False
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_GarbagePause.end)  # where the thread that compiles is not
+
+
 class WholeCompiler(Compiler):
     """Compiles a function that has machine code of its own."""
 
     library = _WholeLibrary
+
+    def compile_extra(self, func):
+        """Compile a function, as Numba does."""
+        with _GarbagePause():
+            return super().compile_extra(func)
 
     def define_pipelines(self):
         """Choose the library, then go on as Numba does."""

@@ -669,7 +669,8 @@ def test_same_training_with_a_few_samples(optimizer, dtype):
     """Gradient and update at once: in batches of a few samples and the shorter one that is last."""
     nr = NV * lanes(np.dtype(dtype).itemsize)
     shapes = ([2 * BLOCK_ROWS + 3, 2 * nr + 3, BLOCK_ROWS + 1, 3], [5, 3], [1, 9 * nr, 4 * nr + 1], [3, 4, 1])
-    for (size, units), alpha in product(zip((1, 2, 5, 12), shapes, strict=True), (0.0, 0.1)):
+    shapes += ([3 * BLOCK_ROWS + 2, 1], [3 * BLOCK_ROWS + 2, 1])
+    for (size, units), alpha in product(zip((1, 2, 5, 12, 8, 9), shapes, strict=True), (0.0, 0.1)):
         problem = make(units, Logistic(), "squared_error", Logistic(), n=5 * size + size // 2, dtype=dtype, alpha=alpha)
         problem = replace(problem, transpose_narrow=size > 1)
         whole = Trainer(problem, optimizer=optimizer, batch_size=size).run()

@@ -320,8 +320,8 @@ def test_call_at():
 def slow(monkeypatch, small):
     """Compiling takes longer than a user waits without a word; none has been said."""
     monkeypatch.setattr(jit, "PATIENCE", 0.0)
-    monkeypatch.setattr(jit._Compilation, "said", False)
-    monkeypatch.setattr(jit._Compilation, "spent", 0.0)
+    monkeypatch.setattr(jit._CompilationNotice, "said", False)
+    monkeypatch.setattr(jit._CompilationNotice, "spent", 0.0)
     return small
 
 
@@ -418,8 +418,8 @@ def test_short_compiling_is_silent(cache, slow, caplog, monkeypatch):
     cached_jit(slow.twice)(4.0)
     assert not caplog.records
     # The seconds of several functions add up.
-    assert 0 < jit._Compilation.spent < 1000
-    monkeypatch.setattr(jit._Compilation, "spent", 1000.0)
+    assert 0 < jit._CompilationNotice.spent < 1000
+    monkeypatch.setattr(jit._CompilationNotice, "spent", 1000.0)
     cached_jit(slow.thrice)(4.0)
     assert len(caplog.records) == 1
 
@@ -470,7 +470,7 @@ def test_the_notice_leaves_no_listener(cache, slow, ending):
     finally:
         event.unregister("numba:compile", counter)
     assert counter.starts == counter.ends > 0
-    assert jit._Compilation.spent > 0
+    assert jit._CompilationNotice.spent > 0
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -480,13 +480,13 @@ def test_garbage_is_not_looked_for_meanwhile(cache, small, ending, enabled):
         found = []
 
         def on_start(self, _):
-            pass
-
-        def on_end(self, _):
             self.found.append(gc.isenabled())
 
+        def on_end(self, _):
+            pass
+
     look = Look()
-    event.register("numba:compile", look)
+    event.register("numba:run_pass", look)
     try:
         if not enabled:
             gc.disable()
@@ -501,8 +501,33 @@ def test_garbage_is_not_looked_for_meanwhile(cache, small, ending, enabled):
         assert gc.isenabled() == enabled
     finally:
         gc.enable()
-        event.unregister("numba:compile", look)
+        event.unregister("numba:run_pass", look)
     assert look.found and not any(look.found)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_child_of_a_process_that_compiles_looks_for_garbage(cache, small):
+    class Fork(event.Listener):
+        codes = []
+
+        def on_start(self, _):
+            if not self.codes:
+                child = os.fork()
+                if child == 0:
+                    os._exit(7 if gc.isenabled() else 8)
+                self.codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+        def on_end(self, _):
+            pass
+
+    fork = Fork()
+    event.register("numba:run_pass", fork)
+    try:
+        cached_jit(small.twice)(4.0)
+    finally:
+        event.unregister("numba:run_pass", fork)
+    assert fork.codes == [7]
 
 
 def start(script, folder, **changes):

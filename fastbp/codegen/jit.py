@@ -8,7 +8,6 @@
   when `address_of` is first called, and kernels call them with `call_at`.
 """
 
-import gc
 import glob
 import hashlib
 import logging
@@ -149,12 +148,8 @@ logger = logging.getLogger("fastbp")
 PATIENCE = 3.0
 
 
-class _Compilation(event.Listener):
-    """Goes along while Numba compiles one function: says once, after some seconds, what is going on.
-
-    Meanwhile Python does not look for garbage: it would look through millions of objects of Numba's that are all in
-    use, a sixth of the time, to free some 50 MB.
-    """
+class _CompilationNotice(event.Listener):
+    """Says once, after some seconds of compiling, what is going on. Numba calls it while it compiles one function."""
 
     said = False
     spent = 0.0
@@ -162,31 +157,25 @@ class _Compilation(event.Listener):
     def __init__(self):
         self._begin = time.perf_counter()
         self._depth = 0
-        self._paused = False
         event.register("numba:compile", self)
 
     def on_start(self, _):
         self._depth += 1
-        if self._depth == 1 and gc.isenabled():
-            self._paused = True
-            gc.disable()
         self._look()
 
     def on_end(self, _):
         self._depth -= 1
         if self._depth == 0:  # the function itself, compiled or failed
-            if self._paused:
-                gc.enable()
             # Numba is going through the listeners. This one came last, so that none is passed over.
             event.unregister("numba:compile", self)
         self._look()
         if self._depth == 0:
-            _Compilation.spent += time.perf_counter() - self._begin
+            _CompilationNotice.spent += time.perf_counter() - self._begin
 
     def _look(self):
-        if _Compilation.said or _Compilation.spent + time.perf_counter() - self._begin <= PATIENCE:
+        if _CompilationNotice.said or _CompilationNotice.spent + time.perf_counter() - self._begin <= PATIENCE:
             return
-        _Compilation.said = True
+        _CompilationNotice.said = True
         # Workers do not know how logging was set up in the process that started them, and all would say the same.
         if multiprocessing.parent_process() is not None:
             return
@@ -208,12 +197,12 @@ class _Compilation(event.Listener):
 @contextmanager
 def no_compilation_notice():
     """Compile without a notice within this block."""
-    before = _Compilation.said, _Compilation.spent
-    _Compilation.said = True
+    before = _CompilationNotice.said, _CompilationNotice.spent
+    _CompilationNotice.said = True
     try:
         yield
     finally:
-        _Compilation.said, _Compilation.spent = before
+        _CompilationNotice.said, _CompilationNotice.spent = before
 
 
 # --- the disk cache ---
@@ -347,7 +336,7 @@ class _ForgivingCache(DiskCache):
                 else:
                     self._warn(f"could not be read ({error})")
         if loaded is None:
-            _Compilation()
+            _CompilationNotice()
         return loaded
 
     def save_overload(self, sig, data):

@@ -33,7 +33,7 @@ from fastbp.kernels.matmul import (
     ONE,
     REPEATED,
 )
-from fastbp.kernels.plan import BLOCK_LINES, BLOCK_ROWS, BLOCK_TILES, BLOCKS_AHEAD
+from fastbp.kernels.plan import BLOCK_LINES, BLOCK_ROWS, BLOCK_TILES, BLOCKS_AHEAD, MAX_FEW_ONE_OUTPUT
 from fastbp.kernels.prefetch import append_lines
 from fastbp.kernels.records import get_layer
 from fastbp.kernels.sparse import INDEX_BLOCK, MULTIPLY_INDEXED_BLOCK
@@ -253,10 +253,12 @@ def update_layer(net, training, samples, step, l, layer, part, team):
     """
     squares, norms = offset(training.squares, layer.first_block), offset(training.norms, layer.first_block)
     is_sparse = l == 0 and net.is_sparse
+    is_few = step.is_few and not is_sparse and not layer.is_transposed
+    has_row = l == 0 and layer.fan_out == 1 and step.in_place and not is_sparse  # the gradient is a row
     if l == 0 and net.is_csr:
         stage = np.int64(SUM if step.clips else SUM_AND_UPDATE)
         _update_csr(net, training, step, layer, squares, norms, stage, team)
-    elif l == 0 and layer.fan_out == 1 and step.in_place and not is_sparse and not step.is_few:
+    elif has_row and (step.m > MAX_FEW_ONE_OUTPUT or not is_few):
         _update_one_output(net, training, step, layer, part, squares)
     else:
         turn = part.first
@@ -264,7 +266,7 @@ def update_layer(net, training, samples, step, l, layer, part, team):
             end = part.last
             if layer.piece > 0:
                 end = _propagate(net, step, layer, get_layer(net, l - 1), part, turn)
-            if step.is_few and not is_sparse and not layer.is_transposed:
+            if is_few:
                 _update_few(net, training, step, layer, part, turn, end, squares)
             else:
                 _update_weights(
@@ -300,8 +302,8 @@ def _grads_of(training, step, begin, width):
 def _update_weights(net, training, lines, step, layer, part, first, last, squares, norms, is_sparse, n_threads):
     """Compute the gradient of blocks [first, last) of this thread's part of a layer, and update them."""
     width = lane_count(net.params)
-    # Whether the product for a block prefetches the next one: its reduction must have steps enough. Of a few samples
-    # the products are short, and a block is prefetched before those of others.
+    # Whether the product for a block prefetches the next one: its reduction must have steps enough. Of some ten
+    # samples the products are short, and a block is prefetched before those of others.
     fetches = training.n_prefetched > 0 and step.in_place and not is_sparse
     fetches_next = fetches and step.m * BLOCK_TILES >= training.n_prefetched * BLOCK_LINES
     fetches_later = fetches and not fetches_next and training.n_prefetched > 1

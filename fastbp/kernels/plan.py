@@ -74,7 +74,7 @@ BLOCK_ROWS = 16
 # The most cache lines of a block, and the register tiles that its gradient is made of.
 BLOCK_LINES = BLOCK_ROWS * PANEL_BYTES // CACHE_LINE
 BLOCK_TILES = -(-BLOCK_ROWS // MR)
-# How many blocks before its own update a block is prefetched, where a batch has a few samples.
+# How many blocks before its own update a block is prefetched, where batches have too few samples for one block ahead.
 BLOCKS_AHEAD = 2
 
 
@@ -87,6 +87,8 @@ def scratch_size(lanes, row=0):
 # writes: the more it has to do, the later the processor begins the sums for the next weights. MEDIUM bytes of
 # parameters or more take longer to move.
 MAX_FEW, MAX_FEW_MEDIUM = {1: 12, 2: 8, 3: 4}, 8
+# The same for the first layer where it has one output, of which a vector of weights holds one.
+MAX_FEW_ONE_OUTPUT = 8
 
 
 def is_few(n_rows, n_bytes, n_arrays):
