@@ -49,6 +49,14 @@ def session(units, batch_size, n_samples, n_jobs, sparse=False, solver="adam", m
     return Session(network, network.pack(*parameters), optimizer, settings, n_samples, sparse=sparse)
 
 
+def random_data(units, n):
+    """Return n random samples for a network, in their order."""
+    random_state = np.random.RandomState(0)
+    X = random_state.uniform(size=(n, units[0])).astype(np.float32)
+    Y = np.eye(units[-1], dtype=np.float32)[random_state.randint(0, units[-1], n)]
+    return Data(X, Y, np.empty(0, np.float32), np.arange(n))
+
+
 def epoch(session, data):
     """Return the function that trains for one epoch."""
     rates = np.full(-(-data.order.size // session.settings.batch_size), 1e-3)
@@ -93,14 +101,11 @@ def measure_threads():
     """Compare one thread with all threads, for increasing work between two barriers."""
     print(f"{'network, batch':>24}{'work':>12}{'threads':>9}{'gain':>7}")
     for units, batch_size in (
-        ([8, 16, 3], 1), ([8, 16, 3], 16), ([8, 16, 3], 64), ([30, 64, 2], 8), ([30, 64, 2], 16), ([30, 64, 2], 32),
+        ([8, 16, 3], 16), ([8, 16, 3], 64), ([30, 64, 2], 8), ([30, 64, 2], 16), ([30, 64, 2], 32),
         ([30, 64, 64, 2], 32), ([64, 100, 10], 32), ([64, 100, 10], 200), ([784, 30, 10], 10), ([784, 100, 10], 200),
     ):  # fmt: skip
         n = batch_size * 400
-        random_state = np.random.RandomState(0)
-        X = random_state.uniform(size=(n, units[0])).astype(np.float32)
-        Y = np.eye(units[-1], dtype=np.float32)[random_state.randint(0, units[-1], n)]
-        data = Data(X, Y, np.empty(0, np.float32), np.arange(n))
+        data = random_data(units, n)
         work = training_work(units) * batch_size
         chosen = threads.thread_count(None, work)
         with mock.patch.object(threads, "MIN_WORK_PER_THREAD", 1.0), mock.patch.object(tuner, "MAX_CALL", 10.0):
@@ -121,10 +126,7 @@ def measure_few():
         for n_arrays, (solver, momentum) in enumerate((("sgd", 0.0), ("sgd", 0.9), ("adam", 0.9)), 1):
             for batch_size in (2, 4, 6, 8, 12, 16):
                 n = batch_size * 50
-                random_state = np.random.RandomState(0)
-                X = random_state.uniform(size=(n, units[0])).astype(np.float32)
-                Y = np.eye(units[-1], dtype=np.float32)[random_state.randint(0, units[-1], n)]
-                data, both = Data(X, Y, np.empty(0, np.float32), np.arange(n)), []
+                data, both = random_data(units, n), []
                 for choice in (False, True):
                     with mock.patch.object(kernel_session, "is_few", lambda *_, choice=choice: choice):
                         both.append(session(units, batch_size, n, 1, solver=solver, momentum=momentum))

@@ -118,7 +118,7 @@ def table_of(network, coefs, intercepts, kernels, source=None, n_threads=1, *, i
     itemsize = network.dtype.itemsize
     needs_panels = any(
         fan_out >= network.panel and (is_streamed(fan_in, fan_out, itemsize) or not is_near(fan_in, fan_out, itemsize))
-        for fan_in, fan_out in pairwise(network.units[source == "csr" :])  # which multiplies the first in its own way
+        for fan_in, fan_out in pairwise(network.units[source == "csr" :])  # `begin_csr` multiplies the first layer
     )
     panels = panels_address(network.dtype) if needs_panels else 0
     table = [*Plan(len(coefs), 0, kernels[MULTIPLY], panels, is_pair, 0, 0, 0, *addresses), 0]
