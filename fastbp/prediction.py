@@ -7,13 +7,17 @@ import numpy as np
 
 from fastbp.kernels import prediction, threads
 from fastbp.kernels.addresses import gather_address, kernel_addresses
+from fastbp.kernels.awake import MIN_WORK, awake_threads
 from fastbp.kernels.csr_matrix import CsrMatrix, csr_matrix_of
 from fastbp.kernels.network import aligned_zeros, make_network
 from fastbp.kernels.plan import (
     MAX_PREDICTION_ROWS,
     MIN_PREDICTION_ROWS,
+    MIN_SHARED_ROWS,
+    can_share_columns,
     forward_work,
     is_mostly_zero,
+    min_work_asleep,
     prediction_capacity,
     prediction_rows,
 )
@@ -69,8 +73,9 @@ class Predictor:
         self.dtype, self.is_pair = self.network.dtype, is_pair
         self._is_in_place = all(array.flags.c_contiguous and array.dtype == self.dtype for array in self._arrays)
         self.kernels = kernel_addresses(self.dtype, prefetch_write=False)
-        self._work = forward_work(units)
+        self._work, self._min_work = forward_work(units), min_work_asleep(self.dtype.itemsize)
         self.n_features, self._n_columns = units[0], 2 if is_pair else units[-1]
+        self._shares: dict[int, bool] = {}  # whether so many threads can share columns
         # Those that no call uses at the moment, for each type of inputs.
         self._workspaces: dict[str, list] = {}
 
@@ -122,29 +127,49 @@ class Predictor:
             return out, self._predict_csr(csr, out, n_jobs)
         if n >= MANY_ROWS and is_mostly_zero(x):
             return out, self._predict_indexed(x, out, n_jobs)
-        return out, self._predict(prediction.predict, x, out, n_jobs, self._work, x.dtype.char)
+        return out, self._predict(prediction.predict, x, out, n_jobs, self._work, self._min_work, x.dtype.char)
 
     def _predict_csr(self, csr, out, n_jobs):
         """Set `out` from sparse rows; return whether all inputs are finite."""
         work = forward_work([csr.indices.size / len(out), *self.network.units[1:]])
-        return self._predict(prediction.predict_csr, csr, out, n_jobs, work, "csr")
+        return self._predict(prediction.predict_csr, csr, out, n_jobs, work, threads.MIN_WORK_AFTER_PAUSE, "csr")
 
-    def _predict(self, kernel, x, out, n_jobs, work, source):
+    def _predict(self, kernel, x, out, n_jobs, work, min_work, source):
         """Set `out` by a kernel that uses the weights in place; return whether all inputs are finite.
 
-        `source` is the type of the inputs, as `prediction.table_of` takes it.
+        `work` is that of a row, `min_work` that from which on a thread pays that may be asleep, and `source` the type
+        of the inputs, as `prediction.table_of` takes it.
         """
+        work *= len(out)
+        if n_jobs == 1 or work < 2 * MIN_WORK:
+            return self._call(kernel, x, out, 1, 0, source)
+        if work >= 2 * min_work:
+            return self._call(kernel, x, out, threads.thread_count(n_jobs, work, min_work), 0, source)
+        awake = awake_threads()
+        n_threads = awake.begin(n_jobs, work)
+        try:
+            if n_threads > 1:
+                return self._call(kernel, x, out, n_threads, awake.address, source)
+            return self._call(kernel, x, out, 1, 0, source)
+        finally:
+            if n_threads:
+                awake.end()
+
+    def _call(self, kernel, x, out, n_threads, awake, source):
+        """Do that on `n_threads` threads at most; `awake` is the address of those that are awake, or 0."""
         n = len(out)
-        n_threads = threads.thread_count(n_jobs, work * n, threads.MIN_WORK_AFTER_PAUSE)
-        n_threads = max(1, min(n_threads, n // MIN_PREDICTION_ROWS))
-        block = prediction_rows(n, n_threads)
-        n_threads = min(n_threads, -(-n // block))
+        if awake and n < n_threads * MIN_SHARED_ROWS and self._can_share_columns(n_threads):
+            rows, block = n, 0
+        else:
+            n_threads = max(1, min(n_threads, n if awake else n // MIN_PREDICTION_ROWS))
+            rows = block = prediction_rows(n, n_threads)
+            n_threads = min(n_threads, -(-n // block))
         free = self._workspaces.setdefault(source, [])
-        workspace = self._take_workspace(free, block, n_threads, source)
+        workspace = self._take_workspace(free, rows, n_threads, source)
         table = workspace.table
         table[prediction.BLOCK] = block
-        args = (x, out, table, workspace.space, workspace.team, n_threads)
-        if n_threads == 1:
+        args = (x, out, table, workspace.space, workspace.team, n_threads, awake)
+        if n_threads == 1 or awake:
             kernel(*args)
         else:
             threads.call_limited(n_threads, kernel, *args)
@@ -155,6 +180,11 @@ class Predictor:
             table[prediction.STATUS] = 0
             free.append(workspace)
         return not status
+
+    def _can_share_columns(self, n_threads):
+        if n_threads not in self._shares:
+            self._shares[n_threads] = can_share_columns(self.network.units, self.dtype.itemsize, n_threads)
+        return self._shares[n_threads]
 
     def _take_workspace(self, free, block, n_threads, source):
         """Return a workspace that no other call uses."""

@@ -915,6 +915,9 @@ def _check_threads():
         for sparse, n_threads in product((False, True), (2, 4)):
             alone = _predict(problem, problem.X, 16, sparse=sparse).tobytes()
             assert _predict(problem, problem.X, 16, n_threads, sparse).tobytes() == alone
+        for n, n_threads in product((1, 2, 5, 11), (2, 4)):
+            alone = _predict(problem, problem.X[:n], n).tobytes()
+            assert _predict(problem, problem.X[:n], n, n_threads, by_columns=True).tobytes() == alone
     # Threads that come late are not waited for, but some must have been in time, or nothing was tested.
     assert {(2, 2), (3, 3), (4, 4)} <= sizes, sizes
     print("the same bits")
@@ -927,7 +930,7 @@ def test_same_bits_with_any_number_of_threads(tmp_path):
 # --- prediction ---
 
 
-def _predict(problem, X, block, n_threads=1, sparse=False):
+def _predict(problem, X, block, n_threads=1, sparse=False, by_columns=False):
     """Outputs of the kernel for all inputs, or of that for inputs that are mostly zero."""
     problem = replace(problem, transpose_narrow=False)
     network, guards = problem.network, Guards()
@@ -944,9 +947,9 @@ def _predict(problem, X, block, n_threads=1, sparse=False):
         kernels = kernel_addresses(problem.dtype, prefetch_write=False)
         table = guards.array(prediction.table_of(network, coefs, intercepts, kernels, X.dtype.char, n_threads))
         size = prediction.lay_out(table, block, network)
-        table[prediction.BLOCK] = block
+        table[prediction.BLOCK] = 0 if by_columns else block
         space = guards.array(np.full(n_threads * size, np.nan, problem.dtype))
-        args = (guards.array(X), out, table, space, threads.new_team(n_threads), n_threads)
+        args = (guards.array(X), out, table, space, threads.new_team(n_threads), n_threads, 0)
         threads.call_limited(n_threads, prediction.predict, *args)
         assert table[prediction.STATUS] == 0
     guards.check()

@@ -11,7 +11,7 @@ import signal
 import sys
 import warnings
 from contextlib import ExitStack
-from itertools import product
+from itertools import cycle, product
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -32,7 +32,7 @@ from fastbp.codegen.memory import load_scalar, pointer, store_scalar
 from fastbp.codegen.target import lanes
 from fastbp.codegen.tiles import MR, NV
 from fastbp.codegen.vectors import load_converted, store
-from fastbp.kernels import prediction, session, threads
+from fastbp.kernels import awake, prediction, session, threads
 from fastbp.kernels.csr import _Table
 from fastbp.kernels.csr_matrix import CsrMatrix
 from fastbp.kernels.plan import BLOCK_ROWS
@@ -336,12 +336,28 @@ LARGE_CASES = [
 ]  # fmt: skip
 
 
+class _Alternating:
+    """Lets every second prediction be one on threads that are awake, which have all lost their processors."""
+
+    def __init__(self):
+        self._turns, self._awake = cycle((0, 2, 0, 3)), awake.AwakeThreads()
+        self.address = self._awake.address
+
+    def begin(self, n_jobs, work):
+        return next(self._turns)
+
+    def end(self):
+        pass
+
+
 def _check_kernels(is_whole=False):
     """Runs in a process that ends where anything beside an array is touched."""
     functions, heap = _fence_all()
     teams, sizes = [], set()
     new_team, threads.new_team = threads.new_team, lambda wanted: teams.append(new_team(wanted)) or teams[-1]
     threads.thread_count = lambda n_jobs, work, least=0: n_jobs
+    alternating = _Alternating()
+    predictors.awake_threads, predictors.MIN_WORK = lambda: alternating, 0.0
     warnings.simplefilter("ignore")
     count = 0
     for dtype in DTYPES:
@@ -356,6 +372,7 @@ def _check_kernels(is_whole=False):
             _check(case, shape, dtype, 2 * count + 1, 2)  # on two threads
             count += 1
         _check_conversions(dtype)
+        awake._wait_for_calls(np.zeros(awake._N_CELLS, np.int64), threads.new_team(2), 10)
         for activation in (*HIDDEN, Threshold()):
             activation = get_activation(activation)
             for n, Fenced.side in product(range(1, 2 * lanes(dtype.itemsize) + 1), ("begin", "end")):

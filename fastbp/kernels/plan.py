@@ -52,6 +52,33 @@ MAX_PREDICTION_ROWS = PANEL_USERS
 MIN_PREDICTION_ROWS = 4
 
 
+# Cycles until a sleeping thread begins: some 60 microseconds.
+WAKING_CYCLES = 180_000
+
+
+def min_work_asleep(itemsize):
+    """Return the floating point operations from which on a thread pays that may be asleep: those until it would begin.
+
+    The register tile takes two multiply-adds of vectors in a cycle.
+    """
+    return WAKING_CYCLES * 4.0 * (VECTOR_BITS // 8 // itemsize)
+
+
+# With fewer rows for each thread than a tile has, threads that are awake share the columns of each layer, not the rows:
+# each reads a part of the weights only, but they wait for each other at each layer.
+MIN_SHARED_ROWS = MR
+# How much more than its part of the work one thread may have where they share columns, which are whole panels.
+MAX_IMBALANCE = 1.3
+
+
+def can_share_columns(units, itemsize, n_threads):
+    """Whether the columns of all layers can be shared about equally."""
+    works = [fan_in * fan_out for fan_in, fan_out in pairwise(units)]
+    panels = [-(-n * itemsize // PANEL_BYTES) for n in units[1:]]
+    most = sum(work * -(-n // n_threads) / n for work, n in zip(works, panels, strict=True))
+    return most * n_threads <= MAX_IMBALANCE * sum(works)
+
+
 def prediction_rows(n, n_threads):
     """Return how many of n rows go through the network together: about as many each time, and for each thread."""
     n_blocks = -(-n // MAX_PREDICTION_ROWS)

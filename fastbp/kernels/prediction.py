@@ -14,7 +14,7 @@ import numpy as np
 from numba import from_dtype, types
 
 from fastbp.activations import activate
-from fastbp.codegen.atomics import atomic_add
+from fastbp.codegen.atomics import atomic_add, atomic_load
 from fastbp.codegen.jit import address_of, cached_jit, call_at, called_by_address, inlined, jit
 from fastbp.codegen.memory import (
     address,
@@ -35,20 +35,33 @@ from fastbp.codegen.rows import ROW_VECTORS, row_kernel
 from fastbp.codegen.tiles import FEW_ROWS, NV, STREAM_ROWS, micro_kernel_in_place
 from fastbp.codegen.vectors import fma, load, load_converted, load_first, splat, store, total
 from fastbp.compat import array_fields
+from fastbp.kernels.awake import JOIN_SPINS as AWAKE_SPINS
+from fastbp.kernels.awake import call_on_awake
 from fastbp.kernels.backprop import forward
 from fastbp.kernels.csr import sum_rows
 from fastbp.kernels.gather import gather
 from fastbp.kernels.matmul import MULTIPLY, NONE, ONE, REPEATED, cut_into_tiles, tile_height
 from fastbp.kernels.plan import FEW_TILES, MAX_PREDICTION_ROWS, cut_weights, is_near, is_streamed
 from fastbp.kernels.records import NO_DRAW, Samples, get_layer, point_at_net
-from fastbp.kernels.threads import Addresses, addresses_for, call_on_threads, join_team, next_ticket, renew_team
+from fastbp.kernels.threads import (
+    JOIN_SPINS,
+    Addresses,
+    Team,
+    addresses_for,
+    barrier,
+    call_on_threads,
+    join_team,
+    next_ticket,
+    renew_team,
+    share,
+)
 
 
 class Plan(NamedTuple):
     """How a call computes: the head of the table of the kernels; all are int64."""
 
     n_layers: int
-    block: int  # rows that go through the network together
+    block: int  # rows that go through the network together; 0 for all of them, where threads share the columns
     multiply: int  # address of `matmul.multiply_panel`
     multiply_panels: int  # address of `multiply_panels`, 0 where no layer needs it
     is_pair: int  # whether the one output is the probability of the second of two classes, and both are wanted
@@ -224,26 +237,42 @@ def _copy_rows(n_rows, n, source, source_row, out, width):
             store(out, p * padded + j, load_first(source, p * source_row + j, n - j))
 
 
+class Columns(NamedTuple):
+    """Some columns of a layer: whole panels, and the last ones, which may not fill a panel."""
+
+    left: int  # the first column
+    n_panels: int  # whole panels
+    right: int  # the column after the last
+
+
+@inlined
+def _share_columns(layer, panel, team):
+    """Return one thread's columns of a layer."""
+    left, right = share(layer.fan_out, panel, team.rank, team.size)
+    return Columns(left, (right - left) // panel, right)
+
+
 @jit
-def _multiply(plan, layer, m, inputs, a, buffer):
-    """Multiply m rows with the weights of a layer, and add the biases."""
+def _multiply(plan, layer, m, columns, inputs, a, buffer):
+    """Multiply m rows with some columns of the weights of a layer, and add the biases."""
     panel = NV * lane_count(a)
-    n_panels = layer.fan_out // panel
+    n_panels = columns.n_panels
     is_near = layer.is_near and (m > FEW_ROWS or not layer.is_streamed)
     if is_near:
-        _multiply_near_panels(plan, layer, m, n_panels, inputs, a)
+        _multiply_near_panels(plan, layer, m, columns.left, n_panels, inputs, a)
     for part in range(0 if is_near else layer.n_parts):
         left, right = n_panels * part // layer.n_parts, n_panels * (part + 1) // layer.n_parts
         for piece in range(layer.n_pieces if left < right else 0):
             first, last = _piece_of(layer, piece)
             args = (
-                plan.multiply, layer.fan_out, m, left * panel, right - left, first, last, pointer_at(a, layer.weights),
-                pointer_at(a, layer.bias), inputs, layer.input_row, a, layer.row, buffer,
+                plan.multiply, layer.fan_out, m, columns.left + left * panel, right - left, first, last,
+                pointer_at(a, layer.weights), pointer_at(a, layer.bias), inputs, layer.input_row, a, layer.row, buffer,
             )  # fmt: skip
             call_at(plan.multiply_panels, args)
-    for piece in range(layer.n_pieces if n_panels * panel < layer.fan_out else 0):
+    rest = columns.left + n_panels * panel
+    for piece in range(layer.n_pieces if rest < columns.right else 0):
         first, last = _piece_of(layer, piece)
-        _multiply_last_columns(plan, layer, m, n_panels * panel, first, last, inputs, a, buffer)
+        _multiply_last_columns(plan, layer, m, rest, first, last, inputs, a, buffer)
 
 
 @inlined
@@ -253,11 +282,11 @@ def _piece_of(layer, piece):
 
 
 @inlined
-def _multiply_near_panels(plan, layer, m, n_panels, inputs, a):
+def _multiply_near_panels(plan, layer, m, left, n_panels, inputs, a):
     """Set the products with whole panels of weights, which are read where they are."""
     panel, n = NV * lane_count(a), layer.fan_out
     weights, bias = pointer_at(a, layer.weights), pointer_at(a, layer.bias)
-    for j in range(0, n_panels * panel, panel):
+    for j in range(left, left + n_panels * panel, panel):
         args = (
             m, np.int64(NV), layer.fan_in, inputs, layer.input_row, ONE, offset(weights, j), n, offset(bias, j),
             REPEATED, offset(a, j), layer.row,
@@ -344,12 +373,12 @@ def _multiply_last_columns(plan, layer, m, left, first, last, inputs, a, buffer)
 
 
 @jit
-def _multiply_row(layer, inputs, a):
+def _multiply_row(layer, columns, inputs, a):
     """Multiply one row, as `_multiply` does."""
-    n, step = layer.fan_out, ROW_VECTORS * lane_count(a)
+    n, right, step = layer.fan_out, columns.right, ROW_VECTORS * lane_count(a)
     weights, bias = pointer_at(a, layer.weights), pointer_at(a, layer.bias)
-    for j in range(0, n, step):
-        row_kernel(min(step, n - j), layer.fan_in, inputs, offset(weights, j), n, offset(bias, j), offset(a, j))
+    for j in range(columns.left, right, step):
+        row_kernel(min(step, right - j), layer.fan_in, inputs, offset(weights, j), n, offset(bias, j), offset(a, j))
 
 
 @inlined
@@ -382,18 +411,34 @@ def _store_outputs(plan, layer, m, a, out):
         i += 1
 
 
+@inlined
+def _compute_layer(plan, layer, m, columns, inputs, a, buffer):
+    """Set the pre-activations of some columns of a layer for m rows."""
+    if m == 1 and not layer.is_streamed:
+        _multiply_row(layer, columns, inputs, a)
+    else:
+        _multiply(plan, layer, m, columns, inputs, a, buffer)
+
+
 @jit
-def _pass_rows(plan, layers, first_layer, m, inputs, a, buffer, out):
-    """Take m rows through the layers from `first_layer` on; `inputs` and `a` take turns as memory for outputs."""
+def _pass_rows(plan, layers, first_layer, m, inputs, a, buffer, out, n_columns, cells, team):
+    """Take m rows through the layers from `first_layer` on; `inputs` and `a` take turns as memory for outputs.
+
+    Each thread of the team has some columns of each layer, and activates some rows of it.
+    """
+    begin, end = share(m, ONE, team.rank, team.size)
     for l in range(first_layer, plan.n_layers):
         layer = _load_layer(layers, l)
-        if m == 1 and not layer.is_streamed:
-            _multiply_row(layer, inputs, a)
-        else:
-            _multiply(plan, layer, m, inputs, a, buffer)
-        _apply(layer, m, a)
+        columns = _share_columns(layer, NV * lane_count(a), team)
+        barrier(cells, team)
+        if columns.left < columns.right:
+            _compute_layer(plan, layer, m, columns, inputs, a, buffer)
+        barrier(cells, team)
+        if begin < end:  # of a few rows some threads have none
+            _apply(layer, end - begin, offset(a, begin * layer.row))
         inputs, a = a, inputs
-    _store_outputs(plan, _load_layer(layers, plan.n_layers - 1), m, inputs, out)
+    layer = _load_layer(layers, plan.n_layers - 1)
+    _store_outputs(plan, layer, end - begin, offset(inputs, begin * layer.row), offset(out, begin * n_columns))
 
 
 @called_by_address
@@ -413,26 +458,36 @@ def predict_rows_of_thread(table, space, source, first_layer, out, n_samples, n_
     cells, wanted
         As in `backprop.train`.
     """
-    rank = np.int64(0)
-    if wanted > 1:
-        rank = join_team(cells, wanted).rank
-        if rank < 0:
-            return
+    team = join_team(cells, wanted) if wanted > 1 else Team(NONE, ONE)
+    if team.rank < 0:
+        return
     plan, layers, status = _load_plan(table, 0), offset(table, _HEAD), offset(table, STATUS)
-    if not _is_unchanged(table, plan.n_layers):
+    by_columns = plan.block == 0
+    if (not by_columns or team.rank == 0) and not _is_unchanged(table, plan.n_layers):
         atomic_add(status, 0, CHANGED)
+    if by_columns:  # threads that wait for each other must all find the same
+        barrier(cells, team)
+    if atomic_load(status, 0) >= CHANGED:
         return
     mode = flush_subnormals()
-    buffer = offset(space, rank * plan.size)
-    first = offset(buffer, plan.buffer)
+    buffer = offset(space, team.rank * plan.size)
+    first = offset(space if by_columns else buffer, plan.buffer)
     second = offset(first, plan.half)
+    block = n_samples if by_columns else plan.block
     # A thread that is done takes the next block: one that loses its processor for a while holds up one block only.
-    begin = next_ticket(cells) * plan.block if wanted > 1 else np.int64(0)
+    takes_tickets = wanted > 1 and not by_columns
+    if takes_tickets:
+        team = Team(NONE, ONE)
+    inputs = _load_layer(layers, 0)
+    row = inputs.input_row if first_layer == 0 else inputs.row
+    begin = next_ticket(cells) * block if takes_tickets else NONE
     while begin < n_samples:
-        m = min(plan.block, n_samples - begin)
-        call_at(plan.begin, (*source, layers, begin, m, first, status))
-        _pass_rows(plan, layers, first_layer, m, first, second, buffer, offset(out, begin * n_columns))
-        begin = next_ticket(cells) * plan.block if wanted > 1 else begin + m
+        m = min(block, n_samples - begin)
+        top, bottom = share(m, ONE, team.rank, team.size)
+        call_at(plan.begin, (*source, layers, begin + top, bottom - top, offset(first, top * row), status))
+        results = offset(out, begin * n_columns)
+        _pass_rows(plan, layers, first_layer, m, first, second, buffer, results, n_columns, cells, team)
+        begin = next_ticket(cells) * block if takes_tickets else begin + m
     restore_subnormals(mode)
 
 
@@ -481,7 +536,7 @@ def _plan_addresses(source, dtype, n_threads):
 
 
 @inlined
-def _run(source, first_layer, out, table, space, team_cells, wanted):
+def _run(source, first_layer, out, table, space, team_cells, wanted, awake):
     """Run `predict_rows_of_thread`, here or on several threads."""
     head, cells = pointer(table, 0), pointer(team_cells, 0)
     plan = _load_plan(head, 0)
@@ -490,13 +545,17 @@ def _run(source, first_layer, out, table, space, team_cells, wanted):
     )  # fmt: skip
     if wanted == 1:
         call_at(plan.run, args)
+        return
+    renew_team(cells, wanted, JOIN_SPINS if awake == 0 else AWAKE_SPINS)
+    addresses = Addresses(plan.run, plan.call, plan.call_on_each)
+    if awake == 0:
+        call_on_threads(addresses, args, wanted)
     else:
-        renew_team(cells, wanted)
-        call_on_threads(Addresses(plan.run, plan.call, plan.call_on_each), args, wanted)
+        call_on_awake(pointer_at(head, awake), addresses, args, wanted)
 
 
 @cached_jit
-def predict(x, out, table, space, team_cells, wanted):
+def predict(x, out, table, space, team_cells, wanted, awake):
     """Compute the outputs for all rows of x, on one thread or on several.
 
     Parameters
@@ -513,19 +572,21 @@ def predict(x, out, table, space, team_cells, wanted):
     team_cells : ndarray of int64
         From `threads.new_team`; they may have been used before.
     wanted : int64
-        Number of threads, which Numba may use (`threads.call_limited`).
+        Number of threads, which Numba may use (`threads.call_limited`) if they are not awake.
+    awake : int64
+        `AwakeThreads.address`, or 0 for a parallel region.
     """
-    _run((address(pointer(x, 0), 0), NONE, NONE), NONE, out, table, space, team_cells, wanted)
+    _run((address(pointer(x, 0), 0), NONE, NONE), NONE, out, table, space, team_cells, wanted, awake)
 
 
 @cached_jit
-def predict_csr(matrix, out, table, space, team_cells, wanted):
+def predict_csr(matrix, out, table, space, team_cells, wanted, awake):
     """Do what `predict` does, for the rows of a `CsrMatrix`, which are finite."""
     source = (
         address(pointer(matrix.indices, 0), 0), address(pointer(matrix.indptr, 0), 0),
         address(pointer(matrix.values, 0), 0),
     )  # fmt: skip
-    _run(source, ONE, out, table, space, team_cells, wanted)
+    _run(source, ONE, out, table, space, team_cells, wanted, awake)
 
 
 # --- calls from other compiled code ---
@@ -614,7 +675,9 @@ def predict_rows(description, x, n_samples, out):
         m = min(block, n_samples - begin)
         rows, results = offset(x, begin * head.n_features), offset(out, begin * head.n_columns)
         n_bad = _begin_rows(rows, head.n_features, inputs, m, first)
-        _pass_rows(plan, layers, NONE, m, first, second, buffer, results)
+        _pass_rows(
+            plan, layers, NONE, m, first, second, buffer, results, head.n_columns, table, Team(NONE, ONE)
+        )  # fmt: skip
         _apply_rule(head.rule, m, head.n_columns, results)
         if n_bad:
             for i in range(m):

@@ -42,20 +42,21 @@ from fastbp.compat import numba_threads_are_started, start_numba_threads
 
 # Cells of the team's array, 128 bytes apart, so that no two share a cache line. They hold the number of threads that
 # have arrived; the size of the team, 0 before it begins; the threads that wait at a barrier, and the barriers passed;
-# the next ticket; and the address of `_spread`, 0 where threads stay on their processors (`_is_pinned`).
+# the next ticket; the address of `_spread`, 0 where threads stay on their processors (`_is_pinned`), and beside it how
+# often the first thread looks for the others before the team begins without them.
 _SPACING = 16
 _ARRIVED, _SIZE, _WAITING, _BARRIERS, _TICKET, _SPREAD, _CPUS = (_SPACING * i for i in range(7))
+_PATIENCE = _SPREAD + 1
 # From _CPUS on each thread has: its processor, the set of those that it may use, and the set of those that it moves to.
 _SET_WORDS = MAX_CPUS // 64
 _PER_THREAD = _SPACING + 2 * _SET_WORDS
 # Added to the number of arrivals when the team begins: a thread that arrives later finds a large number.
 _CLOSED = 1 << 32
-# How often the first thread looks for the others before the team begins without them. That is some milliseconds, as a
-# sleeping thread may have to wait for its processor.
-_JOIN_SPINS = 20_000
+# The patience with threads that may sleep: some milliseconds, as one may have to wait for its processor.
+JOIN_SPINS = 20_000
 # After so many spins a waiting thread yields its processor at each: where there are more threads than processors, the
 # thread that it waits for may need it.
-_SPINS_BEFORE_YIELD = 4_000
+SPINS_BEFORE_YIELD = 4_000
 
 
 class Team(NamedTuple):
@@ -68,6 +69,7 @@ class Team(NamedTuple):
 def new_team(wanted):
     """Return the cells by which the threads of one call communicate."""
     cells = np.zeros(_CPUS + _PER_THREAD * wanted, dtype=np.int64)
+    cells[_PATIENCE] = JOIN_SPINS
     if wanted > 1 and not _is_pinned() and wanted <= _count_cores():
         cells[_SPREAD] = _address_of_spread()
     return cells
@@ -84,16 +86,19 @@ def _is_pinned():
 
 
 @inlined
-def renew_team(cells, wanted):
+def renew_team(cells, wanted, patience):
     """Prepare the cells of a team whose call has ended for the next call."""
-    for i in range(_CPUS + _PER_THREAD * wanted):
-        if i != _SPREAD:
-            store_scalar(cells, i, 0)
+    for i in range(_SPREAD):
+        store_scalar(cells, i, 0)
+    store_scalar(cells, _PATIENCE, patience)
+    for i in range(_CPUS, _CPUS + _PER_THREAD * wanted):
+        store_scalar(cells, i, 0)
 
 
 @inlined
-def _spin_or_yield(spins):
-    if spins < _SPINS_BEFORE_YIELD:
+def spin_or_yield(spins):
+    """Wait a moment, for the time number `spins`; return the next number."""
+    if spins < SPINS_BEFORE_YIELD:
         spin_pause()
     else:
         yield_thread()
@@ -116,18 +121,19 @@ def join_team(cells, wanted):
     Team
     """
     rank = atomic_add(cells, _ARRIVED, 1)
-    if rank >= _CLOSED:
+    if rank >= wanted:  # the team is complete, or has begun
         return Team(np.int64(-1), np.int64(0))
     if wanted > 1:  # before the team begins, so that `_spread` finds it
         atomic_store(cells, _CPUS + _PER_THREAD * rank, current_cpu() + 1)
     if rank == 0:
         spins = 0
-        while atomic_load(cells, _ARRIVED) < wanted and spins < _JOIN_SPINS:
-            spins = _spin_or_yield(spins)
-        atomic_store(cells, _SIZE, atomic_add(cells, _ARRIVED, _CLOSED))
+        patience = load_scalar(cells, _PATIENCE)
+        while atomic_load(cells, _ARRIVED) < wanted and spins < patience:
+            spins = spin_or_yield(spins)
+        atomic_store(cells, _SIZE, min(atomic_add(cells, _ARRIVED, _CLOSED), wanted))
     spins = 0
     while atomic_load(cells, _SIZE) == 0:
-        spins = _spin_or_yield(spins)
+        spins = spin_or_yield(spins)
     size = atomic_load(cells, _SIZE)
     if size > 1 and atomic_load(cells, _SPREAD) != 0:
         call_at(atomic_load(cells, _SPREAD), (cells, rank, size))
@@ -166,6 +172,15 @@ def _spread(cells, rank, size):
             set_affinity(allowed)
 
 
+@inlined
+def leave_processor(cells, cpu):
+    """Leave a processor, if this thread is there; the cells are those of a team of two that nobody else uses."""
+    spread = load_scalar(cells, _SPREAD)
+    if spread != 0:
+        store_scalar(cells, _CPUS, cpu + 1)
+        call_at(spread, (cells, np.int64(1), np.int64(2)))
+
+
 @cache  # `address_of` takes a microsecond to find it again
 def _address_of_spread():
     return address_of(_spread, (types.CPointer(types.int64), types.int64, types.int64))
@@ -183,7 +198,7 @@ def barrier(cells, team):
     else:
         spins = 0
         while atomic_load(cells, _BARRIERS) == current:
-            spins = _spin_or_yield(spins)
+            spins = spin_or_yield(spins)
 
 
 @inlined
