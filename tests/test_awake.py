@@ -122,13 +122,22 @@ def test_threads_are_started_for_calls_that_follow_each_other(clock):
     assert used == [1] * awake.N_ALONE + [2] * (5000 - awake.N_ALONE)
     # Not where there is time between them.
     assert make_calls(awake, clock, 100, FASTER, gap=2 * awake.MAX_GAP) == [1] * 100
-    # Nor for another kind of calls, at first.
-    assert make_calls(awake, clock, 30, FASTER, work=2e6) == [1] * 20 + [2] * 10
-    assert make_calls(awake, clock, 30, FASTER, work=2e6, n_jobs=2) == [1] * 20 + [2] * 10
-    for work in (1e6, 2e6) * 20:
-        assert make_calls(awake, clock, 1, FASTER, work=work) == [1]
+    # Nor for other kinds of calls, at first.
+    assert make_calls(awake, clock, 30, FASTER, work=3e6) == [1] * 20 + [2] * 10
+    assert make_calls(awake, clock, 30, FASTER, work=3e6, n_jobs=2) == [1] * 20 + [2] * 10
     # Where one thread is all there is, nothing is tried.
     assert make_calls(awake, clock, 100, FASTER, work=module.MIN_WORK) == [1] * 100
+
+
+def test_calls_of_different_work_take_turns(clock):
+    awake = AwakeThreads(clock)
+    rng = np.random.default_rng(0)
+    used = []
+    for _ in range(500):
+        work = rng.uniform(5e5, 8e6)
+        seconds = {1: 3e-6 + work * 5e-12, 2: 4e-6 + work * 2.5e-12}
+        used += make_calls(awake, clock, 1, seconds, work=work)
+    assert set(used[300:]) == {2}
 
 
 def test_calls_that_are_not_faster_on_several_threads_are_tried_seldom(clock):
@@ -141,7 +150,7 @@ def test_calls_that_are_not_faster_on_several_threads_are_tried_seldom(clock):
     assert awake.PAUSE[1] * 0.9 < np.diff(begins)[-1] * 1.1e-5 < awake.PAUSE[1] * 1.2
     assert (used == 2).mean() < 0.01
     # Another kind has its own.
-    assert make_calls(awake, clock, 30, FASTER, work=2e6) == [1] * 20 + [2] * 10
+    assert make_calls(awake, clock, 30, FASTER, work=3e6) == [1] * 20 + [2] * 10
     # When the processor is free again, they are as fast as they can be.
     used = np.array(make_calls(awake, clock, 1_000_000, FASTER))
     assert (used[-1000:] == 2).all() and np.count_nonzero(np.diff(used)) == 1
@@ -195,15 +204,7 @@ def test_an_error_leaves_everything_as_it_was(clock, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         awake.begin(None, 1e6)
     monkeypatch.setattr(module, "thread_count", thread_count)
-    assert make_calls(awake, clock, 10, FASTER) == [2] * 10
-
-
-def test_what_is_remembered_has_a_limit(clock):
-    awake = AwakeThreads(clock)
-    awake.MAX_KINDS = 10
-    for i in range(35):
-        make_calls(awake, clock, 400, SLOWER, work=1e6 + i)
-    assert 0 < len(awake._pauses) <= 10
+    assert make_calls(awake, clock, 30, FASTER) == [1] * 20 + [2] * 10
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")

@@ -8,6 +8,7 @@ Nobody depends on them: a thread that is late finds that the call is over, or th
 """
 
 import os
+from math import frexp
 from threading import Lock, Thread
 from time import perf_counter
 
@@ -22,8 +23,8 @@ from fastbp.kernels.threads import SPINS_BEFORE_YIELD, leave_processor, new_team
 # --- in compiled code ---
 
 # Cells, 128 bytes apart, so that no two share a cache line: the number of calls so far; the threads that have begun the
-# current call, and those that are done with it. Then what the current call is, and the
-# processor of the thread that makes it.
+# current call, and those that are done with it. Then what the current call is, and the processor of the thread that
+# makes it.
 _SPACING = 16
 _CALLS, _ARRIVED, _DONE, _CALL, _N_CELLS = (_SPACING * i for i in range(5))
 _FUNCTION, _ARGUMENTS, _CPU = (_CALL + i for i in range(1, 4))
@@ -45,9 +46,8 @@ def _wait_for_calls(array, team, idle_spins):
     while spins < idle_spins:
         calls = atomic_load(cells, _CALLS)
         if calls == seen:
-            if (
-                spins >= SPINS_BEFORE_YIELD or spins == 0
-            ):  # the scheduler may have put this thread where the calls are made
+            if spins == 0 or spins >= SPINS_BEFORE_YIELD:
+                # The scheduler may have put this thread where the calls are made.
                 leave_processor(pointer(team, 0), atomic_load(cells, _CPU))
             spins = spin_or_yield(spins)
             continue
@@ -98,11 +98,26 @@ def call_on_awake(cells, addresses, arguments, wanted):
 MIN_WORK = 200_000.0
 
 
+class _Calls:
+    """What is known of calls of about the same work, as long as they follow each other at once."""
+
+    def __init__(self):
+        self.rates: list[float] = []  # seconds for each operation, on one thread
+        self.alone = 0.0  # their median, when there are enough of them
+        self.n_threads = 1
+        self.forget()
+
+    def forget(self):
+        """Begin to measure several threads."""
+        self.seconds = self.work = 0.0
+
+
 class AwakeThreads:
     """Decides for each of many calls whether threads that are awake take part in it, and measures whether it pays.
 
-    Calls of the same work that follow each other at once are first made by one thread; then others are started for
-    them. Where that is no faster, as where another process has a processor, one thread makes them again for a while.
+    Calls of about the same work that follow each other at once are first made by one thread; then others are started
+    for them. Where that is no faster, as where another process has a processor, one thread makes them again for a
+    while.
 
     Parameters
     ----------
@@ -114,32 +129,28 @@ class AwakeThreads:
     MAX_GAP = 5e-4
     # How many calls on one thread are measured.
     N_ALONE = 20
-    # Seconds of calls on new threads that are not measured: their caches are cold.
+    # Seconds in which new threads are not measured: their caches are cold.
     WARM_UP = 3e-3
     # Seconds of calls on several threads that are measured together: one that had to wait for a processor counts too.
     MEASURED = 1e-3
-    # Which share of the seconds on one thread a call may take at most.
+    # Which share of the seconds on one thread they may take at most.
     MAX_SHARE = 0.95
     # Seconds until the next trial, at first and at most: twice as many each time, and a little less after each success.
     PAUSE, RECOVERY = (0.01, 4.0), 0.95
-    # For how many kinds of calls that is remembered.
-    MAX_KINDS = 1000
 
     def __init__(self, clock=perf_counter):
         self._clock = clock
         self._cells = np.zeros(_N_CELLS, np.int64)
         self._cells[_ARRIVED] = _CLOSED
         self.address = self._cells.ctypes.data
-        self._threads = []
+        self._threads: list[Thread] = []
         # Who measures has it. Nobody waits for it: other calls at the same time are made by one thread.
         self._lock = Lock()
-        self._kind, self._begin, self._end = None, 0.0, 0.0
-        self._pauses = {}  # for each kind of calls: the time of the next trial, and the seconds until the one after it
-        self._forget()
-
-    def _forget(self):
-        """Forget the calls before."""
-        self._n_threads, self._n_alone, self._alone = 1, 0, np.inf
+        # By the parameter n_jobs and the power of two below their work: what is known of the calls; and the time of the
+        # next trial, with the seconds from it until the one after it.
+        self._kinds: dict[tuple, _Calls] = {}
+        self._pauses: dict[tuple, tuple[float, float]] = {}
+        self._begin = self._end = self._warm_at = 0.0
 
     def begin(self, n_jobs, work):
         """Begin a call; return on how many threads, 0 for one that is not measured as another call is.
@@ -155,28 +166,35 @@ class AwakeThreads:
             return 0
         try:
             self._begin = now = self._clock()
-            if self._kind != (n_jobs, work) or now - self._end > self.MAX_GAP:
-                self._kind = n_jobs, work
-                self._forget()
-            elif self._n_threads == 1 and self._n_alone == self.N_ALONE:
+            if now - self._end > self.MAX_GAP:
+                self._kinds.clear()
+            self._kind, self._work = (n_jobs, frexp(work)[1]), work
+            calls = self._kinds.get(self._kind)
+            if calls is None:
+                calls = self._kinds[self._kind] = _Calls()
+            self._calls = calls
+            if calls.alone and calls.n_threads == 1:
                 self._try(n_jobs, work)
         except BaseException:
-            self._n_threads = 1
+            self._kinds.clear()
             self._lock.release()
             raise
-        return self._n_threads
+        return calls.n_threads
 
     def end(self):
         """End a call for which `begin` has not returned 0."""
         self._end = now = self._clock()
-        if self._n_threads > 1:
-            self._seconds += now - self._begin
-            self._n_calls += 1
-            if self._seconds > (self.WARM_UP if self._is_new else self.MEASURED):
-                self._judge()
-        elif self._n_alone < self.N_ALONE:
-            self._n_alone += 1
-            self._alone = min(self._alone, now - self._begin)
+        calls, seconds = self._calls, now - self._begin
+        if calls.n_threads > 1:
+            if self._begin > self._warm_at:
+                calls.seconds += seconds
+                calls.work += self._work
+                if calls.seconds > self.MEASURED:
+                    self._judge()
+        elif not calls.alone:
+            calls.rates.append(seconds / self._work)
+            if len(calls.rates) == self.N_ALONE:
+                calls.alone = sorted(calls.rates)[self.N_ALONE // 2]
         self._lock.release()
 
     def _try(self, n_jobs, work):
@@ -185,11 +203,10 @@ class AwakeThreads:
         if self._begin >= time:
             prepare()
             self._start(thread_count(n_jobs, work, MIN_WORK))
-            self._is_new = True
 
     def _start(self, n_threads):
         """Start as many threads as are missing, or have ended while the one that calls had no processor."""
-        self._seconds, self._n_calls = 0.0, 0
+        self._calls.forget()
         self._threads = [thread for thread in self._threads if thread.is_alive()]
         try:
             while len(self._threads) < n_threads - 1:
@@ -197,30 +214,28 @@ class AwakeThreads:
                 thread = Thread(target=_wait_for_calls, args=args, name="fastbp")
                 thread.start()
                 self._threads.append(thread)
+                self._warm_at = self._begin + self.WARM_UP
         except RuntimeError:  # the system, or Python at its end, starts no more threads
             n_threads = 1
-        self._n_threads = n_threads
+        self._calls.n_threads = n_threads
         if n_threads == 1:
             self._postpone()
 
     def _judge(self):
         """Decide whether the calls that were measured were fast enough."""
-        if not self._is_new:
-            if self._seconds > self.MAX_SHARE * self._alone * self._n_calls:
-                self._postpone()
-                return
-            if self._kind in self._pauses:
-                time, pause = self._pauses[self._kind]
-                self._pauses[self._kind] = time, max(self.RECOVERY * pause, self.PAUSE[0])
-        self._is_new = False
-        self._start(self._n_threads)
+        calls = self._calls
+        if calls.seconds > self.MAX_SHARE * calls.alone * calls.work:
+            self._postpone()
+            return
+        if self._kind in self._pauses:
+            time, pause = self._pauses[self._kind]
+            self._pauses[self._kind] = time, max(self.RECOVERY * pause, self.PAUSE[0])
+        self._start(calls.n_threads)
 
     def _postpone(self):
         """Make such calls on one thread for some time; the others end by themselves."""
-        self._n_threads = 1
+        self._kinds[self._kind] = _Calls()
         _, pause = self._pauses.get(self._kind, (0.0, self.PAUSE[0]))
-        if len(self._pauses) >= self.MAX_KINDS:
-            self._pauses.clear()
         self._pauses[self._kind] = self._begin + pause, min(2 * pause, self.PAUSE[1])
 
 
