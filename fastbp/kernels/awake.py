@@ -103,13 +103,13 @@ class _Calls:
 
     def __init__(self):
         self.rates: list[float] = []  # seconds for each operation, on one thread
-        self.alone = 0.0  # their median, when there are enough of them
+        self.alone = 0.0  # their mean, when there are enough of them
         self.n_threads = 1
         self.forget()
 
     def forget(self):
         """Begin to measure several threads."""
-        self.seconds = self.work = 0.0
+        self.n_calls, self.seconds, self.rate = 0, 0.0, 0.0  # the sum of their rates
 
 
 class AwakeThreads:
@@ -127,8 +127,8 @@ class AwakeThreads:
 
     # Seconds between two calls that follow each other at once.
     MAX_GAP = 5e-4
-    # How many calls on one thread are measured.
-    N_ALONE = 20
+    # How many calls on one thread are measured, and of how many the mean is taken: not of those that were disturbed.
+    N_ALONE, N_FASTEST = 20, 18
     # Seconds in which new threads are not measured: their caches are cold.
     WARM_UP = 3e-3
     # Seconds of calls on several threads that are measured together: one that had to wait for a processor counts too.
@@ -151,6 +151,7 @@ class AwakeThreads:
         self._kinds: dict[tuple, _Calls] = {}
         self._pauses: dict[tuple, tuple[float, float]] = {}
         self._begin = self._end = self._warm_at = 0.0
+        self._is_measured, self._calls = False, _Calls()
 
     def begin(self, n_jobs, work):
         """Begin a call; return on how many threads, 0 for one that is not measured as another call is.
@@ -164,15 +165,17 @@ class AwakeThreads:
         """
         if not self._lock.acquire(blocking=False):
             return 0
+        self._begin = now = self._clock()
+        if now - self._end > self.MAX_GAP:
+            self._is_measured = False  # the first of others, or the only one
+            self._kinds.clear()
+            return 1
+        self._is_measured = True
         try:
-            self._begin = now = self._clock()
-            if now - self._end > self.MAX_GAP:
-                self._kinds.clear()
             self._kind, self._work = (n_jobs, frexp(work)[1]), work
-            calls = self._kinds.get(self._kind)
-            if calls is None:
-                calls = self._kinds[self._kind] = _Calls()
-            self._calls = calls
+            if self._kind not in self._kinds:
+                self._kinds[self._kind] = _Calls()
+            self._calls = calls = self._kinds[self._kind]
             if calls.alone and calls.n_threads == 1:
                 self._try(n_jobs, work)
         except BaseException:
@@ -184,18 +187,23 @@ class AwakeThreads:
     def end(self):
         """End a call for which `begin` has not returned 0."""
         self._end = now = self._clock()
-        calls, seconds = self._calls, now - self._begin
+        if self._is_measured:
+            self._measure(now - self._begin)
+        self._lock.release()
+
+    def _measure(self, seconds):
+        calls = self._calls
         if calls.n_threads > 1:
             if self._begin > self._warm_at:
+                calls.n_calls += 1
                 calls.seconds += seconds
-                calls.work += self._work
+                calls.rate += seconds / self._work
                 if calls.seconds > self.MEASURED:
                     self._judge()
         elif not calls.alone:
             calls.rates.append(seconds / self._work)
             if len(calls.rates) == self.N_ALONE:
-                calls.alone = sorted(calls.rates)[self.N_ALONE // 2]
-        self._lock.release()
+                calls.alone = sum(sorted(calls.rates)[: self.N_FASTEST]) / self.N_FASTEST
 
     def _try(self, n_jobs, work):
         """Start threads, if it is time for it."""
@@ -224,7 +232,7 @@ class AwakeThreads:
     def _judge(self):
         """Decide whether the calls that were measured were fast enough."""
         calls = self._calls
-        if calls.seconds > self.MAX_SHARE * calls.alone * calls.work:
+        if calls.rate > self.MAX_SHARE * calls.alone * calls.n_calls:
             self._postpone()
             return
         if self._kind in self._pauses:
