@@ -1,6 +1,6 @@
 """Measurements behind the constants that select an algorithm.
 
-Run: ``python benchmarks/choices.py [zeros] [threads] [few]`` (all by default).
+Run: ``python benchmarks/choices.py [zeros] [threads] [few] [awake]`` (all by default).
 
 - zeros: an epoch with dense inputs and one with index lists of the non-zeros, for random inputs of decreasing density
   and for MNIST (FASTBP_DATA); the fraction of remaining products is what `is_mostly_zero` compares with
@@ -9,23 +9,29 @@ Run: ``python benchmarks/choices.py [zeros] [threads] [few]`` (all by default).
   `threads.MIN_WORK_PER_THREAD` for each thread.
 - few: an epoch with the gradient of a block stored, and one with the gradient summed where the weights are updated, for
   small batches, around `plan.MAX_FEW`.
+- awake: predictions of a few rows on one thread, and on two that stay awake and share the rows or the columns
+  (`plan.SHARING_CYCLES`, `plan.MIN_SHARED_ROWS`); and after a pause on two threads that sleep (`plan.WAKING_CYCLES`).
 
 The alternatives are timed alternately, and the fastest of several rounds counts.
 """
 
 import sys
 import time
+from contextlib import ExitStack
+from functools import partial
 from unittest import mock
 
 import numpy as np
 
+from fastbp import prediction
 from fastbp.activations import ACTIVATIONS, Softmax
 from fastbp.datasets import load_mnist
 from fastbp.initializers import initial_parameters
 from fastbp.kernels import network as layout
 from fastbp.kernels import session as kernel_session
 from fastbp.kernels import threads, tuner
-from fastbp.kernels.plan import is_few, is_mostly_zero, training_work
+from fastbp.kernels.awake import AwakeThreads, prepare
+from fastbp.kernels.plan import forward_work, is_few, is_mostly_zero, training_work
 from fastbp.kernels.records import Data
 from fastbp.kernels.session import OptimizerState, Session, StepSettings
 from fastbp.losses import Loss
@@ -136,7 +142,71 @@ def measure_few():
                 print(f"{name:>44}{is_few(batch_size, n_bytes, n_arrays)!s:>8}{stored / summed:>18.2f}", flush=True)
 
 
+class TwoAwake(AwakeThreads):
+    """Two threads take part in each call."""
+
+    def begin(self, n_jobs, work, min_work, source):
+        """Begin a call."""
+        self._start(2)
+        return 2
+
+    def end(self):
+        """End it."""
+
+
+def repeat(call, n_jobs, choices=()):
+    """Make a hundred calls under some patches."""
+    with ExitStack() as stack:
+        for choice in choices:
+            stack.enter_context(choice)
+        for _ in range(100):
+            call(n_jobs)
+
+
+def after_pauses(functions, n=21):
+    """Return the median time of each function, in seconds, when threads sleep."""
+    times = np.empty((n, len(functions)))
+    for round_ in range(n):
+        for index, function in enumerate(functions):
+            time.sleep(0.03)
+            begin = time.perf_counter()
+            function()
+            times[round_, index] = time.perf_counter() - begin
+    return np.median(times, axis=0)
+
+
+def measure_awake():
+    """Compare predictions of a few rows on one thread and on two, which are awake or asleep."""
+    prepare()
+    two = TwoAwake()
+    print(f"{'network, rows':>24}{'work':>12}{'us':>8}{'by rows':>9}{'by columns':>12}{'after a pause':>15}")
+    for units in ([64, 100, 10], [784, 128, 10], [784, 512, 512, 10], [1000, 1000, 10]):
+        activations = [*[ACTIVATIONS["relu"]] * (len(units) - 2), Softmax()]
+        _, (coefs, intercepts) = make_network(units, 200)
+        predictor = prediction.Predictor(coefs, intercepts, activations, units[0])
+        X = np.random.RandomState(0).uniform(size=(200, units[0])).astype(np.float32)
+        for n in (1, 2, 4, 6, 9, 12, 16, 24, 48, 96, 200):
+            call = partial(predictor.outputs, X[:n])
+            functions = [partial(repeat, call, 1)]
+            for min_shared_rows in (0, 1000):
+                choices = (
+                    mock.patch.object(prediction, "awake_threads", lambda: two),
+                    mock.patch.object(predictor, "_min_work_awake", 0.0),
+                    mock.patch.object(predictor, "_min_work", np.inf),
+                    mock.patch.object(prediction, "MIN_SHARED_ROWS", min_shared_rows),
+                )  # fmt: skip
+                functions.append(partial(repeat, call, None, choices))
+            alone, rows, columns = in_turns(functions)
+            with mock.patch.object(predictor, "_min_work", 1.0):
+                one, both = after_pauses([partial(call, 1), partial(call, None)])
+            name = f"{'-'.join(map(str, units))}, {n}"
+            print(
+                f"{name:>24}{forward_work(units) * n:>12,.0f}{alone * 1e4:>8.1f}{alone / rows:>9.2f}"
+                f"{alone / columns:>12.2f}{one / both:>15.2f}", flush=True,
+            )  # fmt: skip
+
+
 if __name__ == "__main__":
-    known = {"zeros": measure_zeros, "threads": measure_threads, "few": measure_few}
+    known = {"zeros": measure_zeros, "threads": measure_threads, "few": measure_few, "awake": measure_awake}
     for wanted in sys.argv[1:] or known:
         known[wanted]()

@@ -7,19 +7,21 @@ import numpy as np
 
 from fastbp.kernels import prediction, threads
 from fastbp.kernels.addresses import gather_address, kernel_addresses
-from fastbp.kernels.awake import MIN_WORK, awake_threads
+from fastbp.kernels.awake import awake_threads
 from fastbp.kernels.csr_matrix import CsrMatrix, csr_matrix_of
 from fastbp.kernels.network import aligned_zeros, make_network
 from fastbp.kernels.plan import (
     MAX_PREDICTION_ROWS,
     MIN_PREDICTION_ROWS,
     MIN_SHARED_ROWS,
+    SHARING_CYCLES,
+    WAKING_CYCLES,
     can_share_columns,
     forward_work,
     is_mostly_zero,
-    min_work_asleep,
     prediction_capacity,
     prediction_rows,
+    work_of_cycles,
 )
 from fastbp.kernels.workspace import allocate_net
 
@@ -73,7 +75,10 @@ class Predictor:
         self.dtype, self.is_pair = self.network.dtype, is_pair
         self._is_in_place = all(array.flags.c_contiguous and array.dtype == self.dtype for array in self._arrays)
         self.kernels = kernel_addresses(self.dtype, prefetch_write=False)
-        self._work, self._min_work = forward_work(units), min_work_asleep(self.dtype.itemsize)
+        self._work = forward_work(units)
+        self._min_work, self._min_work_awake = (
+            work_of_cycles(cycles, self.dtype.itemsize) for cycles in (WAKING_CYCLES, SHARING_CYCLES)
+        )  # fmt: skip
         self.n_features, self._n_columns = units[0], 2 if is_pair else units[-1]
         self._shares: dict[int, bool] = {}  # whether so many threads can share columns
         # Those that no call uses at the moment, for each type of inputs.
@@ -140,13 +145,14 @@ class Predictor:
         `work` is that of a row, `min_work` that from which on a thread pays that may be asleep, and `source` the type
         of the inputs, as `prediction.table_of` takes it.
         """
-        work *= len(out)
-        if n_jobs == 1 or work < 2 * MIN_WORK:
+        n = len(out)
+        work *= n
+        if n_jobs == 1 or work < 2 * self._min_work_awake or (n == 1 and not self._can_share_columns(2)):
             return self._call(kernel, x, out, 1, 0, source)
         if work >= 2 * min_work:
             return self._call(kernel, x, out, threads.thread_count(n_jobs, work, min_work), 0, source)
         awake = awake_threads()
-        n_threads = awake.begin(n_jobs, work)
+        n_threads = awake.begin(n_jobs, work, self._min_work_awake, source)
         try:
             if n_threads > 1:
                 return self._call(kernel, x, out, n_threads, awake.address, source)
@@ -155,21 +161,21 @@ class Predictor:
             if n_threads:
                 awake.end()
 
-    def _call(self, kernel, x, out, n_threads, awake, source):
-        """Do that on `n_threads` threads at most; `awake` is the address of those that are awake, or 0."""
+    def _call(self, kernel, x, out, n_threads, awake_address, source):
+        """Do that on `n_threads` threads at most; the address is that of threads that are awake, or 0."""
         n = len(out)
-        if awake and n < n_threads * MIN_SHARED_ROWS and self._can_share_columns(n_threads):
+        if awake_address and n < n_threads * MIN_SHARED_ROWS and self._can_share_columns(n_threads):
             rows, block = n, 0
         else:
-            n_threads = max(1, min(n_threads, n if awake else n // MIN_PREDICTION_ROWS))
+            n_threads = max(1, min(n_threads, n if awake_address else n // MIN_PREDICTION_ROWS))
             rows = block = prediction_rows(n, n_threads)
             n_threads = min(n_threads, -(-n // block))
         free = self._workspaces.setdefault(source, [])
         workspace = self._take_workspace(free, rows, n_threads, source)
         table = workspace.table
         table[prediction.BLOCK] = block
-        args = (x, out, table, workspace.space, workspace.team, n_threads, awake)
-        if n_threads == 1 or awake:
+        args = (x, out, table, workspace.space, workspace.team, n_threads, awake_address)
+        if n_threads == 1 or awake_address:
             kernel(*args)
         else:
             threads.call_limited(n_threads, kernel, *args)

@@ -343,7 +343,7 @@ class _Alternating:
         self._turns, self._awake = cycle((0, 2, 0, 3)), awake.AwakeThreads()
         self.address = self._awake.address
 
-    def begin(self, n_jobs, work):
+    def begin(self, *_):
         return next(self._turns)
 
     def end(self):
@@ -357,7 +357,7 @@ def _check_kernels(is_whole=False):
     new_team, threads.new_team = threads.new_team, lambda wanted: teams.append(new_team(wanted)) or teams[-1]
     threads.thread_count = lambda n_jobs, work, least=0: n_jobs
     alternating = _Alternating()
-    predictors.awake_threads, predictors.MIN_WORK = lambda: alternating, 0.0
+    predictors.awake_threads, predictors.SHARING_CYCLES = lambda: alternating, 0
     warnings.simplefilter("ignore")
     count = 0
     for dtype in DTYPES:
@@ -372,7 +372,7 @@ def _check_kernels(is_whole=False):
             _check(case, shape, dtype, 2 * count + 1, 2)  # on two threads
             count += 1
         _check_conversions(dtype)
-        awake._wait_for_calls(np.zeros(awake._N_CELLS, np.int64), threads.new_team(2), 10)
+        awake._wait_for_calls(np.zeros(awake._N_CELLS, np.int64), threads.new_team(2), 10_000)
         for activation in (*HIDDEN, Threshold()):
             activation = get_activation(activation)
             for n, Fenced.side in product(range(1, 2 * lanes(dtype.itemsize) + 1), ("begin", "end")):

@@ -96,6 +96,23 @@ def yield_thread(typingctx):
     return types.void(), codegen
 
 
+@intrinsic
+def nanoseconds(typingctx):
+    """Return the time of a clock that never goes back; always 0 where the system is not Linux."""
+
+    def codegen(context, builder, signature, args):
+        if not HAS_AFFINITY:
+            return INT64(0)
+        monotonic = INT32(1)
+        place = cgutils.alloca_once(builder, ir.ArrayType(INT64, 2))
+        emit_call(builder, "clock_gettime", INT32, [monotonic, place])
+        time = builder.load(place)
+        seconds, rest = builder.extract_value(time, 0), builder.extract_value(time, 1)
+        return builder.add(builder.mul(seconds, INT64(1_000_000_000)), rest)
+
+    return types.int64(), codegen
+
+
 # Linux tells threads on which processor they run, and lets them choose. A set of processors is 64-bit words with a bit
 # for each.
 HAS_AFFINITY = sys.platform == "linux" and sys.maxsize > 2**32

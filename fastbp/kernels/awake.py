@@ -8,8 +8,9 @@ Nobody depends on them: a thread that is late finds that the call is over, or th
 """
 
 import os
+from functools import cache
 from math import frexp
-from threading import Lock, Thread
+from threading import Lock, Thread, get_ident
 from time import perf_counter
 
 import numpy as np
@@ -17,8 +18,8 @@ import numpy as np
 from fastbp.codegen.atomics import atomic_add, atomic_load, atomic_store
 from fastbp.codegen.jit import cached_jit, call_at, inlined, store_arguments
 from fastbp.codegen.memory import load_scalar, pointer, store_scalar
-from fastbp.codegen.processor import current_cpu, yield_thread
-from fastbp.kernels.threads import SPINS_BEFORE_YIELD, leave_processor, new_team, spin_or_yield, thread_count
+from fastbp.codegen.processor import current_cpu, nanoseconds
+from fastbp.kernels.threads import SPINS_BEFORE_YIELD, leave_processor, new_team, python_thread_count, spin_or_yield
 
 # --- in compiled code ---
 
@@ -30,38 +31,45 @@ _CALLS, _ARRIVED, _DONE, _CALL, _N_CELLS = (_SPACING * i for i in range(5))
 _FUNCTION, _ARGUMENTS, _CPU = (_CALL + i for i in range(1, 4))
 # Added to the number of arrivals when a call ends: a thread that arrives later finds a large number.
 _CLOSED = 1 << 32
-# How often a thread looks for the next call before it ends: about a millisecond, most of it in yielding the processor.
-_IDLE_SPINS = 6_000
+# How long a thread waits for the next call, in nanoseconds, and most of it yields the processor; and how often it looks
+# for one where there is no clock.
+_IDLE, _IDLE_SPINS = 1_000_000, 6_000
 # How often the first thread of a team looks for threads that are awake (`threads.join_team`): some microseconds. One
-# that has lost its processor does not come sooner.
-JOIN_SPINS = 200
+# that has lost its processor does not come sooner. In the last of them it yields its own.
+JOIN_SPINS = 60
 
 
 @cached_jit
-def _wait_for_calls(array, team, idle_spins):
-    """Take part in each call until no other comes."""
+def _wait_for_calls(array, team, idle):
+    """Take part in each call until no other comes for `idle` nanoseconds."""
     cells = pointer(array, 0)
     seen = atomic_load(cells, _CALLS)
-    spins = 0
-    while spins < idle_spins:
+    spins, since = 0, nanoseconds()
+    while idle >= 0:
         calls = atomic_load(cells, _CALLS)
         if calls == seen:
             if spins == 0 or spins >= SPINS_BEFORE_YIELD:
                 # The scheduler may have put this thread where the calls are made.
                 leave_processor(pointer(team, 0), atomic_load(cells, _CPU))
+            if spins == 0:
+                since = nanoseconds()
+            elif spins >= SPINS_BEFORE_YIELD:
+                now = nanoseconds()
+                if now - since > idle or (now == 0 and spins >= _IDLE_SPINS):
+                    return
             spins = spin_or_yield(spins)
             continue
         if atomic_add(cells, _ARRIVED, 1) < _CLOSED:
             call_at(load_scalar(cells, _CALL), (load_scalar(cells, _FUNCTION), load_scalar(cells, _ARGUMENTS)))
-            # It may be a later call than the one that was seen above; that the next one begins only after this
-            # thread is done makes sure that it takes part in each of them once.
+            # It may have been a later call than the one that was seen above. The next one begins only after this thread
+            # is done. (One that arrives before the calls are counted may arrive twice: its team is complete then.)
             calls = atomic_load(cells, _CALLS)
             atomic_add(cells, _DONE, 1)
         seen, spins = calls, 0
 
 
 @inlined
-def call_on_awake(cells, addresses, arguments, wanted):
+def call_on_awake(cells, addresses, arguments):
     """Call a function here, and on the threads that are awake.
 
     Parameters
@@ -72,21 +80,17 @@ def call_on_awake(cells, addresses, arguments, wanted):
         The function joins a team first; JOIN_SPINS is its patience.
     arguments : tuple
         Its arguments.
-    wanted : int64
-        The threads of the team.
     """
     place = store_arguments(arguments)
     store_scalar(cells, _CALL, addresses.call)
     store_scalar(cells, _FUNCTION, addresses.function)
     store_scalar(cells, _ARGUMENTS, place)
-    store_scalar(cells, _CPU, current_cpu())
+    atomic_store(cells, _CPU, current_cpu())
     atomic_store(cells, _DONE, 0)
     atomic_store(cells, _ARRIVED, 0)
     atomic_add(cells, _CALLS, 1)
     call_at(addresses.call, (addresses.function, place))
     arrived = atomic_add(cells, _ARRIVED, _CLOSED)
-    if arrived < wanted - 1:
-        yield_thread()  # to one that the scheduler has put here: it leaves then
     spins = 0
     while atomic_load(cells, _DONE) < arrived:
         spins = spin_or_yield(spins)
@@ -94,21 +98,24 @@ def call_on_awake(cells, addresses, arguments, wanted):
 
 # --- in Python ---
 
-# Floating point operations from which on one more thread that is awake pays.
-MIN_WORK = 200_000.0
-
 
 class _Calls:
-    """What is known of calls of about the same work, as long as they follow each other at once."""
+    """What is known of calls of one kind, as long as they follow each other at once."""
 
     def __init__(self):
-        self.rates: list[float] = []  # seconds for each operation, on one thread
-        self.alone = 0.0  # their mean, when there are enough of them
         self.n_threads = 1
-        self.forget()
+        self.is_proven = False  # whether several threads have been faster
+        self.measure_alone()
 
-    def forget(self):
+    def measure_alone(self):
+        """Begin to measure one thread."""
+        self.rates: list[float] = []  # seconds for each operation
+        self.alone = 0.0  # their mean, when there are enough of them
+        self.n_threads, self.n_measured = 1, 0
+
+    def measure_together(self, n_threads, now, busy):
         """Begin to measure several threads."""
+        self.n_threads, self.since, self.busy = n_threads, now, busy
         self.n_calls, self.seconds, self.rate = 0, 0.0, 0.0  # the sum of their rates
 
 
@@ -125,18 +132,25 @@ class AwakeThreads:
         Returns the time in seconds.
     """
 
-    # Seconds between two calls that follow each other at once.
-    MAX_GAP = 5e-4
+    # Seconds between two calls that follow each other at once; and the share of the time that calls take at least, as
+    # the threads wait in between.
+    MAX_GAP, MIN_BUSY = 5e-4, 0.3
+    # Seconds of such calls before they are measured, and threads are started, which takes a tenth of a millisecond.
+    MIN_STREAK = 5e-3
     # How many calls on one thread are measured, and of how many the mean is taken: not of those that were disturbed.
     N_ALONE, N_FASTEST = 20, 18
     # Seconds in which new threads are not measured: their caches are cold.
     WARM_UP = 3e-3
     # Seconds of calls on several threads that are measured together: one that had to wait for a processor counts too.
     MEASURED = 1e-3
+    # How often that is done before one thread is measured again.
+    N_MEASURED = 100
     # Which share of the seconds on one thread they may take at most.
     MAX_SHARE = 0.95
     # Seconds until the next trial, at first and at most: twice as many each time, and a little less after each success.
     PAUSE, RECOVERY = (0.01, 4.0), 0.95
+    # The share of them in which calls are not even measured.
+    SKIPPED = 0.9
 
     def __init__(self, clock=perf_counter):
         self._clock = clock
@@ -145,51 +159,80 @@ class AwakeThreads:
         self.address = self._cells.ctypes.data
         self._threads: list[Thread] = []
         # Who measures has it. Nobody waits for it: other calls at the same time are made by one thread.
-        self._lock = Lock()
-        # By the parameter n_jobs and the power of two below their work: what is known of the calls; and the time of the
-        # next trial, with the seconds from it until the one after it.
+        self._lock, self._owner = Lock(), 0
+        # By kind of calls: what is known of them; and the time of the next trial, with the seconds from it until the
+        # one after it.
         self._kinds: dict[tuple, _Calls] = {}
         self._pauses: dict[tuple, tuple[float, float]] = {}
+        self._calls = _Calls()
+        self._n_skipped, self._is_measured = 0, False
+        # Since the first of the calls that follow each other: their number, and the seconds that they have taken.
+        self._n_calls, self._busy, self._since = 0, 0.0, 0.0
         self._begin = self._end = self._warm_at = 0.0
-        self._is_measured, self._calls = False, _Calls()
 
-    def begin(self, n_jobs, work):
-        """Begin a call; return on how many threads, 0 for one that is not measured as another call is.
+    def begin(self, n_jobs, work, min_work, source):
+        """Begin a call; return on how many threads, 0 for one thread and a call that `end` is not told of.
 
         Parameters
         ----------
         n_jobs : int or None
             See `threads.thread_count`.
-        work : float
-            Floating point operations.
+        work, min_work : float
+            Floating point operations, and from how many on a thread pays.
+        source : hashable
+            What tells calls of the same work apart.
         """
-        if not self._lock.acquire(blocking=False):
+        if self._n_skipped > 0:
+            self._n_skipped -= 1
             return 0
-        self._begin = now = self._clock()
-        if now - self._end > self.MAX_GAP:
-            self._is_measured = False  # the first of others, or the only one
-            self._kinds.clear()
-            return 1
-        self._is_measured = True
+        if not self._lock.acquire(blocking=False):
+            if self._owner != get_ident():
+                return 0
+            self._kinds.clear()  # Ctrl-C has ended the call before
         try:
-            self._kind, self._work = (n_jobs, frexp(work)[1]), work
+            self._owner = get_ident()
+            self._begin = now = self._clock()
+            if now - self._end > self.MAX_GAP:
+                self._end_streak()
+            self._is_measured = now - self._since > self.MIN_STREAK
+            if not self._is_measured:
+                return 1
+            self._kind, self._work = (n_jobs, source, frexp(work)[1]), work
             if self._kind not in self._kinds:
                 self._kinds[self._kind] = _Calls()
             self._calls = calls = self._kinds[self._kind]
             if calls.alone and calls.n_threads == 1:
-                self._try(n_jobs, work)
+                self._try(n_jobs, work, min_work)
+            self._limits = n_jobs, work, min_work
+            return calls.n_threads
         except BaseException:
             self._kinds.clear()
-            self._lock.release()
+            self._release()
             raise
-        return calls.n_threads
 
     def end(self):
         """End a call for which `begin` has not returned 0."""
-        self._end = now = self._clock()
-        if self._is_measured:
-            self._measure(now - self._begin)
-        self._lock.release()
+        try:
+            self._end = now = self._clock()
+            seconds = now - self._begin
+            self._n_calls += 1
+            self._busy += seconds
+            if self._is_measured:
+                self._measure(seconds)
+        finally:
+            self._release()
+
+    def _release(self):
+        if self._lock.locked():  # a handler of signals may have made a call within this one
+            self._lock.release()
+
+    def _end_streak(self):
+        """Forget the calls before. A trial that has not come to its end was not worth its beginning."""
+        for kind, calls in self._kinds.items():
+            if calls.n_threads > 1 and not calls.is_proven:
+                self._postpone(kind)
+        self._kinds.clear()
+        self._n_calls, self._busy, self._since = 0, 0.0, self._begin
 
     def _measure(self, seconds):
         calls = self._calls
@@ -199,57 +242,75 @@ class AwakeThreads:
                 calls.seconds += seconds
                 calls.rate += seconds / self._work
                 if calls.seconds > self.MEASURED:
-                    self._judge()
+                    self._judge(calls)
         elif not calls.alone:
             calls.rates.append(seconds / self._work)
             if len(calls.rates) == self.N_ALONE:
                 calls.alone = sum(sorted(calls.rates)[: self.N_FASTEST]) / self.N_FASTEST
 
-    def _try(self, n_jobs, work):
+    def _try(self, n_jobs, work, min_work):
         """Start threads, if it is time for it."""
         time, _ = self._pauses.get(self._kind, (0.0, 0.0))
         if self._begin >= time:
-            prepare()
-            self._start(thread_count(n_jobs, work, MIN_WORK))
+            if self._is_busy(self._since, 0.0):
+                prepare()
+                self._start(python_thread_count(n_jobs, work, min_work))
+            else:
+                self._give_up()
+
+    def _is_busy(self, since, busy):
+        """Whether calls have taken enough of the time since then, when they had taken so many seconds."""
+        return self._busy - busy >= self.MIN_BUSY * (self._begin - since)
 
     def _start(self, n_threads):
         """Start as many threads as are missing, or have ended while the one that calls had no processor."""
-        self._calls.forget()
         self._threads = [thread for thread in self._threads if thread.is_alive()]
         try:
             while len(self._threads) < n_threads - 1:
-                args = self._cells, new_team(2), _IDLE_SPINS
-                thread = Thread(target=_wait_for_calls, args=args, name="fastbp")
+                thread = Thread(target=_wait_for_calls, args=(self._cells, new_team(2), _IDLE), name="fastbp")
                 thread.start()
                 self._threads.append(thread)
                 self._warm_at = self._begin + self.WARM_UP
         except RuntimeError:  # the system, or Python at its end, starts no more threads
             n_threads = 1
-        self._calls.n_threads = n_threads
         if n_threads == 1:
-            self._postpone()
+            self._give_up()
+        else:
+            self._calls.measure_together(n_threads, self._begin, self._busy)
 
-    def _judge(self):
+    def _judge(self, calls):
         """Decide whether the calls that were measured were fast enough."""
-        calls = self._calls
-        if calls.rate > self.MAX_SHARE * calls.alone * calls.n_calls:
-            self._postpone()
+        if calls.rate > self.MAX_SHARE * calls.alone * calls.n_calls or not self._is_busy(calls.since, calls.busy):
+            self._give_up()
             return
+        calls.is_proven = True
         if self._kind in self._pauses:
             time, pause = self._pauses[self._kind]
             self._pauses[self._kind] = time, max(self.RECOVERY * pause, self.PAUSE[0])
-        self._start(calls.n_threads)
+        calls.n_measured += 1
+        if calls.n_measured > self.N_MEASURED:
+            calls.measure_alone()
+        else:
+            self._start(python_thread_count(*self._limits))
 
-    def _postpone(self):
+    def _give_up(self):
         """Make such calls on one thread for some time; the others end by themselves."""
         self._kinds[self._kind] = _Calls()
-        _, pause = self._pauses.get(self._kind, (0.0, self.PAUSE[0]))
-        self._pauses[self._kind] = self._begin + pause, min(2 * pause, self.PAUSE[1])
+        pause = self._postpone(self._kind)
+        if not any(calls.is_proven for calls in self._kinds.values()):
+            self._n_skipped = int(self.SKIPPED * pause * self._n_calls / (self._begin - self._since))
+
+    def _postpone(self, kind):
+        """Set the time of the next trial of such calls; return the seconds until then."""
+        _, pause = self._pauses.get(kind, (0.0, self.PAUSE[0]))
+        self._pauses[kind] = self._begin + pause, min(2 * pause, self.PAUSE[1])
+        return pause
 
 
+@cache
 def prepare():
     """Compile what the threads run, or load it: once, and not by each of them."""
-    _wait_for_calls(np.zeros(_N_CELLS, np.int64), new_team(1), 0)
+    _wait_for_calls(np.zeros(_N_CELLS, np.int64), new_team(1), -1)
 
 
 _threads_of_process = AwakeThreads()

@@ -52,16 +52,14 @@ MAX_PREDICTION_ROWS = PANEL_USERS
 MIN_PREDICTION_ROWS = 4
 
 
-# Cycles until a sleeping thread begins: some 60 microseconds.
-WAKING_CYCLES = 180_000
+# Cycles until a sleeping thread begins, some 60 microseconds; and what it takes to share the work with one that is
+# awake.
+WAKING_CYCLES, SHARING_CYCLES = 180_000, 9_000
 
 
-def min_work_asleep(itemsize):
-    """Return the floating point operations from which on a thread pays that may be asleep: those until it would begin.
-
-    The register tile takes two multiply-adds of vectors in a cycle.
-    """
-    return WAKING_CYCLES * 4.0 * (VECTOR_BITS // 8 // itemsize)
+def work_of_cycles(cycles, itemsize):
+    """Return how many floating point operations take so long: the register tile has two multiply-adds in a cycle."""
+    return cycles * 4.0 * (VECTOR_BITS // 8 // itemsize)
 
 
 # With fewer rows for each thread than a tile has, threads that are awake share the columns of each layer, not the rows:

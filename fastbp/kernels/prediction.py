@@ -551,7 +551,7 @@ def _run(source, first_layer, out, table, space, team_cells, wanted, awake):
     if awake == 0:
         call_on_threads(addresses, args, wanted)
     else:
-        call_on_awake(pointer_at(head, awake), addresses, args, wanted)
+        call_on_awake(pointer_at(head, awake), addresses, args)
 
 
 @cached_jit

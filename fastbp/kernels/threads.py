@@ -55,8 +55,9 @@ _CLOSED = 1 << 32
 # The patience with threads that may sleep: some milliseconds, as one may have to wait for its processor.
 JOIN_SPINS = 20_000
 # After so many spins a waiting thread yields its processor at each: where there are more threads than processors, the
-# thread that it waits for may need it.
-SPINS_BEFORE_YIELD = 4_000
+# thread that it waits for may need it. Threads that join a team yield soon: one that was woken may have been put on the
+# processor of one that waits for it.
+SPINS_BEFORE_YIELD, _SPINS_OF_JOIN = 4_000, 50
 
 
 class Team(NamedTuple):
@@ -126,12 +127,12 @@ def join_team(cells, wanted):
     if wanted > 1:  # before the team begins, so that `_spread` finds it
         atomic_store(cells, _CPUS + _PER_THREAD * rank, current_cpu() + 1)
     if rank == 0:
-        spins = 0
-        patience = load_scalar(cells, _PATIENCE)
+        spins = SPINS_BEFORE_YIELD - _SPINS_OF_JOIN
+        patience = spins + load_scalar(cells, _PATIENCE)
         while atomic_load(cells, _ARRIVED) < wanted and spins < patience:
             spins = spin_or_yield(spins)
         atomic_store(cells, _SIZE, min(atomic_add(cells, _ARRIVED, _CLOSED), wanted))
-    spins = 0
+    spins = SPINS_BEFORE_YIELD - _SPINS_OF_JOIN
     while atomic_load(cells, _SIZE) == 0:
         spins = spin_or_yield(spins)
     size = atomic_load(cells, _SIZE)
@@ -289,14 +290,26 @@ def thread_count(n_jobs, work, min_work=MIN_WORK_PER_THREAD):
     int
         At least 1; more only where a parallel region is safe and pays.
     """
+    n_threads = _limit(n_jobs, work, min_work)
+    if n_threads == 1 or not _parallel_is_safe():
+        return 1
+    return min(n_threads, numba.get_num_threads())
+
+
+def _limit(n_jobs, work, min_work):
+    """Return how many threads pay, at most as many as there are cores: more would wait for each other."""
     useful = int(work // min_work)
     if n_jobs == 1 or useful <= 1:
         return 1
-    # More threads than cores would wait for each other.
-    wanted = min(wanted_threads(n_jobs), _count_cores(), useful, numba.config.NUMBA_NUM_THREADS)
-    if wanted <= 1 or not _parallel_is_safe():
+    return max(1, min(wanted_threads(n_jobs), _count_cores(), useful, numba.config.NUMBA_NUM_THREADS))
+
+
+def python_thread_count(n_jobs, work, min_work):
+    """Do as `thread_count` for threads that are not Numba's, which are not started for it."""
+    n_threads = _limit(n_jobs, work, min_work)
+    if n_threads == 1 or _may_be_forked:  # one process of several
         return 1
-    return min(wanted, numba.get_num_threads())
+    return min(n_threads, numba.get_num_threads()) if numba_threads_are_started() else n_threads
 
 
 # Whether this process was forked: of libraries that use OpenMP, or of Numba itself, one may have started its threads
