@@ -136,11 +136,11 @@ class AwakeThreads:
     # the threads wait in between.
     MAX_GAP, MIN_BUSY = 5e-4, 0.3
     # Seconds of such calls before they are measured, and threads are started, which takes a tenth of a millisecond.
-    MIN_STREAK = 5e-3
+    MIN_STREAK = 2e-3
     # How many calls on one thread are measured, and of how many the mean is taken: not of those that were disturbed.
     N_ALONE, N_FASTEST = 20, 18
     # Seconds in which new threads are not measured: their caches are cold.
-    WARM_UP = 3e-3
+    WARM_UP = 1.5e-3
     # Seconds of calls on several threads that are measured together: one that had to wait for a processor counts too.
     MEASURED = 1e-3
     # How often that is done before one thread is measured again.
