@@ -148,7 +148,7 @@ class AwakeThreads:
     # Which share of the seconds on one thread they may take at most.
     MAX_SHARE = 0.95
     # Seconds until the next trial, at first and at most: twice as many each time, and a little less after each success.
-    PAUSE, RECOVERY = (0.01, 4.0), 0.95
+    PAUSE, RECOVERY = (0.004, 4.0), 0.95
     # The share of them in which calls are not even measured.
     SKIPPED = 0.9
 
@@ -166,8 +166,7 @@ class AwakeThreads:
         self._pauses: dict[tuple, tuple[float, float]] = {}
         self._calls = _Calls()
         self._n_skipped, self._is_measured = 0, False
-        # Since the first of the calls that follow each other: their number, and the seconds that they have taken.
-        self._n_calls, self._busy, self._since = 0, 0.0, 0.0
+        self._count_calls(0.0, 0.0)
         self._begin = self._end = self._warm_at = 0.0
 
     def begin(self, n_jobs, work, min_work, source):
@@ -184,6 +183,9 @@ class AwakeThreads:
         """
         if self._n_skipped > 0:
             self._n_skipped -= 1
+            if self._n_skipped == 0:
+                self._end = self._clock()
+                self._count_calls(self._end, self._end)
             return 0
         if not self._lock.acquire(blocking=False):
             if self._owner != get_ident():
@@ -194,7 +196,8 @@ class AwakeThreads:
             self._begin = now = self._clock()
             if now - self._end > self.MAX_GAP:
                 self._end_streak()
-            self._is_measured = now - self._since > self.MIN_STREAK
+                self._count_calls(now, now + self.MIN_STREAK)
+            self._is_measured = now > self._measured_from
             if not self._is_measured:
                 return 1
             self._kind, self._work = (n_jobs, source, frexp(work)[1]), work
@@ -232,7 +235,10 @@ class AwakeThreads:
             if calls.n_threads > 1 and not calls.is_proven:
                 self._postpone(kind)
         self._kinds.clear()
-        self._n_calls, self._busy, self._since = 0, 0.0, self._begin
+
+    def _count_calls(self, since, measured_from):
+        """Begin to count calls, and the seconds that they take; and to measure them from some time on."""
+        self._n_calls, self._busy, self._since, self._measured_from = 0, 0.0, since, measured_from
 
     def _measure(self, seconds):
         calls = self._calls
