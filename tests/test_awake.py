@@ -187,6 +187,9 @@ def test_calls_that_are_not_faster_on_several_threads_are_tried_seldom(clock):
     assert 0.004 < pauses[0] < 0.015 and (np.diff(pauses[:6]) > 0).all()
     assert awake.PAUSE[1] * 0.9 < pauses[-1] < awake.PAUSE[1] * 1.2
     assert (used == 2).mean() < 0.01
+    # Larger calls need not wait so long.
+    used = make_calls(awake, clock, 1200, {1: 1e-4, 2: 6e-5}, work=1e7)
+    assert used[-10:] == [2] * 10
     # When the processor is free again, they are as fast as they can be.
     used = np.array(make_calls(awake, clock, 1_000_000, FASTER))
     assert (used[-10_000:] == 2).mean() > 0.99

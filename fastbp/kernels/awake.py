@@ -149,8 +149,8 @@ class AwakeThreads:
     MAX_SHARE = 0.95
     # Seconds until the next trial, at first and at most: twice as many each time, and a little less after each success.
     PAUSE, RECOVERY = (0.004, 4.0), 0.95
-    # The share of them in which calls are not even measured.
-    SKIPPED = 0.9
+    # The share of them in which calls are not even measured, and how many of these follow each other at most.
+    SKIPPED, MAX_SKIPPED = 0.9, 1000
 
     def __init__(self, clock=perf_counter):
         self._clock = clock
@@ -257,12 +257,13 @@ class AwakeThreads:
     def _try(self, n_jobs, work, min_work):
         """Start threads, if it is time for it."""
         time, _ = self._pauses.get(self._kind, (0.0, 0.0))
-        if self._begin >= time:
-            if self._is_busy(self._since, 0.0):
-                prepare()
-                self._start(python_thread_count(n_jobs, work, min_work))
-            else:
-                self._give_up()
+        if self._begin < time:
+            self._skip(time)
+        elif self._is_busy(self._since, 0.0):
+            prepare()
+            self._start(python_thread_count(n_jobs, work, min_work))
+        else:
+            self._give_up()
 
     def _is_busy(self, since, busy):
         """Whether calls have taken enough of the time since then, when they had taken so many seconds."""
@@ -302,15 +303,19 @@ class AwakeThreads:
     def _give_up(self):
         """Make such calls on one thread for some time; the others end by themselves."""
         self._kinds[self._kind] = _Calls()
-        pause = self._postpone(self._kind)
-        if not any(calls.is_proven for calls in self._kinds.values()):
-            self._n_skipped = int(self.SKIPPED * pause * self._n_calls / (self._begin - self._since))
+        self._postpone(self._kind)
+        self._skip(self._pauses[self._kind][0])
 
     def _postpone(self, kind):
-        """Set the time of the next trial of such calls; return the seconds until then."""
+        """Set the time of the next trial of such calls."""
         _, pause = self._pauses.get(kind, (0.0, self.PAUSE[0]))
         self._pauses[kind] = self._begin + pause, min(2 * pause, self.PAUSE[1])
-        return pause
+
+    def _skip(self, time):
+        """Do not measure the next calls, for most of the time until then: to measure one takes a microsecond."""
+        if not any(calls.is_proven for calls in self._kinds.values()):
+            per_second = self._n_calls / max(self._begin - self._since, 1e-9)
+            self._n_skipped = int(min(self.SKIPPED * (time - self._begin) * per_second, self.MAX_SKIPPED))
 
 
 @cache
