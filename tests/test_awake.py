@@ -23,7 +23,7 @@ from fastbp.codegen.processor import nanoseconds
 from fastbp.kernels import awake as module
 from fastbp.kernels.awake import AwakeThreads, call_on_awake
 from fastbp.kernels.plan import can_share_columns
-from fastbp.kernels.threads import addresses_for, join_team, new_team, python_thread_count, renew_team
+from fastbp.kernels.threads import FEW_SPINS, addresses_for, join_team, new_team, python_thread_count, renew_team
 from fastbp.prediction import ArraysMovedError, Predictor
 
 # Nanoseconds that threads wait here: tests take their time between two calls.
@@ -53,7 +53,7 @@ def count_ranks(cells, wanted, counts):
 def call_often(awake, addresses, team, wanted, counts, arrivals, n):
     cells = pointer(team, 0)
     for _ in range(n):
-        renew_team(cells, wanted, module.JOIN_SPINS)
+        renew_team(cells, wanted, FEW_SPINS)
         call_on_awake(pointer(awake, 0), addresses, (cells, wanted, pointer(counts, 0)))
         arrivals[0] += awake[module._DONE]
 

@@ -34,9 +34,6 @@ _CLOSED = 1 << 32
 # How long a thread waits for the next call, in nanoseconds, and most of it yields the processor; and how often it looks
 # for one where there is no clock.
 _IDLE, _IDLE_SPINS = 1_000_000, 6_000
-# How often the first thread of a team looks for threads that are awake (`threads.join_team`): some microseconds. One
-# that has lost its processor does not come sooner. In the last of them it yields its own.
-JOIN_SPINS = 60
 
 
 @cached_jit
@@ -77,7 +74,7 @@ def call_on_awake(cells, addresses, arguments):
     cells : pointer to int64
         From `AwakeThreads.address`.
     addresses : threads.Addresses
-        The function joins a team first; JOIN_SPINS is its patience.
+        The function joins a team first, whose patience is FEW_SPINS: a thread that lost its processor may not come.
     arguments : tuple
         Its arguments.
     """

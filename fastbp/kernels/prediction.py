@@ -35,7 +35,6 @@ from fastbp.codegen.rows import ROW_VECTORS, row_kernel
 from fastbp.codegen.tiles import FEW_ROWS, NV, STREAM_ROWS, micro_kernel_in_place
 from fastbp.codegen.vectors import fma, load, load_converted, load_first, splat, store, total
 from fastbp.compat import array_fields
-from fastbp.kernels.awake import JOIN_SPINS as AWAKE_SPINS
 from fastbp.kernels.awake import call_on_awake
 from fastbp.kernels.backprop import forward
 from fastbp.kernels.csr import sum_rows
@@ -44,12 +43,13 @@ from fastbp.kernels.matmul import MULTIPLY, NONE, ONE, REPEATED, cut_into_tiles,
 from fastbp.kernels.plan import FEW_TILES, MAX_PREDICTION_ROWS, cut_weights, is_near, is_streamed
 from fastbp.kernels.records import NO_DRAW, Samples, get_layer, point_at_net
 from fastbp.kernels.threads import (
-    JOIN_SPINS,
+    FEW_SPINS,
     Addresses,
     Team,
     addresses_for,
     barrier,
     call_on_threads,
+    join_loose_team,
     join_team,
     next_ticket,
     renew_team,
@@ -458,28 +458,31 @@ def predict_rows_of_thread(table, space, source, first_layer, out, n_samples, n_
     cells, wanted
         As in `backprop.train`.
     """
-    team = join_team(cells, wanted) if wanted > 1 else Team(NONE, ONE)
-    if team.rank < 0:
-        return
     plan, layers, status = _load_plan(table, 0), offset(table, _HEAD), offset(table, STATUS)
     by_columns = plan.block == 0
-    if (not by_columns or team.rank == 0) and not _is_unchanged(table, plan.n_layers):
+    takes_tickets = wanted > 1 and not by_columns
+    team, rank = Team(NONE, ONE), NONE
+    if takes_tickets:
+        rank = join_loose_team(cells, wanted)
+    elif by_columns:
+        team = join_team(cells, wanted)
+        rank = team.rank
+    if rank < 0:
+        return
+    if (not by_columns or rank == 0) and not _is_unchanged(table, plan.n_layers):
         atomic_add(status, 0, CHANGED)
     if by_columns:  # threads that wait for each other must all find the same
         barrier(cells, team)
     if atomic_load(status, 0) >= CHANGED:
         return
     mode = flush_subnormals()
-    buffer = offset(space, team.rank * plan.size)
+    buffer = offset(space, rank * plan.size)
     first = offset(space if by_columns else buffer, plan.buffer)
     second = offset(first, plan.half)
     block = n_samples if by_columns else plan.block
-    # A thread that is done takes the next block: one that loses its processor for a while holds up one block only.
-    takes_tickets = wanted > 1 and not by_columns
-    if takes_tickets:
-        team = Team(NONE, ONE)
     inputs = _load_layer(layers, 0)
     row = inputs.input_row if first_layer == 0 else inputs.row
+    # A thread that is done takes the next block: one that loses its processor for a while holds up one block only.
     begin = next_ticket(cells) * block if takes_tickets else NONE
     while begin < n_samples:
         m = min(block, n_samples - begin)
@@ -546,7 +549,7 @@ def _run(source, first_layer, out, table, space, team_cells, wanted, awake):
     if wanted == 1:
         call_at(plan.run, args)
         return
-    renew_team(cells, wanted, JOIN_SPINS if awake == 0 else AWAKE_SPINS)
+    renew_team(cells, wanted, FEW_SPINS)
     addresses = Addresses(plan.run, plan.call, plan.call_on_each)
     if awake == 0:
         call_on_threads(addresses, args, wanted)

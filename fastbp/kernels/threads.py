@@ -52,8 +52,9 @@ _SET_WORDS = MAX_CPUS // 64
 _PER_THREAD = _SPACING + 2 * _SET_WORDS
 # Added to the number of arrivals when the team begins: a thread that arrives later finds a large number.
 _CLOSED = 1 << 32
-# The patience with threads that may sleep: some milliseconds, as one may have to wait for its processor.
-JOIN_SPINS = 20_000
+# The patience with threads that may sleep: some milliseconds, as one may have to wait for its processor. And where they
+# need not come at the beginning, or may not come at all: some microseconds, in the last of which the first one yields.
+JOIN_SPINS, FEW_SPINS = 20_000, 60
 # After so many spins a waiting thread yields its processor at each: where there are more threads than processors, the
 # thread that it waits for may need it. Threads that join a team yield soon: one that was woken may have been put on the
 # processor of one that waits for it.
@@ -106,6 +107,29 @@ def spin_or_yield(spins):
     return spins + 1
 
 
+@inlined
+def _arrive(cells, wanted):
+    """Return the rank of a thread in a team: -1 if the team is complete, or has begun. The first one waits a while."""
+    rank = atomic_add(cells, _ARRIVED, 1)
+    if rank >= wanted:
+        return np.int64(-1)
+    if wanted > 1:  # before the team begins, so that `_spread` finds it
+        atomic_store(cells, _CPUS + _PER_THREAD * rank, current_cpu() + 1)
+    if rank == 0:
+        spins = SPINS_BEFORE_YIELD - _SPINS_OF_JOIN
+        patience = spins + load_scalar(cells, _PATIENCE)
+        while atomic_load(cells, _ARRIVED) < wanted and spins < patience:
+            spins = spin_or_yield(spins)
+    return rank
+
+
+@inlined
+def _leave_others(cells, rank, size):
+    """Leave a processor that another thread of a team of this size has."""
+    if size > 1 and atomic_load(cells, _SPREAD) != 0:
+        call_at(atomic_load(cells, _SPREAD), (cells, rank, size))
+
+
 @jit
 def join_team(cells, wanted):
     """Join the team of this call.
@@ -121,24 +145,34 @@ def join_team(cells, wanted):
     -------
     Team
     """
-    rank = atomic_add(cells, _ARRIVED, 1)
-    if rank >= wanted:  # the team is complete, or has begun
-        return Team(np.int64(-1), np.int64(0))
-    if wanted > 1:  # before the team begins, so that `_spread` finds it
-        atomic_store(cells, _CPUS + _PER_THREAD * rank, current_cpu() + 1)
+    rank = _arrive(cells, wanted)
+    if rank < 0:
+        return Team(rank, np.int64(0))
     if rank == 0:
-        spins = SPINS_BEFORE_YIELD - _SPINS_OF_JOIN
-        patience = spins + load_scalar(cells, _PATIENCE)
-        while atomic_load(cells, _ARRIVED) < wanted and spins < patience:
-            spins = spin_or_yield(spins)
         atomic_store(cells, _SIZE, min(atomic_add(cells, _ARRIVED, _CLOSED), wanted))
     spins = SPINS_BEFORE_YIELD - _SPINS_OF_JOIN
     while atomic_load(cells, _SIZE) == 0:
         spins = spin_or_yield(spins)
     size = atomic_load(cells, _SIZE)
-    if size > 1 and atomic_load(cells, _SPREAD) != 0:
-        call_at(atomic_load(cells, _SPREAD), (cells, rank, size))
+    _leave_others(cells, rank, size)
     return Team(rank, size)
+
+
+@jit
+def join_loose_team(cells, wanted):
+    """Join a team whose threads take tickets, and do not wait for each other: one may come at any time.
+
+    Parameters are those of `join_team`.
+
+    Returns
+    -------
+    int64
+        The rank of the thread; -1 if the team is complete.
+    """
+    rank = _arrive(cells, wanted)
+    if rank > 0:
+        _leave_others(cells, rank, wanted)
+    return rank
 
 
 @called_by_address
