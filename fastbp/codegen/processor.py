@@ -97,6 +97,22 @@ def yield_thread(typingctx):
 
 
 @intrinsic
+def nap(typingctx):
+    """Sleep as short as the system lets a thread sleep, some 50 microseconds; do nothing where it has no such call.
+
+    A scheduler may let a thread run to the end of its slice though it yields, which takes milliseconds.
+    """
+
+    def codegen(context, builder, signature, args):
+        if os.name == "posix":
+            duration = cgutils.alloca_once_value(builder, ir.Constant(ir.ArrayType(INT64, 2), [0, 1]))
+            emit_call(builder, "nanosleep", INT32, [duration, ir.Constant(BYTES, None)])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
 def nanoseconds(typingctx):
     """Return the time of a clock that never goes back; always 0 where the system is not Linux."""
 

@@ -52,9 +52,9 @@ MAX_PREDICTION_ROWS = PANEL_USERS
 MIN_PREDICTION_ROWS = 4
 
 
-# Cycles until a sleeping thread begins, some 60 microseconds; and what it takes to share the work with one that is
-# awake.
-WAKING_CYCLES, SHARING_CYCLES = 180_000, 9_000
+# Cycles until a sleeping thread has begun, has its weights in its cache, and is waited for in the end: some 150
+# microseconds. And what it takes to share the work with one that is awake.
+WAKING_CYCLES, SHARING_CYCLES = 500_000, 9_000
 
 
 def work_of_cycles(cycles, itemsize):

@@ -44,6 +44,7 @@ from fastbp.kernels.plan import FEW_TILES, MAX_PREDICTION_ROWS, cut_weights, is_
 from fastbp.kernels.records import NO_DRAW, Samples, get_layer, point_at_net
 from fastbp.kernels.threads import (
     FEW_SPINS,
+    NAP_SPINS,
     Addresses,
     Team,
     addresses_for,
@@ -549,7 +550,7 @@ def _run(source, first_layer, out, table, space, team_cells, wanted, awake):
     if wanted == 1:
         call_at(plan.run, args)
         return
-    renew_team(cells, wanted, FEW_SPINS)
+    renew_team(cells, wanted, NAP_SPINS if awake == 0 else FEW_SPINS)
     addresses = Addresses(plan.run, plan.call, plan.call_on_each)
     if awake == 0:
         call_on_threads(addresses, args, wanted)

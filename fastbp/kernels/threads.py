@@ -32,6 +32,7 @@ from fastbp.codegen.processor import (
     MAX_CPUS,
     current_cpu,
     get_affinity,
+    nap,
     set_affinity,
     spin_pause,
     yield_thread,
@@ -52,9 +53,11 @@ _SET_WORDS = MAX_CPUS // 64
 _PER_THREAD = _SPACING + 2 * _SET_WORDS
 # Added to the number of arrivals when the team begins: a thread that arrives later finds a large number.
 _CLOSED = 1 << 32
-# The patience with threads that may sleep: some milliseconds, as one may have to wait for its processor. And where they
-# need not come at the beginning, or may not come at all: some microseconds, in the last of which the first one yields.
-JOIN_SPINS, FEW_SPINS = 20_000, 60
+# The patience with threads that may sleep: some milliseconds, as one may have to wait for its processor. With threads
+# that need not be there at the beginning: one nap. With those that are awake, or do not come at all: some microseconds.
+JOIN_SPINS, NAP_SPINS, FEW_SPINS = 6_000, 70, 60
+# After so many spins the first thread takes a nap: the others may have been woken on its processor.
+_SPINS_BEFORE_NAP = 64
 # After so many spins a waiting thread yields its processor at each: where there are more threads than processors, the
 # thread that it waits for may need it. Threads that join a team yield soon: one that was woken may have been put on the
 # processor of one that waits for it.
@@ -108,6 +111,13 @@ def spin_or_yield(spins):
 
 
 @inlined
+def _leave_others(cells, rank, size):
+    """Leave a processor that another thread of a team of this size has."""
+    if size > 1 and atomic_load(cells, _SPREAD) != 0:
+        call_at(atomic_load(cells, _SPREAD), (cells, rank, size))
+
+
+@inlined
 def _arrive(cells, wanted):
     """Return the rank of a thread in a team: -1 if the team is complete, or has begun. The first one waits a while."""
     rank = atomic_add(cells, _ARRIVED, 1)
@@ -116,18 +126,15 @@ def _arrive(cells, wanted):
     if wanted > 1:  # before the team begins, so that `_spread` finds it
         atomic_store(cells, _CPUS + _PER_THREAD * rank, current_cpu() + 1)
     if rank == 0:
-        spins = SPINS_BEFORE_YIELD - _SPINS_OF_JOIN
-        patience = spins + load_scalar(cells, _PATIENCE)
+        start = SPINS_BEFORE_YIELD - _SPINS_OF_JOIN
+        spins, patience = start, start + load_scalar(cells, _PATIENCE)
         while atomic_load(cells, _ARRIVED) < wanted and spins < patience:
             spins = spin_or_yield(spins)
+            if (spins - start) % _SPINS_BEFORE_NAP == 0:
+                nap()
+    else:
+        _leave_others(cells, rank, wanted)
     return rank
-
-
-@inlined
-def _leave_others(cells, rank, size):
-    """Leave a processor that another thread of a team of this size has."""
-    if size > 1 and atomic_load(cells, _SPREAD) != 0:
-        call_at(atomic_load(cells, _SPREAD), (cells, rank, size))
 
 
 @jit
@@ -169,10 +176,7 @@ def join_loose_team(cells, wanted):
     int64
         The rank of the thread; -1 if the team is complete.
     """
-    rank = _arrive(cells, wanted)
-    if rank > 0:
-        _leave_others(cells, rank, wanted)
-    return rank
+    return _arrive(cells, wanted)
 
 
 @called_by_address
