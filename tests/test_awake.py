@@ -89,11 +89,10 @@ def test_each_thread_takes_part_in_a_call_once(n_others):
 def test_threads_end_when_no_call_comes():
     module.prepare()
     awake = AwakeThreads()
-    args = awake._cells, new_team(2), module._IDLE
-    for idle, longest in ((module._IDLE, 5.0), (-1, 5.0)):
-        thread = Thread(target=module._wait_for_calls, args=(*args[:2], idle), daemon=True)
+    for idle in (module._IDLE, -1):
+        thread = Thread(target=module._wait_for_calls, args=(awake._cells, new_team(2), idle), daemon=True)
         thread.start()
-        thread.join(longest)
+        thread.join(5)
         assert not thread.is_alive()
 
 
@@ -285,9 +284,9 @@ def test_a_call_that_was_interrupted_before_its_end(clock):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
-def test_a_forked_child_has_threads_of_its_own(tmp_path):
+def test_a_forked_child_has_threads_of_its_own():
     code = """if True:
-        import os, numba, numpy as np
+        import os
         from fastbp.kernels import awake
         from fastbp.kernels.threads import numba_threads_are_started, python_thread_count
         before = awake.awake_threads()

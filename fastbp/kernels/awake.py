@@ -19,18 +19,23 @@ from fastbp.codegen.atomics import atomic_add, atomic_load, atomic_store
 from fastbp.codegen.jit import cached_jit, call_at, inlined, store_arguments
 from fastbp.codegen.memory import load_scalar, pointer, store_scalar
 from fastbp.codegen.processor import current_cpu, nanoseconds
-from fastbp.kernels.threads import SPINS_BEFORE_YIELD, leave_processor, new_team, python_thread_count, spin_or_yield
+from fastbp.kernels.threads import (
+    CLOSED,
+    SPACING,
+    SPINS_BEFORE_YIELD,
+    leave_processor,
+    new_team,
+    python_thread_count,
+    spin_or_yield,
+)
 
 # --- in compiled code ---
 
-# Cells, 128 bytes apart, so that no two share a cache line: the number of calls so far; the threads that have begun the
-# current call, and those that are done with it. Then what the current call is, and the processor of the thread that
-# makes it.
-_SPACING = 16
-_CALLS, _ARRIVED, _DONE, _CALL, _N_CELLS = (_SPACING * i for i in range(5))
+# Cells as those of a team: the number of calls so far; the threads that have begun the current call, to which CLOSED is
+# added when it ends, and those that are done with it. Then what the current call is, and the processor of the thread
+# that makes it.
+_CALLS, _ARRIVED, _DONE, _CALL, _N_CELLS = (SPACING * i for i in range(5))
 _FUNCTION, _ARGUMENTS, _CPU = (_CALL + i for i in range(1, 4))
-# Added to the number of arrivals when a call ends: a thread that arrives later finds a large number.
-_CLOSED = 1 << 32
 # How long a thread waits for the next call, in nanoseconds, and most of it yields the processor; and how often it looks
 # for one where there is no clock.
 _IDLE, _IDLE_SPINS = 1_000_000, 6_000
@@ -56,7 +61,7 @@ def _wait_for_calls(array, team, idle):
                     return
             spins = spin_or_yield(spins)
             continue
-        if atomic_add(cells, _ARRIVED, 1) < _CLOSED:
+        if atomic_add(cells, _ARRIVED, 1) < CLOSED:
             call_at(load_scalar(cells, _CALL), (load_scalar(cells, _FUNCTION), load_scalar(cells, _ARGUMENTS)))
             # It may have been a later call than the one that was seen above. The next one begins only after this thread
             # is done. (One that arrives before the calls are counted may arrive twice: its team is complete then.)
@@ -87,7 +92,7 @@ def call_on_awake(cells, addresses, arguments):
     atomic_store(cells, _ARRIVED, 0)
     atomic_add(cells, _CALLS, 1)
     call_at(addresses.call, (addresses.function, place))
-    arrived = atomic_add(cells, _ARRIVED, _CLOSED)
+    arrived = atomic_add(cells, _ARRIVED, CLOSED)
     spins = 0
     while atomic_load(cells, _DONE) < arrived:
         spins = spin_or_yield(spins)
@@ -100,7 +105,6 @@ class _Calls:
     """What is known of calls of one kind, as long as they follow each other at once."""
 
     def __init__(self):
-        self.n_threads = 1
         self.is_proven = False  # whether several threads have been faster
         self.measure_alone()
 
@@ -152,7 +156,7 @@ class AwakeThreads:
     def __init__(self, clock=perf_counter):
         self._clock = clock
         self._cells = np.zeros(_N_CELLS, np.int64)
-        self._cells[_ARRIVED] = _CLOSED
+        self._cells[_ARRIVED] = CLOSED
         self.address = self._cells.ctypes.data
         self._threads: list[Thread] = []
         # Who measures has it. Nobody waits for it: other calls at the same time are made by one thread.
@@ -198,12 +202,12 @@ class AwakeThreads:
             if not self._is_measured:
                 return 1
             self._kind, self._work = (n_jobs, source, frexp(work)[1]), work
+            self._limits = n_jobs, work, min_work
             if self._kind not in self._kinds:
                 self._kinds[self._kind] = _Calls()
             self._calls = calls = self._kinds[self._kind]
             if calls.alone and calls.n_threads == 1:
-                self._try(n_jobs, work, min_work)
-            self._limits = n_jobs, work, min_work
+                self._try()
             return calls.n_threads
         except BaseException:
             self._kinds.clear()
@@ -251,14 +255,14 @@ class AwakeThreads:
             if len(calls.rates) == self.N_ALONE:
                 calls.alone = sum(sorted(calls.rates)[: self.N_FASTEST]) / self.N_FASTEST
 
-    def _try(self, n_jobs, work, min_work):
+    def _try(self):
         """Start threads, if it is time for it."""
         time, _ = self._pauses.get(self._kind, (0.0, 0.0))
         if self._begin < time:
             self._skip(time)
         elif self._is_busy(self._since, 0.0):
             prepare()
-            self._start(python_thread_count(n_jobs, work, min_work))
+            self._start(python_thread_count(*self._limits))
         else:
             self._give_up()
 

@@ -45,14 +45,14 @@ from fastbp.compat import numba_threads_are_started, start_numba_threads
 # have arrived; the size of the team, 0 before it begins; the threads that wait at a barrier, and the barriers passed;
 # the next ticket; the address of `_spread`, 0 where threads stay on their processors (`_is_pinned`), and beside it how
 # often the first thread looks for the others before the team begins without them.
-_SPACING = 16
-_ARRIVED, _SIZE, _WAITING, _BARRIERS, _TICKET, _SPREAD, _CPUS = (_SPACING * i for i in range(7))
+SPACING = 16
+_ARRIVED, _SIZE, _WAITING, _BARRIERS, _TICKET, _SPREAD, _CPUS = (SPACING * i for i in range(7))
 _PATIENCE = _SPREAD + 1
 # From _CPUS on each thread has: its processor, the set of those that it may use, and the set of those that it moves to.
 _SET_WORDS = MAX_CPUS // 64
-_PER_THREAD = _SPACING + 2 * _SET_WORDS
+_PER_THREAD = SPACING + 2 * _SET_WORDS
 # Added to the number of arrivals when the team begins: a thread that arrives later finds a large number.
-_CLOSED = 1 << 32
+CLOSED = 1 << 32
 # The patience with threads that may sleep: some milliseconds, as one may have to wait for its processor. With threads
 # that need not be there at the beginning: one nap. With those that are awake, or do not come at all: some microseconds.
 JOIN_SPINS, NAP_SPINS, FEW_SPINS = 6_000, 70, 60
@@ -156,7 +156,7 @@ def join_team(cells, wanted):
     if rank < 0:
         return Team(rank, np.int64(0))
     if rank == 0:
-        atomic_store(cells, _SIZE, min(atomic_add(cells, _ARRIVED, _CLOSED), wanted))
+        atomic_store(cells, _SIZE, min(atomic_add(cells, _ARRIVED, CLOSED), wanted))
     spins = SPINS_BEFORE_YIELD - _SPINS_OF_JOIN
     while atomic_load(cells, _SIZE) == 0:
         spins = spin_or_yield(spins)
@@ -190,7 +190,7 @@ def _spread(cells, rank, size):
     a thread stays, or moves twice.
     """
     mine = _CPUS + _PER_THREAD * rank
-    allowed = offset(cells, mine + _SPACING)
+    allowed = offset(cells, mine + SPACING)
     others = offset(allowed, _SET_WORDS)
     for _ in range(2):
         cpu = current_cpu()
