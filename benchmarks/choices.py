@@ -1,6 +1,6 @@
 """Measurements behind the constants that select an algorithm.
 
-Run: ``python benchmarks/choices.py [zeros] [threads] [few] [awake]`` (all by default).
+Run: ``python benchmarks/choices.py [zeros] [threads] [few] [predictions]`` (all by default).
 
 - zeros: an epoch with dense inputs and one with index lists of the non-zeros, for random inputs of decreasing density
   and for MNIST (FASTBP_DATA); the fraction of remaining products is what `is_mostly_zero` compares with
@@ -9,7 +9,7 @@ Run: ``python benchmarks/choices.py [zeros] [threads] [few] [awake]`` (all by de
   `threads.MIN_WORK_PER_THREAD` for each thread.
 - few: an epoch with the gradient of a block stored, and one with the gradient summed where the weights are updated, for
   small batches, around `plan.MAX_FEW`.
-- awake: predictions of a few rows on one thread, and on two that stay awake and share the rows or the columns
+- predictions: predictions of a few rows on one thread, and on two that stay awake and share the rows or the columns
   (`plan.SHARING_CYCLES`, `plan.MIN_SHARED_ROWS`); and after a pause on two threads that sleep (`plan.WAKING_CYCLES`).
 
 The alternatives are timed alternately, and the fastest of several rounds counts.
@@ -30,10 +30,10 @@ from fastbp.initializers import initial_parameters
 from fastbp.kernels import network as layout
 from fastbp.kernels import session as kernel_session
 from fastbp.kernels import threads, tuner
-from fastbp.kernels.awake import AwakeThreads, prepare
 from fastbp.kernels.plan import forward_work, is_few, is_mostly_zero, training_work
 from fastbp.kernels.records import Data
 from fastbp.kernels.session import OptimizerState, Session, StepSettings
+from fastbp.kernels.workers import give_back, take_workers
 from fastbp.losses import Loss
 
 
@@ -142,12 +142,16 @@ def measure_few():
                 print(f"{name:>44}{is_few(batch_size, n_bytes, n_arrays)!s:>8}{stored / summed:>18.2f}", flush=True)
 
 
-class TwoAwake(AwakeThreads):
-    """Two threads take part in each call."""
+class OnTwo:
+    """Two threads take part in each short call."""
+
+    def __init__(self):
+        workers = take_workers()
+        workers.start(2)
+        give_back(workers)
 
     def begin(self, n_jobs, work, min_work, source):
         """Begin a call."""
-        self._start(2)
         return 2
 
     def end(self):
@@ -175,10 +179,9 @@ def after_pauses(functions, n=21):
     return np.median(times, axis=0)
 
 
-def measure_awake():
+def measure_predictions():
     """Compare predictions of a few rows on one thread and on two, which are awake or asleep."""
-    prepare()
-    two = TwoAwake()
+    two = OnTwo()
     print(f"{'network, rows':>24}{'work':>12}{'us':>8}{'by rows':>9}{'by columns':>12}{'after a pause':>15}")
     for units in ([64, 100, 10], [784, 128, 10], [784, 512, 512, 10], [1000, 1000, 10]):
         activations = [*[ACTIVATIONS["relu"]] * (len(units) - 2), Softmax()]
@@ -190,7 +193,7 @@ def measure_awake():
             functions = [partial(repeat, call, 1)]
             for min_shared_rows in (0, 1000):
                 choices = (
-                    mock.patch.object(prediction, "awake_threads", lambda: two),
+                    mock.patch.object(prediction, "short_calls", lambda: two),
                     mock.patch.object(predictor, "_min_work_awake", 0.0),
                     mock.patch.object(predictor, "_min_work", np.inf),
                     mock.patch.object(prediction, "MIN_SHARED_ROWS", min_shared_rows),
@@ -207,6 +210,6 @@ def measure_awake():
 
 
 if __name__ == "__main__":
-    known = {"zeros": measure_zeros, "threads": measure_threads, "few": measure_few, "awake": measure_awake}
+    known = {"zeros": measure_zeros, "threads": measure_threads, "few": measure_few, "predictions": measure_predictions}
     for wanted in sys.argv[1:] or known:
         known[wanted]()

@@ -1,13 +1,13 @@
 """Prediction: which kernel, how many rows at a time, on how many threads."""
 
+from contextlib import suppress
 from itertools import chain
 from operator import is_
 
 import numpy as np
 
-from fastbp.kernels import prediction, threads
+from fastbp.kernels import prediction, threads, workers
 from fastbp.kernels.addresses import gather_address, kernel_addresses
-from fastbp.kernels.awake import awake_threads
 from fastbp.kernels.csr_matrix import CsrMatrix, csr_matrix_of
 from fastbp.kernels.network import aligned_zeros, make_network
 from fastbp.kernels.plan import (
@@ -23,6 +23,7 @@ from fastbp.kernels.plan import (
     prediction_rows,
     work_of_cycles,
 )
+from fastbp.kernels.short_calls import short_calls
 from fastbp.kernels.workspace import allocate_net
 
 # From so many rows on it is worth to look whether most inputs are zero.
@@ -43,7 +44,7 @@ class _Workspace:
         )  # fmt: skip
         size = prediction.lay_out(self.table, rows, network, csr=source == "csr")
         self.space = aligned_zeros(n_threads * size, predictor.dtype)
-        self.team = threads.new_team(n_threads)  # whose cells are used again
+        self.team = threads.new_team(n_threads, threads.FEW_SPINS)  # whose cells are used again
 
 
 class Predictor:
@@ -148,37 +149,41 @@ class Predictor:
         n = len(out)
         work *= n
         if n_jobs == 1 or work < 2 * self._min_work_awake or (n == 1 and not self._can_share_columns(2)):
-            return self._call(kernel, x, out, 1, 0, source)
-        if work >= 2 * min_work:
-            return self._call(kernel, x, out, threads.thread_count(n_jobs, work, min_work), 0, source)
-        awake = awake_threads()
-        n_threads = awake.begin(n_jobs, work, self._min_work_awake, source)
+            return self._call(kernel, x, out, 1, source)
+        if work >= 2 * min_work and n >= 2 * MIN_SHARED_ROWS:
+            return self._call(kernel, x, out, threads.python_thread_count(n_jobs, work, min_work), source, starts=True)
+        short = short_calls()
+        n_threads = short.begin(n_jobs, work, self._min_work_awake, source)
         try:
-            if n_threads > 1:
-                return self._call(kernel, x, out, n_threads, awake.address, source)
-            return self._call(kernel, x, out, 1, 0, source)
+            return self._call(kernel, x, out, max(n_threads, 1), source)
         finally:
             if n_threads:
-                awake.end()
+                short.end()
 
-    def _call(self, kernel, x, out, n_threads, awake_address, source):
-        """Do that on `n_threads` threads at most; the address is that of threads that are awake, or 0."""
+    def _call(self, kernel, x, out, n_threads, source, *, starts=False):
+        """Do that on `n_threads` threads at most; they are awake, or this starts, or wakes, them."""
         n = len(out)
-        if awake_address and n < n_threads * MIN_SHARED_ROWS and self._can_share_columns(n_threads):
+        if starts:
+            n_threads = min(n_threads, n // MIN_PREDICTION_ROWS)
+        if n_threads > 1 and not starts and n < n_threads * MIN_SHARED_ROWS and self._can_share_columns(n_threads):
             rows, block = n, 0
         else:
-            n_threads = max(1, min(n_threads, n if awake_address else n // MIN_PREDICTION_ROWS))
-            rows = block = prediction_rows(n, n_threads)
+            rows = block = prediction_rows(n, min(n_threads, n))
             n_threads = min(n_threads, -(-n // block))
         free = self._workspaces.setdefault(source, [])
         workspace = self._take_workspace(free, rows, n_threads, source)
         table = workspace.table
         table[prediction.BLOCK] = block
-        args = (x, out, table, workspace.space, workspace.team, n_threads, awake_address)
-        if n_threads == 1 or awake_address:
-            kernel(*args)
+        args = (x, out, table, workspace.space, workspace.team, n_threads)
+        if n_threads == 1:
+            kernel(*args, 0)
         else:
-            threads.call_limited(n_threads, kernel, *args)
+            team = workers.take_workers()
+            if starts:
+                with suppress(RuntimeError):  # the system starts no more threads: this one does their part
+                    team.start(n_threads)
+            kernel(*args, team.address)
+            workers.give_back(team)
         status = table.item(prediction.STATUS)
         if status >= prediction.CHANGED:
             raise ArraysMovedError
@@ -214,14 +219,15 @@ class Predictor:
         network, n = self.network, len(out)
         coefs, intercepts = self.parameters()
         outputs = np.empty((n, 1), self.dtype) if self.is_pair else out
-        n_threads = min(threads.thread_count(n_jobs, self._work * n), -(-n // MAX_PREDICTION_ROWS))
+        wanted = threads.python_thread_count(n_jobs, self._work * n, self._min_work)
+        n_threads = min(wanted, -(-n // MAX_PREDICTION_ROWS))
         kernels = kernel_addresses(network.dtype, prefetch_write=False, index_lists=True)
         params = network.pack(coefs, intercepts)
         arrays = allocate_net(network, params, MAX_PREDICTION_ROWS * n_threads, n_threads, kernels, sparse=True)
         bad = np.zeros(n_threads, np.int64)
         gather_rows = gather_address(x.dtype, network.dtype)
         args = (x.view(np.uint8), np.arange(n), arrays, outputs, bad, MAX_PREDICTION_ROWS, gather_rows)
-        threads.run(prediction.predict_indexed, args, n_threads)
+        workers.run(prediction.predict_indexed, args, n_threads)
         if self.is_pair:
             np.subtract(1, outputs[:, 0], out=out[:, 0])
             out[:, 1] = outputs[:, 0]

@@ -19,7 +19,7 @@ from fastbp.codegen.jit import no_compilation_notice
 from fastbp.codegen.target import HAS_FMA, VECTOR_BITS
 from fastbp.compat import cpu_name
 from fastbp.dropout import Dropout
-from fastbp.kernels import awake
+from fastbp.kernels import workers
 from fastbp.kernels.addresses import kernel_addresses
 from fastbp.kernels.backprop import train
 from fastbp.kernels.prediction import panels_address
@@ -53,7 +53,7 @@ def warmup(report=None):
     y = random_state.randint(0, 10, len(values))
     with no_compilation_notice(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        awake.prepare()
+        workers.prepare()
         for source, dtype in _VARIANTS:
             before = time.perf_counter()
             X = values.astype(source)

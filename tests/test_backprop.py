@@ -24,7 +24,7 @@ from fastbp.codegen.bitmask import MASK_BITS
 from fastbp.codegen.target import CACHE_LINE, lanes
 from fastbp.codegen.tiles import MR, NV
 from fastbp.dropout import Dropout
-from fastbp.kernels import backprop, plan, prediction, threads
+from fastbp.kernels import backprop, plan, prediction, threads, workers
 from fastbp.kernels.addresses import gather_address, kernel_addresses
 from fastbp.kernels.epochs import N_WATCHED
 from fastbp.kernels.few import update_few
@@ -949,8 +949,10 @@ def _predict(problem, X, block, n_threads=1, sparse=False, by_columns=False):
         size = prediction.lay_out(table, block, network)
         table[prediction.BLOCK] = 0 if by_columns else block
         space = guards.array(np.full(n_threads * size, np.nan, problem.dtype))
-        args = (guards.array(X), out, table, space, threads.new_team(n_threads), n_threads, 0)
-        threads.call_limited(n_threads, prediction.predict, *args)
+        crew = workers.take_workers()
+        crew.start(n_threads)
+        prediction.predict(guards.array(X), out, table, space, threads.new_team(n_threads), n_threads, crew.address)
+        workers.give_back(crew)
         assert table[prediction.STATUS] == 0
     guards.check()
     assert not bad.any()

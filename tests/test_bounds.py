@@ -32,7 +32,7 @@ from fastbp.codegen.memory import load_scalar, pointer, store_scalar
 from fastbp.codegen.target import lanes
 from fastbp.codegen.tiles import MR, NV
 from fastbp.codegen.vectors import load_converted, store
-from fastbp.kernels import awake, prediction, session, threads
+from fastbp.kernels import prediction, session, threads, workers
 from fastbp.kernels.csr import _Table
 from fastbp.kernels.csr_matrix import CsrMatrix
 from fastbp.kernels.plan import BLOCK_ROWS
@@ -337,11 +337,10 @@ LARGE_CASES = [
 
 
 class _Alternating:
-    """Lets every second prediction be one on threads that are awake, which have all lost their processors."""
+    """Lets every second prediction be one on several threads, which have all lost their processors."""
 
     def __init__(self):
-        self._turns, self._awake = cycle((0, 2, 0, 3)), awake.AwakeThreads()
-        self.address = self._awake.address
+        self._turns = cycle((0, 2, 0, 3))
 
     def begin(self, *_):
         return next(self._turns)
@@ -354,10 +353,14 @@ def _check_kernels(is_whole=False):
     """Runs in a process that ends where anything beside an array is touched."""
     functions, heap = _fence_all()
     teams, sizes = [], set()
-    new_team, threads.new_team = threads.new_team, lambda wanted: teams.append(new_team(wanted)) or teams[-1]
-    threads.thread_count = lambda n_jobs, work, least=0: n_jobs
+    new_team, threads.new_team = threads.new_team, lambda *args: teams.append(new_team(*args)) or teams[-1]
+    threads.thread_count = threads.python_thread_count = lambda n_jobs, work, least=0: n_jobs
     alternating = _Alternating()
-    predictors.awake_threads, predictors.SHARING_CYCLES = lambda: alternating, 0
+    predictors.short_calls, predictors.SHARING_CYCLES = lambda: alternating, 0
+    workers.Workers.start = lambda *_: True  # they would have other cells, as each argument is copied
+    predictors.MAX_PREDICTION_ROWS = 3  # several threads have some, where zeros are left out
+    runs = cycle((threads.run, threads.run, workers.run))
+    workers.run = lambda *args: next(runs)(*args)
     warnings.simplefilter("ignore")
     count = 0
     for dtype in DTYPES:
@@ -372,7 +375,9 @@ def _check_kernels(is_whole=False):
             _check(case, shape, dtype, 2 * count + 1, 2)  # on two threads
             count += 1
         _check_conversions(dtype)
-        awake._wait_for_calls(np.zeros(awake._N_CELLS, np.int64), threads.new_team(2), 10_000)
+        cells = workers._new_cells()
+        workers._work(cells, threads.new_team(2), 10_000, 0, 0)
+        workers._end(cells)
         for activation in (*HIDDEN, Threshold()):
             activation = get_activation(activation)
             for n, Fenced.side in product(range(1, 2 * lanes(dtype.itemsize) + 1), ("begin", "end")):

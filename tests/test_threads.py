@@ -16,7 +16,7 @@ from numba import njit
 
 import fastbp
 from fastbp.codegen.memory import pointer
-from fastbp.codegen.processor import HAS_AFFINITY, current_cpu
+from fastbp.codegen.processor import IS_LINUX, current_cpu
 from fastbp.kernels import threads
 from fastbp.kernels.threads import MIN_WORK_PER_THREAD, barrier, join_team, next_ticket, share, thread_count
 
@@ -107,7 +107,7 @@ def run_spread(team, rank, size):
     return here, current_cpu()
 
 
-@pytest.mark.skipif(not HAS_AFFINITY, reason="only Linux tells and lets threads move")
+@pytest.mark.skipif(not IS_LINUX, reason="only Linux tells and lets threads move")
 def test_a_thread_leaves_the_processors_of_its_team():
     def place(team, rank, cpu):
         team[threads._CPUS + threads._PER_THREAD * rank] = cpu + 1
@@ -290,7 +290,7 @@ def test_a_layer_that_is_not_there_means_one_thread(monkeypatch):
     assert thread_count(4, LARGE) == 1
 
 
-@pytest.mark.skipif(not HAS_AFFINITY, reason="only Linux limits processes so")
+@pytest.mark.skipif(not IS_LINUX, reason="only Linux limits processes so")
 @pytest.mark.parametrize(("quota", "expected"), [("50000 100000", 1), ("150000 100000", 2), ("max 100000", 64)])
 def test_a_quota_of_the_control_group_counts(quota, expected, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
@@ -490,13 +490,13 @@ def has_layer(layer):
 def test_forks_and_many_threads_at_once(layer, rounds, tmp_path):
     if not has_layer(layer):
         pytest.skip(f"Numba has no layer {layer} here")
-    confined = CONFINED if layer != "workqueue" and HAS_AFFINITY else ""
+    confined = CONFINED if layer != "workqueue" and IS_LINUX else ""
     searches = SEARCHES if layer == "omp" or rounds > 1 else ""
     again = four_cores(1 if layer == "workqueue" else 4) + (MANY_THREADS + NESTED + SERVER + searches) * rounds
     run_script(SETUP + FORKS + confined + again, tmp_path, layer)
 
 
-@pytest.mark.skipif(not HAS_AFFINITY, reason="only Linux tells processes which cores to use")
+@pytest.mark.skipif(not IS_LINUX, reason="only Linux tells processes which cores to use")
 def test_more_threads_than_cores(tmp_path):
     one_thread = "assert threads.thread_count(None, 1e9) == threads.thread_count(4, 1e9) == 1"
     run_script(ONE_CORE + SETUP + one_thread + four_cores(4) + MANY_THREADS, tmp_path)

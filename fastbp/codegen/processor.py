@@ -1,4 +1,4 @@
-"""The processor and the operating system, as a thread sees them: subnormal numbers, waiting, affinity."""
+"""The processor and the operating system, as a thread sees them: subnormal numbers, waiting, affinity, sleep."""
 
 import os
 import sys
@@ -8,8 +8,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastbp.codegen.emit import BYTES, INT32, INT64, emit_call
+from fastbp.codegen.emit import BYTES, INT32, INT64, emit_call, emit_offset
 from fastbp.codegen.target import ARM64, X86
+
+# With 64 bits.
+IS_LINUX = sys.platform == "linux" and sys.maxsize > 2**32
 
 # Flush-to-zero: bits 15 and 6 of MXCSR (subnormal results, subnormal inputs), bit 24 of FPCR.
 _FLUSH_X86 = 0x8040
@@ -117,7 +120,7 @@ def nanoseconds(typingctx):
     """Return the time of a clock that never goes back; always 0 where the system is not Linux."""
 
     def codegen(context, builder, signature, args):
-        if not HAS_AFFINITY:
+        if not IS_LINUX:
             return INT64(0)
         monotonic = INT32(1)
         place = cgutils.alloca_once(builder, ir.ArrayType(INT64, 2))
@@ -131,7 +134,6 @@ def nanoseconds(typingctx):
 
 # Linux tells threads on which processor they run, and lets them choose. A set of processors is 64-bit words with a bit
 # for each.
-HAS_AFFINITY = sys.platform == "linux" and sys.maxsize > 2**32
 MAX_CPUS = 1024
 
 
@@ -140,7 +142,7 @@ def current_cpu(typingctx):
     """Return the number of the processor that runs this thread; -1 where the system does not tell."""
 
     def codegen(context, builder, signature, args):
-        if not HAS_AFFINITY:
+        if not IS_LINUX:
             return INT64(-1)
         return builder.sext(emit_call(builder, "sched_getcpu", INT32, []), INT64)
 
@@ -149,22 +151,60 @@ def current_cpu(typingctx):
 
 def _cpu_set_call(name, description):
     @intrinsic
-    def function(typingctx, cpus):
+    def function(typingctx, cpus, thread):
         def codegen(context, builder, signature, args):
-            if not HAS_AFFINITY:
+            if not IS_LINUX:
                 return INT64(-1)
-            failed = emit_call(builder, name, INT32, [INT32(0), INT64(MAX_CPUS // 8), args[0]])
+            number = builder.trunc(args[1], INT32)
+            failed = emit_call(builder, name, INT32, [number, INT64(MAX_CPUS // 8), args[0]])
             return builder.sext(failed, INT64)
 
-        return types.int64(cpus), codegen
+        return types.int64(cpus, types.int64), codegen
 
     function.__doc__ = description
     return function
 
 
 get_affinity = _cpu_set_call(
-    "sched_getaffinity", "Get the set, of MAX_CPUS bits, of the processors that this thread may use; not 0 on failure."
+    "sched_getaffinity",
+    "Get the set, of MAX_CPUS bits, of the processors that a thread may use, 0 for this one; not 0 on failure.",
 )
 set_affinity = _cpu_set_call(
-    "sched_setaffinity", "Allow this thread a set of processors, to which it moves; not 0 on failure."
+    "sched_setaffinity", "Allow a thread, 0 for this one, a set of processors, to which it moves; not 0 on failure."
 )
+
+
+# The system call "futex" of Linux. Its operations are those between threads of one process.
+_FUTEX = (202 if X86 else 98 if ARM64 else 0) if IS_LINUX else 0
+_WAIT, _WAKE = 128, 129
+# Whether threads can sleep until others wake them.
+CAN_SLEEP = _FUTEX != 0
+
+
+def _emit_futex(builder, place, operation, number):
+    numbers = [INT64(_FUTEX), builder.ptrtoint(place, INT64), INT64(operation), number, INT64(0), INT64(0), INT64(0)]
+    emit_call(builder, "syscall", INT64, numbers)
+
+
+@intrinsic
+def sleep_while(typingctx, base, index, number):
+    """Sleep until `wake_threads`, if an element of memory has this number; maybe not so long. See CAN_SLEEP."""
+
+    def codegen(context, builder, signature, args):
+        if CAN_SLEEP:
+            _emit_futex(builder, emit_offset(builder, *args[:2]), _WAIT, args[2])
+        return context.get_dummy_value()
+
+    return types.void(base, types.int64, types.int64), codegen
+
+
+@intrinsic
+def wake_threads(typingctx, base, index, n_threads):
+    """Wake so many, at most, of the threads that sleep at an element of memory."""
+
+    def codegen(context, builder, signature, args):
+        if CAN_SLEEP:
+            _emit_futex(builder, emit_offset(builder, *args[:2]), _WAKE, args[2])
+        return context.get_dummy_value()
+
+    return types.void(base, types.int64, types.int64), codegen

@@ -35,7 +35,6 @@ from fastbp.codegen.rows import ROW_VECTORS, row_kernel
 from fastbp.codegen.tiles import FEW_ROWS, NV, STREAM_ROWS, micro_kernel_in_place
 from fastbp.codegen.vectors import fma, load, load_converted, load_first, splat, store, total
 from fastbp.compat import array_fields
-from fastbp.kernels.awake import call_on_awake
 from fastbp.kernels.backprop import forward
 from fastbp.kernels.csr import sum_rows
 from fastbp.kernels.gather import gather
@@ -43,19 +42,17 @@ from fastbp.kernels.matmul import MULTIPLY, NONE, ONE, REPEATED, cut_into_tiles,
 from fastbp.kernels.plan import FEW_TILES, MAX_PREDICTION_ROWS, cut_weights, is_near, is_streamed
 from fastbp.kernels.records import NO_DRAW, Samples, get_layer, point_at_net
 from fastbp.kernels.threads import (
-    FEW_SPINS,
-    NAP_SPINS,
     Addresses,
     Team,
     addresses_for,
     barrier,
-    call_on_threads,
     join_loose_team,
     join_team,
     next_ticket,
     renew_team,
     share,
 )
+from fastbp.kernels.workers import call_on_workers
 
 
 class Plan(NamedTuple):
@@ -70,9 +67,8 @@ class Plan(NamedTuple):
     buffer: int  # of these, for weights and biases
     half: int  # and for the rows of the inputs and of every second layer
     begin: int  # address of `begin_dense` or `begin_csr`
-    run: int  # that of `predict_rows_of_thread`; with those of the next two, `threads.Addresses`
+    run: int  # that of `predict_rows_of_thread`; with the next, `threads.Addresses`
     call: int
-    call_on_each: int
 
 
 BLOCK, STATUS = Plan._fields.index("block"), len(Plan._fields)  # cells of the table
@@ -128,7 +124,7 @@ def table_of(network, coefs, intercepts, kernels, source=None, n_threads=1, *, i
     ndarray of int64
         A `Plan`, the cell STATUS, and a `PlainLayer` for each layer; `lay_out` and the caller set what is 0.
     """
-    addresses = (0, 0, 0, 0) if source is None else _plan_addresses(source, network.dtype, n_threads)
+    addresses = (0, 0, 0) if source is None else _plan_addresses(source, network.dtype, n_threads)
     itemsize = network.dtype.itemsize
     needs_panels = any(
         fan_out >= network.panel and (is_streamed(fan_in, fan_out, itemsize) or not is_near(fan_in, fan_out, itemsize))
@@ -536,11 +532,11 @@ def _plan_addresses(source, dtype, n_threads):
     kinds = (places, values, types.UniTuple(n, 3), n, values, n, n, places, n)
     if n_threads > 1:
         return begin, *addresses_for(predict_rows_of_thread, kinds)
-    return begin, address_of(predict_rows_of_thread, kinds), 0, 0
+    return begin, address_of(predict_rows_of_thread, kinds), 0
 
 
 @inlined
-def _run(source, first_layer, out, table, space, team_cells, wanted, awake):
+def _run(source, first_layer, out, table, space, team_cells, wanted, workers):
     """Run `predict_rows_of_thread`, here or on several threads."""
     head, cells = pointer(table, 0), pointer(team_cells, 0)
     plan = _load_plan(head, 0)
@@ -550,16 +546,12 @@ def _run(source, first_layer, out, table, space, team_cells, wanted, awake):
     if wanted == 1:
         call_at(plan.run, args)
         return
-    renew_team(cells, wanted, NAP_SPINS if awake == 0 else FEW_SPINS)
-    addresses = Addresses(plan.run, plan.call, plan.call_on_each)
-    if awake == 0:
-        call_on_threads(addresses, args, wanted)
-    else:
-        call_on_awake(pointer_at(head, awake), addresses, args)
+    renew_team(cells, wanted)
+    call_on_workers(pointer_at(head, workers), Addresses(plan.run, plan.call), args, wanted)
 
 
 @cached_jit
-def predict(x, out, table, space, team_cells, wanted, awake):
+def predict(x, out, table, space, team_cells, wanted, workers):
     """Compute the outputs for all rows of x, on one thread or on several.
 
     Parameters
@@ -576,21 +568,21 @@ def predict(x, out, table, space, team_cells, wanted, awake):
     team_cells : ndarray of int64
         From `threads.new_team`; they may have been used before.
     wanted : int64
-        Number of threads, which Numba may use (`threads.call_limited`) if they are not awake.
-    awake : int64
-        `AwakeThreads.address`, or 0 for a parallel region.
+        Number of threads.
+    workers : int64
+        `Workers.address`; 0 for one thread.
     """
-    _run((address(pointer(x, 0), 0), NONE, NONE), NONE, out, table, space, team_cells, wanted, awake)
+    _run((address(pointer(x, 0), 0), NONE, NONE), NONE, out, table, space, team_cells, wanted, workers)
 
 
 @cached_jit
-def predict_csr(matrix, out, table, space, team_cells, wanted, awake):
+def predict_csr(matrix, out, table, space, team_cells, wanted, workers):
     """Do what `predict` does, for the rows of a `CsrMatrix`, which are finite."""
     source = (
         address(pointer(matrix.indices, 0), 0), address(pointer(matrix.indptr, 0), 0),
         address(pointer(matrix.values, 0), 0),
     )  # fmt: skip
-    _run(source, ONE, out, table, space, team_cells, wanted, awake)
+    _run(source, ONE, out, table, space, team_cells, wanted, workers)
 
 
 # --- calls from other compiled code ---
@@ -745,17 +737,17 @@ def predict_indexed(x, order, arrays, out, bad, block, gather_rows, team_cells, 
         From `addresses.gather_address`.
     """
     cells = pointer(team_cells, 0)
-    team = join_team(cells, wanted)
-    if team.rank < 0:
+    rank = join_loose_team(cells, wanted)
+    if rank < 0:
         return
     mode = flush_subnormals()
-    net = point_at_net(arrays, block * wanted, team.rank, wanted)
+    net = point_at_net(arrays, block * wanted, rank, wanted)
     samples = Samples(
         pointer(x, 0), x.shape[1], gather_rows, pointer(x, 0), 0, pointer(x, 0), False, pointer(order, 0), x.shape[0],
-        pointer(arrays.lines, team.rank * (arrays.lines.size // wanted)),
+        pointer(arrays.lines, rank * (arrays.lines.size // wanted)),
     )  # fmt: skip
     inputs, outputs = get_layer(net, 0), get_layer(net, net.n_layers - 1)
-    results, first, n_samples = pointer(out, 0), team.rank * block, samples.n_seen
+    results, first, n_samples = pointer(out, 0), rank * block, samples.n_seen
     n_bad = 0
     begin = next_ticket(cells) * block
     while begin < n_samples:
@@ -770,5 +762,5 @@ def predict_indexed(x, order, arrays, out, bad, block, gather_rows, team_cells, 
             for j in range(outputs.fan_out):
                 store_scalar(results, (begin + i) * outputs.fan_out + j, load_scalar(a, i * outputs.row + j))
         begin = next_ticket(cells) * block
-    bad[team.rank] = n_bad
+    bad[rank] = n_bad
     restore_subnormals(mode)

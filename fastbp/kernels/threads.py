@@ -43,19 +43,19 @@ from fastbp.compat import numba_threads_are_started, start_numba_threads
 
 # Cells of the team's array, 128 bytes apart, so that no two share a cache line. They hold the number of threads that
 # have arrived; the size of the team, 0 before it begins; the threads that wait at a barrier, and the barriers passed;
-# the next ticket; the address of `_spread`, 0 where threads stay on their processors (`_is_pinned`), and beside it how
+# the next ticket; the address of `_spread`, 0 where threads stay on their processors (`is_pinned`), and beside it how
 # often the first thread looks for the others before the team begins without them.
 SPACING = 16
 _ARRIVED, _SIZE, _WAITING, _BARRIERS, _TICKET, _SPREAD, _CPUS = (SPACING * i for i in range(7))
 _PATIENCE = _SPREAD + 1
 # From _CPUS on each thread has: its processor, the set of those that it may use, and the set of those that it moves to.
-_SET_WORDS = MAX_CPUS // 64
-_PER_THREAD = SPACING + 2 * _SET_WORDS
+CPU_SET_WORDS = MAX_CPUS // 64
+_PER_THREAD = SPACING + 2 * CPU_SET_WORDS
 # Added to the number of arrivals when the team begins: a thread that arrives later finds a large number.
 CLOSED = 1 << 32
 # The patience with threads that may sleep: some milliseconds, as one may have to wait for its processor. With threads
-# that need not be there at the beginning: one nap. With those that are awake, or do not come at all: some microseconds.
-JOIN_SPINS, NAP_SPINS, FEW_SPINS = 6_000, 70, 60
+# that are awake, or need not come at all: some microseconds.
+JOIN_SPINS, FEW_SPINS = 6_000, 60
 # After so many spins the first thread takes a nap: the others may have been woken on its processor.
 _SPINS_BEFORE_NAP = 64
 # After so many spins a waiting thread yields its processor at each: where there are more threads than processors, the
@@ -71,16 +71,16 @@ class Team(NamedTuple):
     size: np.int64
 
 
-def new_team(wanted):
+def new_team(wanted, patience=JOIN_SPINS):
     """Return the cells by which the threads of one call communicate."""
     cells = np.zeros(_CPUS + _PER_THREAD * wanted, dtype=np.int64)
-    cells[_PATIENCE] = JOIN_SPINS
-    if wanted > 1 and not _is_pinned() and wanted <= _count_cores():
+    cells[_PATIENCE] = patience
+    if wanted > 1 and not is_pinned() and wanted <= _count_cores():
         cells[_SPREAD] = _address_of_spread()
     return cells
 
 
-def _is_pinned():
+def is_pinned():
     """Whether threads must stay on the processors where the system, or the user, has put them.
 
     The environment says so: OMP_PROC_BIND, by which OpenMP places them, with any value; or FASTBP_STAY=1, for users
@@ -91,11 +91,10 @@ def _is_pinned():
 
 
 @inlined
-def renew_team(cells, wanted, patience):
+def renew_team(cells, wanted):
     """Prepare the cells of a team whose call has ended for the next call."""
     for i in range(_SPREAD):
         store_scalar(cells, i, 0)
-    store_scalar(cells, _PATIENCE, patience)
     for i in range(_CPUS, _CPUS + _PER_THREAD * wanted):
         store_scalar(cells, i, 0)
 
@@ -179,6 +178,20 @@ def join_loose_team(cells, wanted):
     return _arrive(cells, wanted)
 
 
+@inlined
+def copy_cpus(cpus, out):
+    """Copy a set of processors."""
+    for word in range(CPU_SET_WORDS):
+        store_scalar(out, word, load_scalar(cpus, word))
+
+
+@inlined
+def forbid_cpu(cpus, cpu):
+    """Take a processor out of a set; none, where the number is that of no processor."""
+    if 0 <= cpu < MAX_CPUS:
+        store_scalar(cpus, cpu >> 6, load_scalar(cpus, cpu >> 6) & ~(1 << (cpu & 63)))
+
+
 @called_by_address
 def _spread(cells, rank, size):
     """Leave a processor that another thread of the team has.
@@ -191,7 +204,7 @@ def _spread(cells, rank, size):
     """
     mine = _CPUS + _PER_THREAD * rank
     allowed = offset(cells, mine + SPACING)
-    others = offset(allowed, _SET_WORDS)
+    others = offset(allowed, CPU_SET_WORDS)
     for _ in range(2):
         cpu = current_cpu()
         atomic_store(cells, mine, cpu + 1)
@@ -199,16 +212,13 @@ def _spread(cells, rank, size):
         for other in range(rank):
             if atomic_load(cells, _CPUS + _PER_THREAD * other) == cpu + 1:
                 alone = False
-        if alone or cpu < 0 or get_affinity(allowed) != 0:
+        if alone or cpu < 0 or get_affinity(allowed, 0) != 0:
             return
-        for word in range(_SET_WORDS):
-            store_scalar(others, word, load_scalar(allowed, word))
+        copy_cpus(allowed, others)
         for other in range(size):
-            taken = atomic_load(cells, _CPUS + _PER_THREAD * other) - 1
-            if 0 <= taken < MAX_CPUS:
-                store_scalar(others, taken >> 6, load_scalar(others, taken >> 6) & ~(1 << (taken & 63)))
-        if set_affinity(others) == 0:
-            set_affinity(allowed)
+            forbid_cpu(others, atomic_load(cells, _CPUS + _PER_THREAD * other) - 1)
+        if set_affinity(others, 0) == 0:
+            set_affinity(allowed, 0)
 
 
 @inlined
@@ -280,18 +290,11 @@ class Addresses(NamedTuple):
 
     function: int
     call: int  # of `_call` for the arguments of the function
-    call_on_each: int
-
-
-@inlined
-def call_on_threads(addresses, arguments, wanted):
-    """Call a function on each of so many threads, which Numba may use (`call_limited`)."""
-    call_at(addresses.call_on_each, (addresses.call, addresses.function, store_arguments(arguments), wanted))
 
 
 @cached_jit
-def _call_on_threads(addresses, arguments, wanted):
-    call_on_threads(addresses, arguments, wanted)
+def _call_on_threads(addresses, call_on_each, arguments, wanted):
+    call_at(call_on_each, (addresses.call, addresses.function, store_arguments(arguments), wanted))
 
 
 # --- in Python: how many threads, and calls on them ---
@@ -416,7 +419,6 @@ def addresses_for(function, kinds):
     return Addresses(
         address_of(function, kinds),
         address_of(_call, (types.int64, types.CPointer(types.BaseTuple.from_types(kinds)))),
-        address_of(_call_on_each, (types.int64,) * 4),
     )
 
 
@@ -447,7 +449,8 @@ def run(function, args, n_threads, kind=None):
         addresses = addresses_for(function, tuple(numba.typeof(args)))
         if kind:
             _known_addresses[function, kind] = addresses
-    call_limited(n_threads, _call_on_threads, addresses, args, n_threads)
+    call_on_each = address_of(_call_on_each, (types.int64,) * 4)
+    call_limited(n_threads, _call_on_threads, addresses, call_on_each, args, n_threads)
 
 
 def call_limited(n_threads, function, *args):

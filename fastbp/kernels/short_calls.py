@@ -1,104 +1,16 @@
-"""Threads that stay awake between short calls.
+"""Short calls that follow each other at once: on one thread, or on several that stay awake in between.
 
-A parallel region of OpenMP takes some microseconds to begin and to end, and tens of them where its threads sleep. That
-is longer than the prediction of a few rows. Where short calls follow each other at once, the threads here wait for the
-next one without sleeping, and begin it in a fraction of a microsecond. They end when no call comes for a millisecond.
-
-Nobody depends on them: a thread that is late finds that the call is over, or that its team has begun without it.
+A thread that takes part in a call gains something only where it has begun before the call is over, and has a processor
+of its own. Whether it has, and what it gains, only a clock tells: so calls are measured, on one thread and on several.
 """
 
 import os
-from functools import cache
 from math import frexp
-from threading import Lock, Thread, get_ident
+from threading import Lock, get_ident
 from time import perf_counter
 
-import numpy as np
-
-from fastbp.codegen.atomics import atomic_add, atomic_load, atomic_store
-from fastbp.codegen.jit import cached_jit, call_at, inlined, store_arguments
-from fastbp.codegen.memory import load_scalar, pointer, store_scalar
-from fastbp.codegen.processor import current_cpu, nanoseconds
-from fastbp.kernels.threads import (
-    CLOSED,
-    SPACING,
-    SPINS_BEFORE_YIELD,
-    leave_processor,
-    new_team,
-    python_thread_count,
-    spin_or_yield,
-)
-
-# --- in compiled code ---
-
-# Cells as those of a team: the number of calls so far; the threads that have begun the current call, to which CLOSED is
-# added when it ends, and those that are done with it. Then what the current call is, and the processor of the thread
-# that makes it.
-_CALLS, _ARRIVED, _DONE, _CALL, _N_CELLS = (SPACING * i for i in range(5))
-_FUNCTION, _ARGUMENTS, _CPU = (_CALL + i for i in range(1, 4))
-# How long a thread waits for the next call, in nanoseconds, and most of it yields the processor; and how often it looks
-# for one where there is no clock.
-_IDLE, _IDLE_SPINS = 1_000_000, 6_000
-
-
-@cached_jit
-def _wait_for_calls(array, team, idle):
-    """Take part in each call until no other comes for `idle` nanoseconds."""
-    cells = pointer(array, 0)
-    seen = atomic_load(cells, _CALLS)
-    spins, since = 0, nanoseconds()
-    while idle >= 0:
-        calls = atomic_load(cells, _CALLS)
-        if calls == seen:
-            if spins == 0 or spins >= SPINS_BEFORE_YIELD:
-                # The scheduler may have put this thread where the calls are made.
-                leave_processor(pointer(team, 0), atomic_load(cells, _CPU))
-            if spins == 0:
-                since = nanoseconds()
-            elif spins >= SPINS_BEFORE_YIELD:
-                now = nanoseconds()
-                if now - since > idle or (now == 0 and spins >= _IDLE_SPINS):
-                    return
-            spins = spin_or_yield(spins)
-            continue
-        if atomic_add(cells, _ARRIVED, 1) < CLOSED:
-            call_at(load_scalar(cells, _CALL), (load_scalar(cells, _FUNCTION), load_scalar(cells, _ARGUMENTS)))
-            # It may have been a later call than the one that was seen above. The next one begins only after this thread
-            # is done. (One that arrives before the calls are counted may arrive twice: its team is complete then.)
-            calls = atomic_load(cells, _CALLS)
-            atomic_add(cells, _DONE, 1)
-        seen, spins = calls, 0
-
-
-@inlined
-def call_on_awake(cells, addresses, arguments):
-    """Call a function here, and on the threads that are awake.
-
-    Parameters
-    ----------
-    cells : pointer to int64
-        From `AwakeThreads.address`.
-    addresses : threads.Addresses
-        The function joins a team first, whose patience is FEW_SPINS: a thread that lost its processor may not come.
-    arguments : tuple
-        Its arguments.
-    """
-    place = store_arguments(arguments)
-    store_scalar(cells, _CALL, addresses.call)
-    store_scalar(cells, _FUNCTION, addresses.function)
-    store_scalar(cells, _ARGUMENTS, place)
-    atomic_store(cells, _CPU, current_cpu())
-    atomic_store(cells, _DONE, 0)
-    atomic_store(cells, _ARRIVED, 0)
-    atomic_add(cells, _CALLS, 1)
-    call_at(addresses.call, (addresses.function, place))
-    arrived = atomic_add(cells, _ARRIVED, CLOSED)
-    spins = 0
-    while atomic_load(cells, _DONE) < arrived:
-        spins = spin_or_yield(spins)
-
-
-# --- in Python ---
+from fastbp.kernels.threads import python_thread_count
+from fastbp.kernels.workers import give_back, take_workers
 
 
 class _Calls:
@@ -120,7 +32,7 @@ class _Calls:
         self.n_calls, self.seconds, self.rate = 0, 0.0, 0.0  # the sum of their rates
 
 
-class AwakeThreads:
+class ShortCalls:
     """Decides for each of many calls whether threads that are awake take part in it, and measures whether it pays.
 
     Calls of about the same work that follow each other at once are first made by one thread; then others are started
@@ -155,10 +67,6 @@ class AwakeThreads:
 
     def __init__(self, clock=perf_counter):
         self._clock = clock
-        self._cells = np.zeros(_N_CELLS, np.int64)
-        self._cells[_ARRIVED] = CLOSED
-        self.address = self._cells.ctypes.data
-        self._threads: list[Thread] = []
         # Who measures has it. Nobody waits for it: other calls at the same time are made by one thread.
         self._lock, self._owner = Lock(), 0
         # By kind of calls: what is known of them; and the time of the next trial, with the seconds from it until the
@@ -261,7 +169,6 @@ class AwakeThreads:
         if self._begin < time:
             self._skip(time)
         elif self._is_busy(self._since, 0.0):
-            prepare()
             self._start(python_thread_count(*self._limits))
         else:
             self._give_up()
@@ -271,16 +178,15 @@ class AwakeThreads:
         return self._busy - busy >= self.MIN_BUSY * (self._begin - since)
 
     def _start(self, n_threads):
-        """Start as many threads as are missing, or have ended while the one that calls had no processor."""
-        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        """Start the threads that are missing, or have ended while the one that calls had no processor."""
+        workers = take_workers()
         try:
-            while len(self._threads) < n_threads - 1:
-                thread = Thread(target=_wait_for_calls, args=(self._cells, new_team(2), _IDLE), name="fastbp")
-                thread.start()
-                self._threads.append(thread)
+            if n_threads > 1 and not workers.start(n_threads):
                 self._warm_at = self._begin + self.WARM_UP
-        except RuntimeError:  # the system, or Python at its end, starts no more threads
+        except RuntimeError:
             n_threads = 1
+        finally:
+            give_back(workers)
         if n_threads == 1:
             self._give_up()
         else:
@@ -319,24 +225,18 @@ class AwakeThreads:
             self._n_skipped = int(min(self.SKIPPED * (time - self._begin) * per_second, self.MAX_SKIPPED))
 
 
-@cache
-def prepare():
-    """Compile what the threads run, or load it: once, and not by each of them."""
-    _wait_for_calls(np.zeros(_N_CELLS, np.int64), new_team(1), -1)
+_of_this_process = ShortCalls()
 
 
-_threads_of_process = AwakeThreads()
+def short_calls():
+    """Return what is known of the short calls of this process."""
+    return _of_this_process
 
 
-def awake_threads():
-    """Return the threads that are awake in this process."""
-    return _threads_of_process
-
-
-def _forget_threads():
-    global _threads_of_process
-    _threads_of_process = AwakeThreads()
+def _forget_calls():
+    global _of_this_process
+    _of_this_process = ShortCalls()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_threads)
+    os.register_at_fork(after_in_child=_forget_calls)  # another thread may have the lock

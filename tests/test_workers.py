@@ -1,0 +1,355 @@
+"""The threads of predictions: what they do, when they sleep and end, and that predictions stay the same."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from itertools import pairwise, product
+
+import numpy as np
+import pytest
+from numba import njit, types
+from scipy import sparse
+from sklearn.exceptions import ConvergenceWarning
+
+import fastbp.prediction
+from fastbp import BackpropClassifier, BackpropRegressor
+from fastbp.activations import Logistic, Relu, Softmax, Tanh
+from fastbp.codegen.atomics import atomic_add
+from fastbp.codegen.jit import called_by_address
+from fastbp.codegen.memory import pointer
+from fastbp.codegen.processor import CAN_SLEEP, nanoseconds
+from fastbp.kernels import short_calls
+from fastbp.kernels import workers as module
+from fastbp.kernels.plan import can_share_columns
+from fastbp.kernels.threads import (
+    FEW_SPINS,
+    JOIN_SPINS,
+    addresses_for,
+    join_team,
+    new_team,
+    python_thread_count,
+    renew_team,
+)
+from fastbp.kernels.workers import Workers, call_on_workers
+from fastbp.prediction import ArraysMovedError, Predictor
+
+# Nanoseconds that threads look for a call here, where tests take their time between two of them.
+LONG = 20_000_000
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(1e-3)
+
+
+@pytest.fixture
+def long_awake(monkeypatch):
+    monkeypatch.setattr(module, "_IDLE", LONG)
+
+
+# --- calls ---
+
+
+@called_by_address
+def count_ranks(cells, wanted, counts):
+    team = join_team(cells, wanted)
+    if team.rank >= 0:
+        atomic_add(counts, 16 * team.rank, 1)
+
+
+@njit(nogil=True)
+def call_often(workers, addresses, team, wanted, counts, arrivals, n):
+    cells = pointer(team, 0)
+    for _ in range(n):
+        renew_team(cells, wanted)
+        call_on_workers(pointer(workers, 0), addresses, (cells, wanted, pointer(counts, 0)), wanted)
+        arrivals[0] += workers[module._DONE]
+
+
+def addresses_of_count():
+    place = types.CPointer(types.int64)
+    return addresses_for(count_ranks, (place, types.int64, place))
+
+
+@njit
+def run_clock():
+    return nanoseconds()
+
+
+@pytest.mark.parametrize("n_others", [0, 1, 3])
+def test_each_thread_takes_part_in_a_call_once(n_others, long_awake):
+    workers, wanted, n = Workers(), 2, 2_000
+    counts, arrivals = np.zeros(16 * 8, np.int64), np.zeros(1, np.int64)
+    team, calls = new_team(wanted, FEW_SPINS), 0
+    workers.start(1 + n_others)
+    for _ in range(500):
+        calls += n
+        call_often(workers.cells, addresses_of_count(), team, wanted, counts, arrivals, n)
+        if n_others == 0 or counts[16] > n:
+            break
+    # The thread that calls has begun each team; never are there more than are wanted.
+    assert counts[0] == calls and counts[32:].sum() == 0
+    assert counts[16] == 0 if n_others == 0 else n < counts[16] <= calls
+    assert counts[16] <= arrivals[0] <= n_others * calls
+
+
+@pytest.mark.skipif(not CAN_SLEEP, reason="threads sleep on Linux only")
+@pytest.mark.parametrize("n_others", [1, 3])
+def test_threads_sleep_until_a_call_wakes_them(n_others):
+    workers, wanted = Workers(), 1 + n_others
+    assert not workers.start(wanted)
+    counts, arrivals = np.zeros(16 * 8, np.int64), np.zeros(1, np.int64)
+    n_rounds, together = 20, 0
+    for _ in range(n_rounds):
+        wait_until(lambda: workers.cells[module._ASLEEP] == n_others)
+        assert not workers.start(wanted), "none is awake"
+        before = counts[16 * n_others]
+        call_often(workers.cells, addresses_of_count(), new_team(wanted, 100 * JOIN_SPINS), wanted, counts, arrivals, 1)
+        together += counts[16 * n_others] - before
+    assert counts[0] == n_rounds and together >= n_rounds // 2, "the call waits for those that were woken"
+    # They had to leave the processor of the call, and now may use all that it may use.
+    wait_until(lambda: workers.cells[module._ASLEEP] == n_others)
+    assert len(workers._threads) == n_others
+    if hasattr(os, "sched_getaffinity"):
+        allowed = os.sched_getaffinity(0)
+        assert all(os.sched_getaffinity(thread.native_id) == allowed for thread in workers._threads)
+
+
+@pytest.mark.skipif(not CAN_SLEEP, reason="threads sleep on Linux only")
+def test_threads_that_sleep_end_with_their_workers():
+    workers = Workers()
+    workers.start(3)
+    crew, cells = list(workers._threads), workers.cells
+    wait_until(lambda: cells[module._ASLEEP] == 2)
+    assert all(thread.daemon for thread in crew), "the process may end while they sleep"
+    del workers
+    for thread in crew:
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def test_threads_that_cannot_sleep_end_when_no_call_comes(monkeypatch):
+    monkeypatch.setattr(module, "CAN_SLEEP", False)
+    workers = Workers()
+    for _ in range(3):
+        assert not workers.start(3), "the others have ended"
+        crew = list(workers._threads)
+        assert len(crew) == 2
+        for thread in crew:
+            thread.join(60)
+            assert not thread.is_alive() and not thread.daemon
+
+
+def test_a_call_where_no_thread_can_be_started(monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise RuntimeError("can't start new thread")
+
+    predictor, rng = make_predictor([70, 150, 3], [Tanh(), Softmax()], np.float32)
+    predictor._min_work = 1.0
+    X = rng.normal(size=(3000, 70)).astype(np.float32)
+    X[rng.random(X.shape) < 0.95] = 0
+    monkeypatch.setattr(fastbp.prediction.threads, "python_thread_count", lambda *_: 2)
+    monkeypatch.setattr(module, "Thread", refuse)
+    monkeypatch.setattr(module, "_free", [])
+    for n in (100, 3000):  # few rows, and many with zeros
+        assert predictor.outputs(X[:n], 2)[0].tobytes() == predictor.outputs(X[:n], 1)[0].tobytes()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nanoseconds are those of Linux")
+def test_the_clock():
+    before, now, after = time.monotonic_ns(), run_clock(), time.monotonic_ns()
+    assert before <= now <= after
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_forked_child_has_threads_of_its_own():
+    code = """if True:
+        import os
+        from fastbp.kernels import short_calls, workers
+        from fastbp.kernels.threads import numba_threads_are_started, python_thread_count
+        before = short_calls.short_calls()
+        workers.give_back(workers.take_workers())
+        assert workers._free
+        python_thread_count(None, 1e9, 1.0)
+        assert not numba_threads_are_started()
+        before.begin(None, 1e6, 1.0, "f")
+        child = os.fork()
+        if child == 0:
+            after = short_calls.short_calls()
+            after.begin(None, 1e6, 1.0, "f"), after.end()
+            is_new = after is not before and not workers._free
+            os._exit(0 if is_new and python_thread_count(None, 1e9, 1.0) == 1 else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    """
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_process_ends_while_threads_sleep_or_look_for_calls():
+    code = """if True:
+        import sys, time
+        import numpy as np
+        from fastbp import BackpropClassifier
+        rng = np.random.default_rng(0)
+        X = rng.normal(size=(9000, 200)).astype(np.float32)
+        model = BackpropClassifier(hidden_layer_sizes=200, max_iter=1).fit(X[:200], rng.integers(0, 3, 200))
+        model.predict(X)
+        time.sleep(float(sys.argv[1]))
+        print("done")
+    """
+    for seconds in ("0", "0.0005", "0.05"):
+        command = [sys.executable, "-W", "ignore", "-c", code, seconds]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0 and done.stdout == "done\n", done.stderr
+
+
+# --- predictions ---
+
+
+class Always:
+    """Short calls on as many threads as `n_threads` says."""
+
+    def begin(self, *_):
+        return self.n_threads
+
+    def end(self):
+        pass
+
+
+@pytest.fixture
+def on_workers(monkeypatch, long_awake):
+    """Call a function on `n_threads` threads, of which only `n_started` are there."""
+    always, crews = Always(), {n: Workers() for n in range(1, 5)}
+
+    def call(n_threads, n_started, function, *args):
+        always.n_threads = n_threads
+        crews[n_started].start(n_started)
+        with monkeypatch.context() as patch:
+            patch.setattr(fastbp.prediction, "short_calls", lambda: always)
+            patch.setattr(module, "_free", [crews[n_started]])
+            return function(*args)
+
+    return call
+
+
+NETWORKS = [
+    ([70, 150, 33, 3], [Tanh(), Relu(), Softmax()]),
+    ([20, 256, 1], [Relu(), Logistic()]),
+    ([300, 700, 7], [Softmax(), Softmax()]),  # an activation of whole rows in between
+    ([5, 3], [Softmax()]),
+]
+THREADS = [(2, 2), (3, 3), (4, 4), (2, 1), (3, 2), (2, 4)]
+
+
+def make_predictor(units, activations, dtype, is_pair=False):
+    rng = np.random.default_rng(sum(units))
+    shapes = list(pairwise(units))
+    coefs = [rng.normal(size=shape).astype(dtype) for shape in shapes]
+    intercepts = [rng.normal(size=n).astype(dtype) for n in units[1:]]
+    predictor = Predictor(coefs, intercepts, activations, units[0], is_pair=is_pair)
+    predictor._min_work_awake = 0.0
+    return predictor, rng
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("units, activations", NETWORKS, ids=lambda value: "-".join(map(str, value)))
+def test_predictions_have_the_same_bits(units, activations, dtype, on_workers):
+    predictor, rng = make_predictor(units, activations, dtype, is_pair=units[-1] == 1)
+    X = rng.normal(size=(40, units[0])).astype(dtype)
+    X[rng.random(X.shape) < 0.6] = 0
+    for (n_threads, n_started), n in product(THREADS, [*range(1, 26), 40]):
+        expected = predictor.outputs(X[:n], 1)[0].tobytes()
+        csr = sparse.csr_matrix(X[:n])
+        expected_csr = predictor.outputs(csr, 1)[0].tobytes()
+        out, finite = on_workers(n_threads, n_started, predictor.outputs, X[:n], None)
+        assert finite and out.tobytes() == expected, (n, n_threads)
+        out, finite = on_workers(n_threads, n_started, predictor.outputs, csr, None)
+        assert finite and out.tobytes() == expected_csr, (n, n_threads)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_predictions_of_many_rows_have_the_same_bits(dtype, monkeypatch):
+    """On threads that are started, awake or asleep; with zeros, too."""
+    predictor, rng = make_predictor([70, 150, 33, 3], [Tanh(), Relu(), Softmax()], dtype)
+    predictor._min_work = 1.0
+    monkeypatch.setattr(fastbp.prediction.threads, "python_thread_count", lambda n_jobs, *_: n_jobs)
+    monkeypatch.setattr(fastbp.prediction.threads, "MIN_WORK_AFTER_PAUSE", 1.0)
+    monkeypatch.setattr(module, "_free", [])
+    X = rng.normal(size=(3000, 70)).astype(dtype)
+    zeros = np.where(rng.random(X.shape) < 0.95, 0, X)
+    for n in (12, 30, 97, 500, 3000):
+        for inputs in (X[:n], zeros[:n], sparse.csr_matrix(zeros[:n])):
+            expected = predictor.outputs(inputs, 1)[0].tobytes()
+            for n_jobs in (2, 3, 5):
+                assert all(predictor.outputs(inputs, n_jobs)[0].tobytes() == expected for _ in range(5))
+            time.sleep(2e-3)
+            assert predictor.outputs(inputs, 2)[0].tobytes() == expected
+    bad = X.copy()
+    bad[2990, 3] = np.inf
+    assert not predictor.outputs(bad, 2)[1] and predictor.outputs(X, 2)[1]
+    (workers,) = module._free
+    assert len(workers._threads) == 4
+
+
+def test_columns_are_shared_where_they_are_about_equal():
+    assert can_share_columns([784, 512, 512, 10], 4, 2) and can_share_columns([784, 512, 512, 10], 8, 4)
+    assert not can_share_columns([784, 10], 4, 2) and not can_share_columns([20, 1024, 1], 4, 64)
+
+
+@pytest.mark.parametrize("n", [1, 4, 30])
+def test_numbers_that_are_not_finite_are_found(n, on_workers):
+    predictor, rng = make_predictor([70, 256, 3], [Tanh(), Softmax()], np.float32)
+    for (n_threads, n_started), row in product(THREADS, range(n)):
+        X = rng.normal(size=(n, 70)).astype(np.float32)
+        X[row, rng.integers(70)] = rng.choice([np.nan, np.inf])
+        assert not on_workers(n_threads, n_started, predictor.outputs, X, None)[1]
+        X[row] = 1
+        assert on_workers(n_threads, n_started, predictor.outputs, X, None)[1]
+
+
+@pytest.mark.parametrize("n", [1, 4, 30])
+def test_weights_that_were_moved_are_found(n, on_workers):
+    for n_threads, n_started in THREADS:
+        predictor, rng = make_predictor([70, 256, 3], [Tanh(), Softmax()], np.float32)
+        X = rng.normal(size=(n, 70)).astype(np.float32)
+        on_workers(n_threads, n_started, predictor.outputs, X, None)
+        predictor._arrays[0].resize((71, 256), refcheck=False)
+        with pytest.raises((ArraysMovedError, ValueError)):
+            on_workers(n_threads, n_started, predictor.outputs, X, None)
+
+
+@pytest.mark.parametrize("estimator", [BackpropClassifier, BackpropRegressor])
+def test_estimators_predict_the_same_in_a_loop(estimator, monkeypatch):
+    """With the threads as they are started for users."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(64, 200)).astype(np.float32)
+    y = rng.integers(0, 3, 64) if estimator is BackpropClassifier else rng.normal(size=64)
+    model = estimator(hidden_layer_sizes=(256, 128), max_iter=2, random_state=0)
+    with pytest.warns(ConvergenceWarning):
+        model.fit(X, y)
+    predict = model.predict_proba if estimator is BackpropClassifier else model.predict
+    started = []
+
+    def note(*args, **kwargs):
+        started.append(threading.Thread(*args, **kwargs))
+        return started[-1]
+
+    monkeypatch.setattr(module, "Thread", note)
+    monkeypatch.setattr(module, "_free", [])
+    short_calls._forget_calls()
+    for n_jobs in (1, None):
+        model.n_jobs = n_jobs
+        results = {n: {predict(X[:n]).tobytes() for _ in range(2000)} for n in (1, 3, 8, 20)}
+        assert all(len(result) == 1 for result in results.values())
+        if n_jobs == 1:
+            expected = results
+            assert started == [], "n_jobs=1 starts no thread"
+    assert results == expected
+    deadline = time.monotonic() + 60  # on a busy machine there are few calls without a pause
+    while not started and python_thread_count(None, 1e9, 1.0) > 1 and time.monotonic() < deadline:
+        assert {predict(X[:20]).tobytes()} == expected[20]
+    assert started or python_thread_count(None, 1e9, 1.0) == 1
