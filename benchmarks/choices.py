@@ -152,7 +152,7 @@ class OnTwo:
 
     def begin(self, n_jobs, work, min_work, source):
         """Begin a call."""
-        return 2
+        return 2, True
 
     def end(self):
         """End it."""

@@ -153,11 +153,11 @@ class Predictor:
         if work >= 2 * min_work and n >= 2 * MIN_SHARED_ROWS:
             return self._call(kernel, x, out, threads.python_thread_count(n_jobs, work, min_work), source, starts=True)
         short = short_calls()
-        n_threads = short.begin(n_jobs, work, self._min_work_awake, source)
+        n_threads, is_measured = short.begin(n_jobs, work, self._min_work_awake, source)
         try:
-            return self._call(kernel, x, out, max(n_threads, 1), source)
+            return self._call(kernel, x, out, n_threads, source)
         finally:
-            if n_threads:
+            if is_measured:
                 short.end()
 
     def _call(self, kernel, x, out, n_threads, source, *, starts=False):

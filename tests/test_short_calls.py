@@ -50,10 +50,10 @@ def make_calls(calls, clock, n, seconds, work=1e6, n_jobs=None, gap=1e-6, source
     used = []
     for _ in range(n):
         clock.now += gap
-        n_threads = calls.begin(n_jobs, work, MIN_WORK, source)
-        used.append(max(n_threads, 1))
-        clock.now += seconds[used[-1]]
-        if n_threads:
+        n_threads, is_measured = calls.begin(n_jobs, work, MIN_WORK, source)
+        used.append(n_threads)
+        clock.now += seconds[n_threads]
+        if is_measured:
             calls.end()
     return used
 
@@ -130,6 +130,24 @@ def test_threads_that_wait_for_a_processor_are_given_up(clock):
     assert seconds < 1.02 * len(used) * FASTER[1]
 
 
+def test_one_call_that_was_held_up_is_not_the_end(clock):
+    calls = ShortCalls(clock)
+    make_calls(calls, clock, 5000, FASTER)
+    for _ in range(100):
+        assert make_calls(calls, clock, 1, {2: 4e-4}) == [2]
+        assert set(make_calls(calls, clock, 550, FASTER)) == {2}
+
+
+def test_most_calls_on_several_threads_are_not_measured(clock, monkeypatch):
+    calls = ShortCalls(clock)
+    make_calls(calls, clock, 5000, FASTER)
+    measured = []
+    end = calls.end
+    monkeypatch.setattr(calls, "end", lambda: measured.append(clock.now) or end())
+    assert set(make_calls(calls, clock, 10_000, FASTER)) == {2}
+    assert 1000 < len(measured) < 4000
+
+
 def test_one_thread_is_measured_again(clock):
     calls = ShortCalls(clock)
     make_calls(calls, clock, 5000, {1: 2e-5, 2: 1.7e-5})
@@ -144,12 +162,14 @@ def test_calls_at_the_same_time_are_made_by_one_thread(clock):
     calls = ShortCalls(clock)
     make_calls(calls, clock, 1000, FASTER)
     clock.now += 1e-6
-    assert calls.begin(None, 1e6, MIN_WORK, "f") == 2
+    clock.now = max(clock.now, calls._calls.trusted_until)
+    calls._end = clock.now
+    assert calls.begin(None, 1e6, MIN_WORK, "f") == (2, True)
     found = []
     other = Thread(target=lambda: found.append(calls.begin(None, 1e6, MIN_WORK, "f")))  # it has nothing to end
     other.start()
     other.join()
-    assert found == [0]
+    assert found == [(1, False)]
     calls.end()
     assert make_calls(calls, clock, 10, FASTER) == [2] * 10
 

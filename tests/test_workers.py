@@ -180,7 +180,7 @@ def test_a_forked_child_has_threads_of_its_own():
         child = os.fork()
         if child == 0:
             after = short_calls.short_calls()
-            after.begin(None, 1e6, 1.0, "f"), after.end()
+            assert after.begin(None, 1e6, 1.0, "f") == (1, False) and not after._lock.locked()
             is_new = after is not before and not workers._free
             os._exit(0 if is_new and python_thread_count(None, 1e9, 1.0) == 1 else 1)
         assert os.waitpid(child, 0)[1] == 0
@@ -214,7 +214,7 @@ class Always:
     """Short calls on as many threads as `n_threads` says."""
 
     def begin(self, *_):
-        return self.n_threads
+        return self.n_threads, True
 
     def end(self):
         pass

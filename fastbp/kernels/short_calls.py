@@ -18,6 +18,7 @@ class _Calls:
 
     def __init__(self):
         self.is_proven = False  # whether several threads have been faster
+        self.gain = 0.0  # the seconds that they have gained of late
         self.measure_alone()
 
     def measure_alone(self):
@@ -25,10 +26,12 @@ class _Calls:
         self.rates: list[float] = []  # seconds for each operation
         self.alone = 0.0  # their mean, when there are enough of them
         self.n_threads, self.n_measured = 1, 0
+        # Until when several threads are taken as faster, and how many seconds they take for each operation.
+        self.trusted_until = self.together = 0.0
 
-    def measure_together(self, n_threads, now, busy):
+    def measure_together(self, n_threads, since, busy):
         """Begin to measure several threads."""
-        self.n_threads, self.since, self.busy = n_threads, now, busy
+        self.n_threads, self.since, self.busy = n_threads, since, busy
         self.n_calls, self.seconds, self.rate = 0, 0.0, 0.0  # the sum of their rates
 
 
@@ -48,22 +51,26 @@ class ShortCalls:
     # Seconds between two calls that follow each other at once; and the share of the time that calls take at least, as
     # the threads wait in between.
     MAX_GAP, MIN_BUSY = 5e-4, 0.3
-    # Seconds of such calls before they are measured, and threads are started, which takes a tenth of a millisecond.
-    MIN_STREAK = 2e-3
+    # Seconds of such calls before they are measured. Then threads are woken, which takes 30 microseconds, or started.
+    MIN_STREAK = 1e-3
     # How many calls on one thread are measured, and of how many the mean is taken: not of those that were disturbed.
     N_ALONE, N_FASTEST = 20, 18
     # Seconds in which new threads are not measured: their caches are cold.
     WARM_UP = 1.5e-3
     # Seconds of calls on several threads that are measured together: one that had to wait for a processor counts too.
-    MEASURED = 1e-3
+    # And seconds after it in which such calls are not measured, if they were fast.
+    MEASURED, TRUSTED = 1e-3, 3e-3
     # How often that is done before one thread is measured again.
-    N_MEASURED = 100
-    # Which share of the seconds on one thread they may take at most.
-    MAX_SHARE = 0.95
+    N_MEASURED = 30
+    # Which share of the seconds on one thread they may take at most; and how many seconds more they may take once, as a
+    # thread may be held up on one thread too.
+    MAX_SHARE, MAX_LOSS = 0.95, 5e-4
     # Seconds until the next trial, at first and at most: twice as many each time, and a little less after each success.
     PAUSE, RECOVERY = (0.004, 4.0), 0.95
-    # The share of them in which calls are not even measured, and how many of these follow each other at most.
-    SKIPPED, MAX_SKIPPED = 0.9, 1000
+    # The share of them in which calls are not even measured, and the most seconds.
+    SKIPPED, MAX_SKIPPED = 0.9, 0.02
+    # Seconds for an operation, at most: weights in float64 that come from memory with 13 GB in a second.
+    SLOWEST = 3e-10
 
     def __init__(self, clock=perf_counter):
         self._clock = clock
@@ -74,12 +81,11 @@ class ShortCalls:
         self._kinds: dict[tuple, _Calls] = {}
         self._pauses: dict[tuple, tuple[float, float]] = {}
         self._calls = _Calls()
-        self._n_skipped, self._is_measured = 0, False
-        self._count_calls(0.0, 0.0)
         self._begin = self._end = self._warm_at = 0.0
+        self._measure_from(0.0)
 
     def begin(self, n_jobs, work, min_work, source):
-        """Begin a call; return on how many threads, 0 for one thread and a call that `end` is not told of.
+        """Begin a call.
 
         Parameters
         ----------
@@ -89,48 +95,61 @@ class ShortCalls:
             Floating point operations, and from how many on a thread pays.
         source : hashable
             What tells calls of the same work apart.
+
+        Returns
+        -------
+        n_threads : int
+            On how many threads to make it.
+        is_measured : bool
+            Whether `end` must be called after it.
         """
-        if self._n_skipped > 0:
-            self._n_skipped -= 1
-            if self._n_skipped == 0:
-                self._end = self._clock()
-                self._count_calls(self._end, self._end)
-            return 0
+        now = self._clock()
+        kind = n_jobs, source, frexp(work)[1]
+        if now - self._end <= self.MAX_GAP:
+            # To measure a call takes more than a microsecond. What threads that come here at once write is right for
+            # one of them.
+            if now < self._measured_from:
+                self._end = now + work * self.SLOWEST
+                return 1, False
+            calls = self._kinds.get(kind)
+            if calls is not None and now < calls.trusted_until:
+                seconds = work * calls.together
+                self._end = now + seconds
+                self._busy += seconds
+                return calls.n_threads, False
         if not self._lock.acquire(blocking=False):
             if self._owner != get_ident():
-                return 0
+                return 1, False
             self._kinds.clear()  # Ctrl-C has ended the call before
         try:
             self._owner = get_ident()
-            self._begin = now = self._clock()
             if now - self._end > self.MAX_GAP:
                 self._end_streak()
-                self._count_calls(now, now + self.MIN_STREAK)
-            self._is_measured = now > self._measured_from
-            if not self._is_measured:
-                return 1
-            self._kind, self._work = (n_jobs, source, frexp(work)[1]), work
+                self._measure_from(now + self.MIN_STREAK)
+                self._end = now + work * self.SLOWEST
+                self._release()
+                return 1, False
+            self._begin = now
+            self._kind, self._work = kind, work
             self._limits = n_jobs, work, min_work
-            if self._kind not in self._kinds:
-                self._kinds[self._kind] = _Calls()
-            self._calls = calls = self._kinds[self._kind]
+            if kind not in self._kinds:
+                self._kinds[kind] = _Calls()
+            self._calls = calls = self._kinds[kind]
             if calls.alone and calls.n_threads == 1:
                 self._try()
-            return calls.n_threads
+            return calls.n_threads, True
         except BaseException:
             self._kinds.clear()
             self._release()
             raise
 
     def end(self):
-        """End a call for which `begin` has not returned 0."""
+        """End a call that is measured."""
         try:
             self._end = now = self._clock()
             seconds = now - self._begin
-            self._n_calls += 1
             self._busy += seconds
-            if self._is_measured:
-                self._measure(seconds)
+            self._measure(seconds)
         finally:
             self._release()
 
@@ -145,9 +164,9 @@ class ShortCalls:
                 self._postpone(kind)
         self._kinds.clear()
 
-    def _count_calls(self, since, measured_from):
-        """Begin to count calls, and the seconds that they take; and to measure them from some time on."""
-        self._n_calls, self._busy, self._since, self._measured_from = 0, 0.0, since, measured_from
+    def _measure_from(self, time):
+        """Begin to measure calls at some time, and to count the seconds that they take."""
+        self._busy, self._since, self._measured_from = 0.0, time, time
 
     def _measure(self, seconds):
         calls = self._calls
@@ -190,17 +209,22 @@ class ShortCalls:
         if n_threads == 1:
             self._give_up()
         else:
-            self._calls.measure_together(n_threads, self._begin, self._busy)
+            calls = self._calls
+            calls.measure_together(n_threads, max(self._begin, calls.trusted_until), self._busy)
 
     def _judge(self, calls):
         """Decide whether the calls that were measured were fast enough."""
-        if calls.rate > self.MAX_SHARE * calls.alone * calls.n_calls or not self._is_busy(calls.since, calls.busy):
+        gain = calls.seconds * (self.MAX_SHARE * calls.alone * calls.n_calls / calls.rate - 1)
+        calls.gain = min(calls.gain + gain, self.MAX_LOSS)
+        if calls.gain < -self.MAX_LOSS or not self._is_busy(calls.since, calls.busy):
             self._give_up()
             return
-        calls.is_proven = True
-        if self._kind in self._pauses:
-            time, pause = self._pauses[self._kind]
-            self._pauses[self._kind] = time, max(self.RECOVERY * pause, self.PAUSE[0])
+        if gain > 0:
+            calls.is_proven = True
+            calls.trusted_until, calls.together = self._end + self.TRUSTED, calls.rate / calls.n_calls
+            if self._kind in self._pauses:
+                time, pause = self._pauses[self._kind]
+                self._pauses[self._kind] = time, max(self.RECOVERY * pause, self.PAUSE[0])
         calls.n_measured += 1
         if calls.n_measured > self.N_MEASURED:
             calls.measure_alone()
@@ -219,10 +243,10 @@ class ShortCalls:
         self._pauses[kind] = self._begin + pause, min(2 * pause, self.PAUSE[1])
 
     def _skip(self, time):
-        """Do not measure the next calls, for most of the time until then: to measure one takes a microsecond."""
+        """Do not measure the next calls, for most of the time until then."""
         if not any(calls.is_proven for calls in self._kinds.values()):
-            per_second = self._n_calls / max(self._begin - self._since, 1e-9)
-            self._n_skipped = int(min(self.SKIPPED * (time - self._begin) * per_second, self.MAX_SKIPPED))
+            now = self._begin
+            self._measure_from(now + min(self.SKIPPED * (time - now), self.MAX_SKIPPED))
 
 
 _of_this_process = ShortCalls()
