@@ -10,7 +10,7 @@ Run: ``python benchmarks/choices.py [zeros] [threads] [few] [predictions]`` (all
 - few: an epoch with the gradient of a block stored, and one with the gradient summed where the weights are updated, for
   small batches, around `plan.MAX_FEW`.
 - predictions: predictions of a few rows on one thread, and on two that stay awake and share the rows or the columns
-  (`plan.SHARING_CYCLES`, `plan.MIN_SHARED_ROWS`); and after a pause on two threads that sleep (`plan.WAKING_CYCLES`).
+  (`plan.SHARING_CYCLES`, `plan.shares_columns`); and after a pause on two threads that sleep (`plan.WAKING_CYCLES`).
 
 The alternatives are timed alternately, and the fastest of several rounds counts.
 """
@@ -191,12 +191,12 @@ def measure_predictions():
         for n in (1, 2, 4, 6, 9, 12, 16, 24, 48, 96, 200):
             call = partial(predictor.outputs, X[:n])
             functions = [partial(repeat, call, 1)]
-            for min_shared_rows in (0, 1000):
+            for by_columns in (False, True):
                 choices = (
                     mock.patch.object(prediction, "short_calls", lambda: two),
                     mock.patch.object(predictor, "_min_work_awake", 0.0),
                     mock.patch.object(predictor, "_min_work", np.inf),
-                    mock.patch.object(prediction, "MIN_SHARED_ROWS", min_shared_rows),
+                    mock.patch.object(prediction, "shares_columns", lambda *_, choice=by_columns: choice),
                 )  # fmt: skip
                 functions.append(partial(repeat, call, None, choices))
             alone, rows, columns = in_turns(functions)

@@ -13,7 +13,6 @@ from fastbp.kernels.network import aligned_zeros, make_network
 from fastbp.kernels.plan import (
     MAX_PREDICTION_ROWS,
     MIN_PREDICTION_ROWS,
-    MIN_SHARED_ROWS,
     SHARING_CYCLES,
     WAKING_CYCLES,
     can_share_columns,
@@ -21,6 +20,7 @@ from fastbp.kernels.plan import (
     is_mostly_zero,
     prediction_capacity,
     prediction_rows,
+    shares_columns,
     work_of_cycles,
 )
 from fastbp.kernels.short_calls import short_calls
@@ -77,6 +77,7 @@ class Predictor:
         self._is_in_place = all(array.flags.c_contiguous and array.dtype == self.dtype for array in self._arrays)
         self.kernels = kernel_addresses(self.dtype, prefetch_write=False)
         self._work = forward_work(units)
+        self._n_bytes = sum(coef.nbytes for coef in coefs)
         self._min_work, self._min_work_awake = (
             work_of_cycles(cycles, self.dtype.itemsize) for cycles in (WAKING_CYCLES, SHARING_CYCLES)
         )  # fmt: skip
@@ -150,7 +151,7 @@ class Predictor:
         work *= n
         if n_jobs == 1 or work < 2 * self._min_work_awake or (n == 1 and not self._can_share_columns(2)):
             return self._call(kernel, x, out, 1, source)
-        if work >= 2 * min_work and n >= 2 * MIN_SHARED_ROWS:
+        if work >= 2 * min_work and not self._shares_columns(n, 2):
             return self._call(kernel, x, out, threads.python_thread_count(n_jobs, work, min_work), source, starts=True)
         short = short_calls()
         n_threads, is_measured = short.begin(n_jobs, work, self._min_work_awake, source)
@@ -165,7 +166,7 @@ class Predictor:
         n = len(out)
         if starts:
             n_threads = min(n_threads, n // MIN_PREDICTION_ROWS)
-        if n_threads > 1 and not starts and n < n_threads * MIN_SHARED_ROWS and self._can_share_columns(n_threads):
+        if n_threads > 1 and not starts and self._shares_columns(n, n_threads):
             rows, block = n, 0
         else:
             rows = block = prediction_rows(n, min(n_threads, n))
@@ -191,6 +192,9 @@ class Predictor:
             table[prediction.STATUS] = 0
             free.append(workspace)
         return not status
+
+    def _shares_columns(self, n, n_threads):
+        return shares_columns(n, n_threads, self._n_bytes) and self._can_share_columns(n_threads)
 
     def _can_share_columns(self, n_threads):
         if n_threads not in self._shares:

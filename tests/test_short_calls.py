@@ -133,9 +133,11 @@ def test_threads_that_wait_for_a_processor_are_given_up(clock):
 def test_one_call_that_was_held_up_is_not_the_end(clock):
     calls = ShortCalls(clock)
     make_calls(calls, clock, 5000, FASTER)
+    used = []
     for _ in range(100):
-        assert make_calls(calls, clock, 1, {2: 4e-4}) == [2]
-        assert set(make_calls(calls, clock, 550, FASTER)) == {2}
+        used += make_calls(calls, clock, 1, {1: 4e-4, 2: 4e-4})
+        used += make_calls(calls, clock, 500, FASTER)
+    assert np.mean(np.array(used) == 2) > 0.99
 
 
 def test_most_calls_on_several_threads_are_not_measured(clock, monkeypatch):

@@ -20,9 +20,10 @@ from fastbp.codegen.atomics import atomic_add
 from fastbp.codegen.jit import called_by_address
 from fastbp.codegen.memory import pointer
 from fastbp.codegen.processor import CAN_SLEEP, nanoseconds
+from fastbp.codegen.tiles import MR
 from fastbp.kernels import short_calls
 from fastbp.kernels import workers as module
-from fastbp.kernels.plan import can_share_columns
+from fastbp.kernels.plan import L2_BYTES, can_share_columns, shares_columns
 from fastbp.kernels.threads import (
     FEW_SPINS,
     JOIN_SPINS,
@@ -298,6 +299,16 @@ def test_predictions_of_many_rows_have_the_same_bits(dtype, monkeypatch):
 def test_columns_are_shared_where_they_are_about_equal():
     assert can_share_columns([784, 512, 512, 10], 4, 2) and can_share_columns([784, 512, 512, 10], 8, 4)
     assert not can_share_columns([784, 10], 4, 2) and not can_share_columns([20, 1024, 1], 4, 64)
+
+
+def test_columns_are_shared_where_rows_would_leave_tiles_half_empty():
+    large = 4 * L2_BYTES
+    assert [n for n in range(1, 40) if shares_columns(n, 2, large)] == [
+        *range(1, 2 * MR),
+        *range(2 * MR + 1, 3 * MR + 1),
+    ]
+    assert [n for n in range(1, 40) if shares_columns(n, 2, 1000)] == [*range(1, 2 * MR)]
+    assert shares_columns(4 * MR + 1, 4, large) and not shares_columns(8 * MR, 4, large)
 
 
 @pytest.mark.parametrize("n", [1, 4, 30])

@@ -54,7 +54,7 @@ MIN_PREDICTION_ROWS = 4
 
 # Cycles until a sleeping thread has begun, has its weights in its cache, and is waited for in the end: some 150
 # microseconds. And what it takes to share the work with one that is awake.
-WAKING_CYCLES, SHARING_CYCLES = 500_000, 9_000
+WAKING_CYCLES, SHARING_CYCLES = 500_000, 5_000
 
 
 def work_of_cycles(cycles, itemsize):
@@ -62,11 +62,9 @@ def work_of_cycles(cycles, itemsize):
     return cycles * 4.0 * (VECTOR_BITS // 8 // itemsize)
 
 
-# With fewer rows for each thread than a tile has, threads that are awake share the columns of each layer, not the rows:
-# each reads a part of the weights only, but they wait for each other at each layer.
-MIN_SHARED_ROWS = MR
-# How much more than its part of the work one thread may have where they share columns, which are whole panels.
-MAX_IMBALANCE = 1.3
+# How much more than its part of the work one thread may have where threads share columns, which are whole panels; and
+# how much slower they may be where they wait for each other at each layer.
+MAX_IMBALANCE, WAITING = 1.3, 1.25
 
 
 def can_share_columns(units, itemsize, n_threads):
@@ -75,6 +73,24 @@ def can_share_columns(units, itemsize, n_threads):
     panels = [-(-n * itemsize // PANEL_BYTES) for n in units[1:]]
     most = sum(work * -(-n // n_threads) / n for work, n in zip(works, panels, strict=True))
     return most * n_threads <= MAX_IMBALANCE * sum(works)
+
+
+def shares_columns(n, n_threads, n_bytes):
+    """Decide whether threads that are awake share the columns of each layer, not the rows.
+
+    Each then reads a part of the weights only. A tile has MR rows, whether they are there or not.
+
+    Parameters
+    ----------
+    n, n_threads : int
+        Rows and threads.
+    n_bytes : int
+        Bytes of the weights.
+    """
+    if n < n_threads * MR:
+        return True
+    rows = -(-n // n_threads)
+    return n_bytes > L2_BYTES // 2 and WAITING * -(-n // MR) < n_threads * -(-rows // MR)
 
 
 def prediction_rows(n, n_threads):
