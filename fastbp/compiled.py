@@ -27,7 +27,7 @@ from numba.np.numpy_support import as_dtype
 
 from fastbp.codegen.jit import address_of, call_at, source_stamp
 from fastbp.codegen.memory import integers_at, load_scalar, pointer
-from fastbp.kernels import prediction
+from fastbp.kernels import embedded
 from fastbp.kernels.addresses import kernel_addresses
 from fastbp.kernels.network import aligned_zeros, make_network
 from fastbp.kernels.records import declare_writeable
@@ -100,9 +100,9 @@ class CompiledPredictor:
         self._arrays = [_aligned_copy(array, self.dtype) for array in [*coefs, *intercepts]]
         values = types.CPointer(from_dtype(self.dtype))
         kinds = (types.CPointer(types.int64), values, types.int64, values)
-        self._description = prediction.describe(
+        self._description = embedded.describe(
             network, self._arrays[: len(coefs)], self._arrays[len(coefs) :],
-            kernel_addresses(self.dtype, prefetch_write=False), address_of(prediction.predict_rows, kinds),
+            kernel_addresses(self.dtype, prefetch_write=False), address_of(embedded.predict_rows, kinds),
             is_pair=is_pair, rule=rule,
         )  # fmt: skip
         self._place = self._description.ctypes.data
@@ -144,7 +144,7 @@ class CompiledPredictor:
                 f"{result.dtype} of the shape {result.shape}."
             )
         inputs = declare_writeable(np.ascontiguousarray(x, self.dtype).reshape(-1))
-        prediction.call_rows(self._description, inputs, x.size // self.n_features, result.reshape(-1))
+        embedded.call_rows(self._description, inputs, x.size // self.n_features, result.reshape(-1))
         return result[0] if out is None and self._is_vector and x.ndim == 1 else result
 
     @property
@@ -158,7 +158,7 @@ class CompiledPredictor:
         try:
             function = free.pop()
         except IndexError:
-            function = _CFunction(self.dtype, self._description.item(prediction.KERNEL))
+            function = _CFunction(self.dtype, self._description.item(embedded.KERNEL))
         function.description[0] = self._place
         # By then nobody may call it for this predictor any more.
         finalize(self, free.append, function).atexit = False
@@ -283,13 +283,13 @@ def _overload_call(predictor, x, out=None):
     def call(predictor, x, out=None):
         description = predictor.description
         n_samples = 1 if is_row else x.shape[0]
-        if x.shape[x.ndim - 1] != load_scalar(description, prediction.N_FEATURES):
+        if x.shape[x.ndim - 1] != load_scalar(description, embedded.N_FEATURES):
             raise ValueError("x must have as many features as the network has inputs")
-        if out.size != n_samples * load_scalar(description, prediction.N_COLUMNS) or (
+        if out.size != n_samples * load_scalar(description, embedded.N_COLUMNS) or (
             out.ndim == 2 and out.shape[0] != n_samples
         ):
             raise ValueError("out must have a row for each sample, and as many columns as the network has outputs")
-        kernel = load_scalar(description, prediction.KERNEL)
+        kernel = load_scalar(description, embedded.KERNEL)
         call_at(kernel, (description, pointer(x, 0), np.int64(n_samples), pointer(out, 0)))
         return out
 
@@ -303,13 +303,13 @@ def _with_new_array(dtype, is_vector, is_row):
         return predictor(x, np.empty(1, dtype))[0]
 
     def row(predictor, x, out=None):
-        return predictor(x, np.empty(load_scalar(predictor.description, prediction.N_COLUMNS), dtype))
+        return predictor(x, np.empty(load_scalar(predictor.description, embedded.N_COLUMNS), dtype))
 
     def vector(predictor, x, out=None):
         return predictor(x, np.empty(x.shape[0], dtype))
 
     def matrix(predictor, x, out=None):
-        n_outputs = load_scalar(predictor.description, prediction.N_COLUMNS)
+        n_outputs = load_scalar(predictor.description, embedded.N_COLUMNS)
         return predictor(x, np.empty((x.shape[0], n_outputs), dtype))
 
     return ((one_number, vector) if is_vector else (row, matrix))[not is_row]

@@ -32,7 +32,7 @@ from fastbp.codegen.memory import load_scalar, pointer, store_scalar
 from fastbp.codegen.target import lanes
 from fastbp.codegen.tiles import MR, NV
 from fastbp.codegen.vectors import load_converted, store
-from fastbp.kernels import prediction, session, threads, workers
+from fastbp.kernels import embedded, session, threads, workers
 from fastbp.kernels.csr import _Table
 from fastbp.kernels.csr_matrix import CsrMatrix
 from fastbp.kernels.plan import BLOCK_ROWS
@@ -166,7 +166,7 @@ def _fence_all():
 def _fence_addresses():
     """Put fences around what compiled code knows by its address only."""
     session.Csr = _FencedCsr
-    parameters, describe = predictors.Predictor.parameters, prediction.describe
+    parameters, describe = predictors.Predictor.parameters, embedded.describe
 
     def fenced_parameters(self):
         coefs, intercepts = parameters(self)
@@ -175,7 +175,7 @@ def _fence_addresses():
     predictors.Predictor.parameters = fenced_parameters
     predictors.MAX_KEPT = -1  # no workspace has the copies of a call before
     compiled._aligned_copy = lambda array, dtype: _fenced(np.array(array, dtype, order="C"))
-    prediction.describe = lambda *args, **kwargs: _fenced(describe(*args, **kwargs))
+    embedded.describe = lambda *args, **kwargs: _fenced(describe(*args, **kwargs))
 
 
 # --- networks of many shapes ---

@@ -34,7 +34,7 @@ FLOORS = [
     {"kernels.addresses", "kernels.epochs", "kernels.gradient"},
     {"kernels.backprop"},
     {"kernels.online", "kernels.prediction"},
-    {"kernels.session"},
+    {"kernels.embedded", "kernels.session"},
     {"fit_callbacks", "inputs", "lbfgs", "prediction", "progress"},
     {"calls", "checkpoints", "compiled", "state", "training", "validation"},
     {"estimator"},
@@ -56,8 +56,7 @@ DOORS = {
     "tabular.ensembles": {"kernels.threads"},
     "lbfgs": set(),
     "compiled": {
-        "codegen.jit", "codegen.memory", "kernels.addresses", "kernels.network", "kernels.prediction",
-        "kernels.records",
+        "codegen.jit", "codegen.memory", "kernels.addresses", "kernels.embedded", "kernels.network", "kernels.records",
     },
     "inputs": {"kernels.records"},
     "estimator": {"kernels.csr_matrix", "kernels.network", "kernels.plan", "kernels.records", "kernels.session"},

@@ -18,16 +18,13 @@ from fastbp.codegen.atomics import atomic_add, atomic_load
 from fastbp.codegen.jit import address_of, cached_jit, call_at, called_by_address, inlined, jit
 from fastbp.codegen.memory import (
     address,
-    allocate,
     float_of_bits,
-    itemsize,
     lane_count,
     load_scalar,
     offset,
     pointer,
     pointer_at,
     record_loader,
-    release,
     store_scalar,
 )
 from fastbp.codegen.processor import flush_subnormals, restore_subnormals
@@ -39,7 +36,7 @@ from fastbp.kernels.backprop import forward
 from fastbp.kernels.csr import sum_rows
 from fastbp.kernels.gather import gather
 from fastbp.kernels.matmul import MULTIPLY, NONE, ONE, REPEATED, cut_into_tiles, tile_height
-from fastbp.kernels.plan import FEW_TILES, MAX_PREDICTION_ROWS, cut_weights, is_near, is_streamed
+from fastbp.kernels.plan import FEW_TILES, cut_weights, is_near, is_streamed
 from fastbp.kernels.records import NO_DRAW, Samples, get_layer, point_at_net
 from fastbp.kernels.threads import (
     Addresses,
@@ -71,8 +68,9 @@ class Plan(NamedTuple):
     call: int
 
 
-BLOCK, STATUS = Plan._fields.index("block"), len(Plan._fields)  # cells of the table
-_HEAD = STATUS + 1
+# Cells of the table, and how many come before the layers.
+BLOCK, STATUS = Plan._fields.index("block"), len(Plan._fields)
+TABLE_HEAD = STATUS + 1
 # What the kernels say in the cell STATUS, added for all threads; CHANGED where weights are no longer where they were.
 CHANGED = 1 << 40
 
@@ -98,7 +96,7 @@ class PlainLayer(NamedTuple):
     row: int  # row stride of its outputs
 
 
-_load_plan, _load_layer = record_loader(Plan), record_loader(PlainLayer)
+load_plan, load_plain_layer = record_loader(Plan), record_loader(PlainLayer)
 
 
 def table_of(network, coefs, intercepts, kernels, source=None, n_threads=1, *, is_pair=False):
@@ -180,7 +178,7 @@ def _is_unchanged(table, n_layers):
     """Whether NumPy still has the arrays where they were: `ndarray.resize` moves the memory of an array."""
     same = True
     for l in range(n_layers):
-        layer = _load_layer(offset(table, _HEAD), l)
+        layer = load_plain_layer(offset(table, TABLE_HEAD), l)
         weights, bias = pointer_at(table, layer.weights_fields), pointer_at(table, layer.bias_fields)
         same &= load_scalar(weights, 0) == layer.weights and load_scalar(bias, 0) == layer.bias
         # The fields are the address, the number of dimensions, and the address of the lengths.
@@ -191,7 +189,7 @@ def _is_unchanged(table, n_layers):
 
 
 @inlined
-def _gather_finite(x, n, row):
+def gather_finite(x, n, row):
     """Copy n inputs as `gather.gather_rows` does; return whether all are finite in the network's type."""
     step = 4 * lane_count(row)
     first = splat(row, 0.0)
@@ -418,14 +416,14 @@ def _compute_layer(plan, layer, m, columns, inputs, a, buffer):
 
 
 @jit
-def _pass_rows(plan, layers, first_layer, m, inputs, a, buffer, out, n_columns, cells, team):
+def pass_rows(plan, layers, first_layer, m, inputs, a, buffer, out, n_columns, cells, team):
     """Take m rows through the layers from `first_layer` on; `inputs` and `a` take turns as memory for outputs.
 
     Each thread of the team has some columns of each layer, and activates some rows of it.
     """
     begin, end = share(m, ONE, team.rank, team.size)
     for l in range(first_layer, plan.n_layers):
-        layer = _load_layer(layers, l)
+        layer = load_plain_layer(layers, l)
         columns = _share_columns(layer, NV * lane_count(a), team)
         barrier(cells, team)
         if columns.left < columns.right:
@@ -434,7 +432,7 @@ def _pass_rows(plan, layers, first_layer, m, inputs, a, buffer, out, n_columns, 
         if begin < end:  # of a few rows some threads have none
             _apply(layer, end - begin, offset(a, begin * layer.row))
         inputs, a = a, inputs
-    layer = _load_layer(layers, plan.n_layers - 1)
+    layer = load_plain_layer(layers, plan.n_layers - 1)
     _store_outputs(plan, layer, end - begin, offset(inputs, begin * layer.row), offset(out, begin * n_columns))
 
 
@@ -455,7 +453,7 @@ def predict_rows_of_thread(table, space, source, first_layer, out, n_samples, n_
     cells, wanted
         As in `backprop.train`.
     """
-    plan, layers, status = _load_plan(table, 0), offset(table, _HEAD), offset(table, STATUS)
+    plan, layers, status = load_plan(table, 0), offset(table, TABLE_HEAD), offset(table, STATUS)
     by_columns = plan.block == 0
     takes_tickets = wanted > 1 and not by_columns
     team, rank = Team(NONE, ONE), NONE
@@ -477,7 +475,7 @@ def predict_rows_of_thread(table, space, source, first_layer, out, n_samples, n_
     first = offset(space if by_columns else buffer, plan.buffer)
     second = offset(first, plan.half)
     block = n_samples if by_columns else plan.block
-    inputs = _load_layer(layers, 0)
+    inputs = load_plain_layer(layers, 0)
     row = inputs.input_row if first_layer == 0 else inputs.row
     # A thread that is done takes the next block: one that loses its processor for a while holds up one block only.
     begin = next_ticket(cells) * block if takes_tickets else NONE
@@ -486,7 +484,7 @@ def predict_rows_of_thread(table, space, source, first_layer, out, n_samples, n_
         top, bottom = share(m, ONE, team.rank, team.size)
         call_at(plan.begin, (*source, layers, begin + top, bottom - top, offset(first, top * row), status))
         results = offset(out, begin * n_columns)
-        _pass_rows(plan, layers, first_layer, m, first, second, buffer, results, n_columns, cells, team)
+        pass_rows(plan, layers, first_layer, m, first, second, buffer, results, n_columns, cells, team)
         begin = next_ticket(cells) * block if takes_tickets else begin + m
     restore_subnormals(mode)
 
@@ -494,17 +492,18 @@ def predict_rows_of_thread(table, space, source, first_layer, out, n_samples, n_
 @called_by_address
 def begin_dense(x, _indptr, _values, layers, begin, m, first, status):
     """Set the inputs of the first layer for m rows of x from `begin` on; add to `status` how many are not finite."""
-    layer = _load_layer(layers, 0)
-    n_bad = _begin_rows(offset(x, begin * layer.fan_in), layer.fan_in, layer, m, first)
+    layer = load_plain_layer(layers, 0)
+    n_bad = begin_rows(offset(x, begin * layer.fan_in), layer.fan_in, layer, m, first)
     if n_bad:
         atomic_add(status, 0, n_bad)
 
 
 @inlined
-def _begin_rows(rows, n_inputs, layer, m, first):
+def begin_rows(rows, n_inputs, layer, m, first):
+    """Set the inputs of the first layer for m rows; return how many are not finite."""
     n_bad = 0
     for i in range(m):
-        if not _gather_finite(offset(rows, i * n_inputs), n_inputs, offset(first, i * layer.input_row)):
+        if not gather_finite(offset(rows, i * n_inputs), n_inputs, offset(first, i * layer.input_row)):
             n_bad += 1
     return n_bad
 
@@ -512,7 +511,7 @@ def _begin_rows(rows, n_inputs, layer, m, first):
 @called_by_address
 def begin_csr(indices, indptr, values, layers, begin, m, first, _status):
     """Set the inputs of the second layer for m rows of a `CsrMatrix` from `begin` on."""
-    layer = _load_layer(layers, 0)
+    layer = load_plain_layer(layers, 0)
     weights, bias = pointer_at(first, layer.weights), pointer_at(first, layer.bias)
     for i in range(m):
         entry = load_scalar(indptr, begin + i)
@@ -539,7 +538,7 @@ def _plan_addresses(source, dtype, n_threads):
 def _run(source, first_layer, out, table, space, team_cells, wanted, workers):
     """Run `predict_rows_of_thread`, here or on several threads."""
     head, cells = pointer(table, 0), pointer(team_cells, 0)
-    plan = _load_plan(head, 0)
+    plan = load_plan(head, 0)
     args = (
         head, pointer(space, 0), source, first_layer, pointer(out, 0), out.shape[0], out.shape[1], cells, wanted
     )  # fmt: skip
@@ -583,133 +582,6 @@ def predict_csr(matrix, out, table, space, team_cells, wanted, workers):
         address(pointer(matrix.values, 0), 0),
     )  # fmt: skip
     _run(source, ONE, out, table, space, team_cells, wanted, workers)
-
-
-# --- calls from other compiled code ---
-
-# What remains to be done with the outputs: nothing, to clip them to [0, 1], or also to divide them by their sum.
-RULES = (None, "clip", "shares")
-_NONE, _CLIP, _SHARES = range(3)
-
-
-class Head(NamedTuple):
-    """What `predict_rows` knows of a network besides its table, which follows; all are int64."""
-
-    kernel: int  # address of `predict_rows`
-    n_features: int
-    n_columns: int  # of the outputs
-    rule: int  # index in `RULES`
-    buffers_row: int  # whether a single row needs the buffer
-    first_row: int  # row stride of the inputs, and of every second layer
-    second_row: int  # that of the other layers
-
-
-KERNEL, N_FEATURES, N_COLUMNS = map(Head._fields.index, ("kernel", "n_features", "n_columns"))
-_load_head, _HEAD_SIZE = record_loader(Head), len(Head._fields)
-
-
-def describe(network, coefs, intercepts, kernels, kernel, *, is_pair, rule):
-    """Describe a network for `predict_rows`.
-
-    Parameters
-    ----------
-    network, coefs, intercepts, kernels, is_pair
-        As in `table_of`.
-    kernel : int
-        Address of `predict_rows`.
-    rule : {None, "clip", "shares"}
-        See `RULES`.
-
-    Returns
-    -------
-    ndarray of int64
-        A `Head`, and the table.
-    """
-    table = table_of(network, coefs, intercepts, kernels, is_pair=is_pair)
-    lay_out(table, MAX_PREDICTION_ROWS, network)
-    table[BLOCK] = MAX_PREDICTION_ROWS
-    strides = [network.row_stride(n) for n in network.units]
-    streams = any(is_streamed(*shape, network.dtype.itemsize) for shape in pairwise(network.units))
-    n_columns = 2 if is_pair else network.units[-1]
-    head = Head(kernel, network.units[0], n_columns, RULES.index(rule), streams, max(strides[::2]), max(strides[1::2]))
-    return np.concatenate([head, table])
-
-
-@called_by_address
-def predict_rows(description, x, n_samples, out):
-    """Compute the outputs for some rows, as they are predicted, in the thread that calls.
-
-    Parameters
-    ----------
-    description : pointer to int64
-        From `describe`. It is only read: any number of threads may use it at once.
-    x : pointer
-        The rows, one after the other, of the network's type.
-    n_samples : int64
-        Rows.
-    out : pointer
-        Becomes the outputs, one row after the other: NaN for a row whose inputs are not finite.
-    """
-    if n_samples <= 0:
-        return
-    head, table = _load_head(description, 0), offset(description, _HEAD_SIZE)
-    plan, layers = _load_plan(table, 0), offset(table, _HEAD)
-    inputs = _load_layer(layers, 0)
-    block = min(n_samples, plan.block)
-    buffer_size = plan.buffer if block > 1 or head.buffers_row else np.int64(0)
-    line = 64 // itemsize(out)
-    memory = allocate(out, line + buffer_size + block * (head.first_row + head.second_row))
-    if address(memory, 0) == 0:
-        for i in range(n_samples * head.n_columns):
-            store_scalar(out, i, np.nan)
-        return
-    mode = flush_subnormals()
-    buffer = offset(memory, (-address(memory, 0) & 63) // itemsize(out))
-    first = offset(buffer, buffer_size)
-    second = offset(first, block * head.first_row)
-    for begin in range(0, n_samples, block):
-        m = min(block, n_samples - begin)
-        rows, results = offset(x, begin * head.n_features), offset(out, begin * head.n_columns)
-        n_bad = _begin_rows(rows, head.n_features, inputs, m, first)
-        _pass_rows(
-            plan, layers, NONE, m, first, second, buffer, results, head.n_columns, table, Team(NONE, ONE)
-        )  # fmt: skip
-        _apply_rule(head.rule, m, head.n_columns, results)
-        if n_bad:
-            for i in range(m):
-                if not _gather_finite(offset(rows, i * head.n_features), head.n_features, first):
-                    for j in range(head.n_columns):
-                        store_scalar(results, i * head.n_columns + j, np.nan)
-    restore_subnormals(mode)
-    release(memory)
-
-
-@inlined
-def _apply_rule(rule, m, n, out):
-    """Turn m rows of outputs into probabilities, as `BackpropClassifier.predict_proba` does."""
-    if rule != _NONE:
-        for i in range(m * n):
-            if load_scalar(out, i) < 0:
-                store_scalar(out, i, 0)
-            elif load_scalar(out, i) > 1:
-                store_scalar(out, i, 1)
-    if rule == _SHARES:
-        for i in range(0, m * n, n):
-            sums = load_scalar(out, i)
-            for j in range(i + 1, i + n):
-                sums += load_scalar(out, j)
-            for j in range(i, i + n):
-                if sums == 0:
-                    store_scalar(out, j, 1 / n)
-                else:
-                    store_scalar(out, j, load_scalar(out, j) / sums)
-
-
-@cached_jit
-def call_rows(description, x, n_samples, out):
-    """Call `predict_rows` with arrays."""
-    head = pointer(description, 0)
-    call_at(load_scalar(head, KERNEL), (head, pointer(x, 0), n_samples, pointer(out, 0)))
 
 
 # --- inputs that are mostly zero ---
