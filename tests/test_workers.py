@@ -17,7 +17,7 @@ import fastbp.prediction
 from fastbp import BackpropClassifier, BackpropRegressor
 from fastbp.activations import Logistic, Relu, Softmax, Tanh
 from fastbp.codegen.atomics import atomic_add
-from fastbp.codegen.jit import called_by_address
+from fastbp.codegen.jit import called_by_address, store_arguments
 from fastbp.codegen.memory import pointer
 from fastbp.codegen.processor import CAN_SLEEP, nanoseconds
 from fastbp.codegen.tiles import MR
@@ -67,7 +67,8 @@ def call_often(workers, addresses, team, wanted, counts, arrivals, n):
     cells = pointer(team, 0)
     for _ in range(n):
         renew_team(cells, wanted)
-        call_on_workers(pointer(workers, 0), addresses, (cells, wanted, pointer(counts, 0)), wanted)
+        place = store_arguments((cells, wanted, pointer(counts, 0)))
+        call_on_workers(pointer(workers, 0), addresses.call, addresses.function, place, wanted)
         arrivals[0] += workers[module._DONE]
 
 

@@ -15,7 +15,7 @@ from numba import from_dtype, types
 
 from fastbp.activations import activate
 from fastbp.codegen.atomics import atomic_add, atomic_load
-from fastbp.codegen.jit import address_of, cached_jit, call_at, called_by_address, inlined, jit
+from fastbp.codegen.jit import address_of, cached_jit, call_at, called_by_address, inlined, jit, store_arguments
 from fastbp.codegen.memory import (
     address,
     float_of_bits,
@@ -39,7 +39,6 @@ from fastbp.kernels.matmul import MULTIPLY, NONE, ONE, REPEATED, cut_into_tiles,
 from fastbp.kernels.plan import FEW_TILES, cut_weights, is_near, is_streamed
 from fastbp.kernels.records import NO_DRAW, Samples, get_layer, point_at_net
 from fastbp.kernels.threads import (
-    Addresses,
     Team,
     addresses_for,
     barrier,
@@ -49,7 +48,7 @@ from fastbp.kernels.threads import (
     renew_team,
     share,
 )
-from fastbp.kernels.workers import call_on_workers
+from fastbp.kernels.workers import address_of_call
 
 
 class Plan(NamedTuple):
@@ -66,6 +65,7 @@ class Plan(NamedTuple):
     begin: int  # address of `begin_dense` or `begin_csr`
     run: int  # that of `predict_rows_of_thread`; with the next, `threads.Addresses`
     call: int
+    call_on_workers: int  # address of `workers.call_on_workers`, 0 for one thread
 
 
 # Cells of the table, and how many come before the layers.
@@ -122,7 +122,7 @@ def table_of(network, coefs, intercepts, kernels, source=None, n_threads=1, *, i
     ndarray of int64
         A `Plan`, the cell STATUS, and a `PlainLayer` for each layer; `lay_out` and the caller set what is 0.
     """
-    addresses = (0, 0, 0) if source is None else _plan_addresses(source, network.dtype, n_threads)
+    addresses = (0, 0, 0, 0) if source is None else _plan_addresses(source, network.dtype, n_threads)
     itemsize = network.dtype.itemsize
     needs_panels = any(
         fan_out >= network.panel and (is_streamed(fan_in, fan_out, itemsize) or not is_near(fan_in, fan_out, itemsize))
@@ -530,8 +530,8 @@ def _plan_addresses(source, dtype, n_threads):
     begin = address_of(begin_csr if source == "csr" else begin_dense, (x, places, values, places, n, n, values, places))
     kinds = (places, values, types.UniTuple(n, 3), n, values, n, n, places, n)
     if n_threads > 1:
-        return begin, *addresses_for(predict_rows_of_thread, kinds)
-    return begin, address_of(predict_rows_of_thread, kinds), 0
+        return begin, *addresses_for(predict_rows_of_thread, kinds), address_of_call()
+    return begin, address_of(predict_rows_of_thread, kinds), 0, 0
 
 
 @inlined
@@ -546,7 +546,7 @@ def _run(source, first_layer, out, table, space, team_cells, wanted, workers):
         call_at(plan.run, args)
         return
     renew_team(cells, wanted)
-    call_on_workers(pointer_at(head, workers), Addresses(plan.run, plan.call), args, wanted)
+    call_at(plan.call_on_workers, (pointer_at(head, workers), plan.call, plan.run, store_arguments(args), wanted))
 
 
 @cached_jit

@@ -15,9 +15,10 @@ from threading import Thread
 
 import numba
 import numpy as np
+from numba import types
 
 from fastbp.codegen.atomics import atomic_add, atomic_load, atomic_store
-from fastbp.codegen.jit import cached_jit, call_at, inlined, jit, store_arguments
+from fastbp.codegen.jit import address_of, cached_jit, call_at, called_by_address, inlined, jit, store_arguments
 from fastbp.codegen.memory import load_scalar, offset, pointer, store_scalar
 from fastbp.codegen.processor import (
     CAN_SLEEP,
@@ -137,24 +138,24 @@ def _wake(cells, n_threads):
     wake_threads(cells, _CALLS, n_threads)
 
 
-@inlined
-def call_on_workers(cells, addresses, arguments, wanted):
+@called_by_address
+def call_on_workers(cells, call, function, place, wanted):
     """Call a function here, and on the threads that come in time.
 
     Parameters
     ----------
     cells : pointer to int64
         From `Workers.address`.
-    addresses : threads.Addresses
-        The function joins a team first, whose patience is FEW_SPINS: a thread that lost its processor may not come.
-    arguments : tuple
-        Its arguments.
+    call, function : int64
+        `threads.Addresses`. The function joins a team first, whose patience is FEW_SPINS: a thread that lost its
+        processor may not come.
+    place : int64
+        Where its arguments are, from `store_arguments`.
     wanted : int64
         The number of threads, with this one. More of them may come.
     """
-    place = store_arguments(arguments)
-    store_scalar(cells, _CALL, addresses.call)
-    store_scalar(cells, _FUNCTION, addresses.function)
+    store_scalar(cells, _CALL, call)
+    store_scalar(cells, _FUNCTION, function)
     store_scalar(cells, _ARGUMENTS, place)
     atomic_store(cells, _CPU, current_cpu())
     atomic_store(cells, _DONE, 0)
@@ -162,16 +163,23 @@ def call_on_workers(cells, addresses, arguments, wanted):
     atomic_add(cells, _CALLS, 1)
     if atomic_load(cells, _ASLEEP) > 0:
         _wake(cells, wanted - 1)
-    call_at(addresses.call, (addresses.function, place))
+    call_at(call, (function, place))
     arrived = atomic_add(cells, _ARRIVED, CLOSED)
     spins = 0
     while atomic_load(cells, _DONE) < arrived:
         spins = spin_or_yield(spins)
 
 
+def address_of_call():
+    """Return the address of `call_on_workers`."""
+    return address_of(call_on_workers, (types.CPointer(types.int64), *(types.int64,) * 4))
+
+
 @cached_jit
-def _call_on_workers(array, addresses, arguments, wanted):
-    call_on_workers(pointer(array, 0), addresses, arguments, wanted)
+def _call_on_workers(call_on, array, addresses, arguments, wanted):
+    call_at(
+        call_on, (pointer(array, 0), addresses.call, addresses.function, store_arguments(arguments), wanted)
+    )  # fmt: skip
 
 
 @cached_jit
@@ -287,7 +295,7 @@ def run(function, args, n_threads):
     try:
         with suppress(RuntimeError):  # this thread does their part then
             workers.start(n_threads)
-        _call_on_workers(workers.cells, addresses, args, n_threads)
+        _call_on_workers(address_of_call(), workers.cells, addresses, args, n_threads)
     finally:
         give_back(workers)
 
