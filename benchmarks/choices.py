@@ -152,10 +152,7 @@ class OnTwo:
 
     def begin(self, n_jobs, work, min_work, source):
         """Begin a call."""
-        return 2, True
-
-    def end(self):
-        """End it."""
+        return 2, None
 
 
 def repeat(call, n_jobs, choices=()):

@@ -1,6 +1,5 @@
 """Prediction: which kernel, how many rows at a time, on how many threads."""
 
-from contextlib import suppress
 from itertools import chain
 from operator import is_
 
@@ -152,38 +151,38 @@ class Predictor:
         if n_jobs == 1 or work < 2 * self._min_work_awake or (n == 1 and not self._can_share_columns(2)):
             return self._call(kernel, x, out, 1, source)
         if work >= 2 * min_work and not self._shares_columns(n, 2):
-            return self._call(kernel, x, out, threads.python_thread_count(n_jobs, work, min_work), source, starts=True)
-        short = short_calls()
-        n_threads, is_measured = short.begin(n_jobs, work, self._min_work_awake, source)
+            return self._call(kernel, x, out, _thread_count(n_jobs, work, min_work), source, wakes=True)
+        calls = short_calls()
+        n_threads, streak = calls.begin(n_jobs, work, self._min_work_awake, source)
         try:
             return self._call(kernel, x, out, n_threads, source)
         finally:
-            if is_measured:
-                short.end()
+            if streak is not None:
+                calls.end(streak)
 
-    def _call(self, kernel, x, out, n_threads, source, *, starts=False):
-        """Do that on `n_threads` threads at most; they are awake, or this starts, or wakes, them."""
+    def _call(self, kernel, x, out, n_threads, source, *, wakes=False):
+        """Do that on `n_threads` threads at most, which are awake, or for which it is worth to wake or start them."""
         n = len(out)
-        if starts:
-            n_threads = min(n_threads, n // MIN_PREDICTION_ROWS)
-        if n_threads > 1 and not starts and self._shares_columns(n, n_threads):
+        n_threads = max(1, min(n_threads, n // MIN_PREDICTION_ROWS if wakes else n))
+        if n_threads > 1 and not wakes and self._shares_columns(n, n_threads):
             rows, block = n, 0
         else:
-            rows = block = prediction_rows(n, min(n_threads, n))
+            rows = block = prediction_rows(n, n_threads)
             n_threads = min(n_threads, -(-n // block))
         free = self._workspaces.setdefault(source, [])
         workspace = self._take_workspace(free, rows, n_threads, source)
         table = workspace.table
         table[prediction.BLOCK] = block
-        args = (x, out, table, workspace.space, workspace.team, n_threads)
+        args = (x, out, table, workspace.space, workspace.team)
         if n_threads == 1:
-            kernel(*args, 0)
+            kernel(*args, 1, 0)
         else:
             team = workers.take_workers()
-            if starts:
-                with suppress(RuntimeError):  # the system starts no more threads: this one does their part
-                    team.start(n_threads)
-            kernel(*args, team.address)
+            if wakes:
+                team.start(n_threads)
+            kernel(*args, n_threads, team.address)
+            if wakes:
+                workers.long_calls.note(team)
             workers.give_back(team)
         status = table.item(prediction.STATUS)
         if status >= prediction.CHANGED:
@@ -223,8 +222,7 @@ class Predictor:
         network, n = self.network, len(out)
         coefs, intercepts = self.parameters()
         outputs = np.empty((n, 1), self.dtype) if self.is_pair else out
-        wanted = threads.python_thread_count(n_jobs, self._work * n, self._min_work)
-        n_threads = min(wanted, -(-n // MAX_PREDICTION_ROWS))
+        n_threads = min(_thread_count(n_jobs, self._work * n, self._min_work), -(-n // MAX_PREDICTION_ROWS))
         kernels = kernel_addresses(network.dtype, prefetch_write=False, index_lists=True)
         params = network.pack(coefs, intercepts)
         arrays = allocate_net(network, params, MAX_PREDICTION_ROWS * n_threads, n_threads, kernels, sparse=True)
@@ -236,6 +234,11 @@ class Predictor:
             np.subtract(1, outputs[:, 0], out=out[:, 0])
             out[:, 1] = outputs[:, 0]
         return not bad.any()
+
+
+def _thread_count(n_jobs, work, min_work):
+    """Return on how many threads to make a call for which they may have to be woken."""
+    return threads.python_thread_count(n_jobs, work, min_work) if workers.long_calls.are_shared() else 1
 
 
 class ArraysMovedError(Exception):

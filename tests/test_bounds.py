@@ -343,10 +343,7 @@ class _Alternating:
         self._turns = cycle((1, 2, 1, 3))
 
     def begin(self, *_):
-        return next(self._turns), True
-
-    def end(self):
-        pass
+        return next(self._turns), None
 
 
 def _check_kernels(is_whole=False):

@@ -21,15 +21,15 @@ class Clock:
 class FakeWorkers:
     """To start a thread takes a tenth of a millisecond."""
 
-    n_threads = 1
+    most = 64
 
     def __init__(self, clock):
-        self._clock = clock
+        self._clock, self.n_threads = clock, 1
 
     def start(self, n_threads):
         if n_threads == self.n_threads:
             return True
-        self.n_threads = n_threads
+        self.n_threads = min(n_threads, self.most)
         self._clock.now += 1e-4
         return False
 
@@ -50,11 +50,11 @@ def make_calls(calls, clock, n, seconds, work=1e6, n_jobs=None, gap=1e-6, source
     used = []
     for _ in range(n):
         clock.now += gap
-        n_threads, is_measured = calls.begin(n_jobs, work, MIN_WORK, source)
+        n_threads, streak = calls.begin(n_jobs, work, MIN_WORK, source)
         used.append(n_threads)
         clock.now += seconds[n_threads]
-        if is_measured:
-            calls.end()
+        if streak is not None:
+            calls.end(streak)
     return used
 
 
@@ -145,7 +145,7 @@ def test_most_calls_on_several_threads_are_not_measured(clock, monkeypatch):
     make_calls(calls, clock, 5000, FASTER)
     measured = []
     end = calls.end
-    monkeypatch.setattr(calls, "end", lambda: measured.append(clock.now) or end())
+    monkeypatch.setattr(calls, "end", lambda streak: measured.append(clock.now) or end(streak))
     assert set(make_calls(calls, clock, 10_000, FASTER)) == {2}
     assert 1000 < len(measured) < 4000
 
@@ -160,19 +160,27 @@ def test_one_thread_is_measured_again(clock):
     assert 0.97 < (used[-200_000:] == 2).mean() < 1
 
 
+def begin_measured(calls, clock):
+    """Begin a call that is measured."""
+    clock.now = max(clock.now, calls._measured_from, calls._streak.calls.trusted_until)
+    calls._last = clock.now
+    n_threads, streak = calls.begin(None, 1e6, MIN_WORK, "f")
+    assert n_threads == 2 and streak is calls._streak
+    return streak
+
+
 def test_calls_at_the_same_time_are_made_by_one_thread(clock):
     calls = ShortCalls(clock)
     make_calls(calls, clock, 1000, FASTER)
-    clock.now += 1e-6
-    clock.now = max(clock.now, calls._calls.trusted_until)
-    calls._end = clock.now
-    assert calls.begin(None, 1e6, MIN_WORK, "f") == (2, True)
+    streak = begin_measured(calls, clock)
     found = []
     other = Thread(target=lambda: found.append(calls.begin(None, 1e6, MIN_WORK, "f")))  # it has nothing to end
     other.start()
     other.join()
-    assert found == [(1, False)]
-    calls.end()
+    assert found == [(1, None)]
+    # A handler of signals may predict, too.
+    assert calls.begin(None, 1e6, MIN_WORK, "f") == (1, None)
+    calls.end(streak)
     assert make_calls(calls, clock, 10, FASTER) == [2] * 10
 
 
@@ -184,11 +192,8 @@ def test_a_changed_limit_counts_at_once(clock, monkeypatch):
 
 
 def test_where_no_thread_can_be_started(clock, monkeypatch):
-    def refuse(*_):
-        raise RuntimeError("can't start new thread")
-
     calls = ShortCalls(clock)
-    monkeypatch.setattr(FakeWorkers, "start", refuse)
+    monkeypatch.setattr(FakeWorkers, "most", 1)
     assert make_calls(calls, clock, 5000, FASTER) == [1] * 5000
     assert len(calls._pauses) == 1
 
@@ -201,14 +206,19 @@ def test_after_an_error_calls_are_measured_as_before(name, error, clock, monkeyp
         patch.setattr(calls, name, lambda *_: (_ for _ in ()).throw(error()))
         make_calls(calls, clock, 5000, FASTER)
     clock.now += 1
-    assert not calls._lock.locked()
+    assert calls._free == [calls._streak]
     assert make_calls(calls, clock, 2000, FASTER)[-10:] == [2] * 10
 
 
 def test_a_call_that_was_interrupted_before_its_end(clock):
     calls = ShortCalls(clock)
     make_calls(calls, clock, 1000, FASTER)
-    calls.begin(None, 1e6, MIN_WORK, "f")  # Ctrl-C comes between this line and the next
-    assert calls._lock.locked()
-    assert make_calls(calls, clock, 2000, FASTER)[-10:] == [2] * 10
-    assert not calls._lock.locked()
+    lost = begin_measured(calls, clock)  # Ctrl-C comes between this line and the next
+    assert make_calls(calls, clock, 100, FASTER, gap=1e-3) == [1] * 100
+    used = []
+    other = Thread(target=lambda: used.extend(make_calls(calls, clock, 300_000, FASTER)))  # three seconds of calls
+    other.start()
+    other.join()
+    assert used[-10:] == [2] * 10
+    calls.end(lost)  # it had not ended, after all
+    assert calls._free == [calls._streak] and calls._streak is not lost

@@ -1,5 +1,6 @@
 """The threads of predictions: what they do, when they sleep and end, and that predictions stay the same."""
 
+import _thread
 import os
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from fastbp.kernels.threads import (
     python_thread_count,
     renew_team,
 )
-from fastbp.kernels.workers import Workers, call_on_workers
+from fastbp.kernels.workers import LongCalls, Workers, call_on_workers
 from fastbp.prediction import ArraysMovedError, Predictor
 
 # Nanoseconds that threads look for a call here, where tests take their time between two of them.
@@ -63,12 +64,12 @@ def count_ranks(cells, wanted, counts):
 
 
 @njit(nogil=True)
-def call_often(workers, addresses, team, wanted, counts, arrivals, n):
+def call_often(workers, addresses, team, wanted, counts, arrivals, n, n_threads=2):
     cells = pointer(team, 0)
     for _ in range(n):
         renew_team(cells, wanted)
         place = store_arguments((cells, wanted, pointer(counts, 0)))
-        call_on_workers(pointer(workers, 0), addresses.call, addresses.function, place, wanted)
+        call_on_workers(pointer(workers, 0), addresses.call, addresses.function, place, n_threads)
         arrivals[0] += workers[module._DONE]
 
 
@@ -90,7 +91,7 @@ def test_each_thread_takes_part_in_a_call_once(n_others, long_awake):
     workers.start(1 + n_others)
     for _ in range(500):
         calls += n
-        call_often(workers.cells, addresses_of_count(), team, wanted, counts, arrivals, n)
+        call_often(workers.cells, addresses_of_count(), team, wanted, counts, arrivals, n, 1 + n_others)
         if n_others == 0 or counts[16] > n:
             break
     # The thread that calls has begun each team; never are there more than are wanted.
@@ -99,66 +100,166 @@ def test_each_thread_takes_part_in_a_call_once(n_others, long_awake):
     assert counts[16] <= arrivals[0] <= n_others * calls
 
 
+def asleep(cells, n):
+    return cells[module._SLEEP : module._SLEEP + n]
+
+
 @pytest.mark.skipif(not CAN_SLEEP, reason="threads sleep on Linux only")
 @pytest.mark.parametrize("n_others", [1, 3])
 def test_threads_sleep_until_a_call_wakes_them(n_others):
     workers, wanted = Workers(), 1 + n_others
-    assert not workers.start(wanted)
+    assert not workers.start(wanted) and workers.n_threads == wanted
     counts, arrivals = np.zeros(16 * 8, np.int64), np.zeros(1, np.int64)
     n_rounds, together = 20, 0
     for _ in range(n_rounds):
-        wait_until(lambda: workers.cells[module._ASLEEP] == n_others)
+        wait_until(lambda: asleep(workers.cells, n_others).all())
         assert not workers.start(wanted), "none is awake"
         before = counts[16 * n_others]
-        call_often(workers.cells, addresses_of_count(), new_team(wanted, 100 * JOIN_SPINS), wanted, counts, arrivals, 1)
+        team = new_team(wanted, 100 * JOIN_SPINS)
+        call_often(workers.cells, addresses_of_count(), team, wanted, counts, arrivals, 1, wanted)
         together += counts[16 * n_others] - before
     assert counts[0] == n_rounds and together >= n_rounds // 2, "the call waits for those that were woken"
+    assert workers.n_threads == wanted
     # They had to leave the processor of the call, and now may use all that it may use.
-    wait_until(lambda: workers.cells[module._ASLEEP] == n_others)
-    assert len(workers._threads) == n_others
-    if hasattr(os, "sched_getaffinity"):
+    wait_until(lambda: asleep(workers.cells, n_others).all())
+    allowed = os.sched_getaffinity(0)
+    assert all(os.sched_getaffinity(number) == allowed for number in asleep(workers.cells, n_others).tolist())
+
+
+@pytest.mark.skipif(not CAN_SLEEP or len(os.sched_getaffinity(0)) == 1, reason="needs Linux, and two processors")
+def test_threads_that_are_woken_leave_the_processor_of_the_call():
+    """One sleeps here that does not know of it."""
+    workers, counts, ends = Workers(), np.zeros(16 * 8, np.int64), threading.Event()
+    sleepers = [threading.Thread(target=ends.wait) for _ in range(2)]
+    try:
+        for place, sleeper in enumerate(sleepers):
+            sleeper.start()
+            workers.cells[module._SLEEP + place] = sleeper.native_id
+        call_often(workers.cells, addresses_of_count(), new_team(2, FEW_SPINS), 2, counts, np.zeros(1, np.int64), 1)
         allowed = os.sched_getaffinity(0)
-        assert all(os.sched_getaffinity(thread.native_id) == allowed for thread in workers._threads)
+        moved, other = (os.sched_getaffinity(sleeper.native_id) for sleeper in sleepers)
+        assert moved < allowed and len(moved) == len(allowed) - 1
+        assert other == allowed, "the call wants two threads"
+        assert asleep(workers.cells, 2).tolist() == [0, sleepers[1].native_id]
+    finally:
+        ends.set()
 
 
 @pytest.mark.skipif(not CAN_SLEEP, reason="threads sleep on Linux only")
-def test_threads_that_sleep_end_with_their_workers():
+def test_threads_that_calls_do_not_want_go_to_sleep():
+    workers, wanted = Workers(), 2
+    counts, arrivals = np.zeros(16 * 8, np.int64), np.zeros(1, np.int64)
+    team = new_team(wanted, FEW_SPINS)
+    workers.start(4)
+    deadline = time.monotonic() + 60
+    while not asleep(workers.cells, 3)[1:].all():
+        assert time.monotonic() < deadline
+        call_often(workers.cells, addresses_of_count(), team, wanted, counts, arrivals, 1000)
+    assert counts[32:].sum() == 0 and arrivals[0] <= counts[0]
+
+
+@pytest.mark.skipif(not CAN_SLEEP, reason="threads sleep on Linux only")
+@pytest.mark.parametrize("is_awake", [False, True])
+def test_threads_end_with_their_workers(is_awake, monkeypatch):
+    if is_awake:
+        monkeypatch.setattr(module, "_IDLE", 10**12)
     workers = Workers()
     workers.start(3)
-    crew, cells = list(workers._threads), workers.cells
-    wait_until(lambda: cells[module._ASLEEP] == 2)
-    assert all(thread.daemon for thread in crew), "the process may end while they sleep"
+    cells = workers.cells
+    if is_awake:
+        time.sleep(0.01)
+    else:
+        wait_until(lambda: asleep(cells, 2).all())
     del workers
-    for thread in crew:
-        thread.join(60)
-        assert not thread.is_alive()
+    wait_until(lambda: cells[module._ENDED] == 2)
 
 
 def test_threads_that_cannot_sleep_end_when_no_call_comes(monkeypatch):
     monkeypatch.setattr(module, "CAN_SLEEP", False)
     workers = Workers()
-    for _ in range(3):
+    for n in range(1, 4):
         assert not workers.start(3), "the others have ended"
-        crew = list(workers._threads)
-        assert len(crew) == 2
-        for thread in crew:
-            thread.join(60)
-            assert not thread.is_alive() and not thread.daemon
+        wait_until(lambda n=n: workers.cells[module._ENDED] == 2 * n)
+        assert workers.n_threads == 1
 
 
-def test_a_call_where_no_thread_can_be_started(monkeypatch):
-    def refuse(*_args, **_kwargs):
-        raise RuntimeError("can't start new thread")
+def test_workers_that_are_not_used_end(monkeypatch):
+    monkeypatch.setattr(module, "_free", [])
+    monkeypatch.setattr(module, "_IDLE", 10**6)
+    first, second = module.take_workers(), module.take_workers()
+    for workers in (first, second):
+        workers.start(2)
+        module.give_back(workers)
+    cells = first.cells
+    del first, second, workers
+    module.give_back(module.take_workers())
+    assert len(module._free) == 2
+    monkeypatch.setattr(module, "_MAX_UNUSED", 0.0)
+    for _ in range(3):
+        module.give_back(module.take_workers())
+    assert len(module._free) == 1
+    wait_until(lambda: cells[module._ENDED] == 1)
 
+
+def refuse(*_):
+    raise RuntimeError("can't start new thread")
+
+
+@pytest.mark.parametrize("start", [refuse, lambda function, args: function(*args)], ids=["refused", "coroutine"])
+def test_predictions_where_no_thread_can_be_started(start, monkeypatch):
+    """Or where it would be none, as under gevent."""
     predictor, rng = make_predictor([70, 150, 3], [Tanh(), Softmax()], np.float32)
     predictor._min_work = 1.0
     X = rng.normal(size=(3000, 70)).astype(np.float32)
     X[rng.random(X.shape) < 0.95] = 0
     monkeypatch.setattr(fastbp.prediction.threads, "python_thread_count", lambda *_: 2)
-    monkeypatch.setattr(module, "Thread", refuse)
+    monkeypatch.setattr(module._thread, "start_new_thread", start)
     monkeypatch.setattr(module, "_free", [])
     for n in (100, 3000):  # few rows, and many with zeros
         assert predictor.outputs(X[:n], 2)[0].tobytes() == predictor.outputs(X[:n], 1)[0].tobytes()
+    assert module._free and not module._free[0].cells[module._ENDED]
+
+
+def test_an_interrupted_start_does_not_come_back(monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    predictor, rng = make_predictor([70, 150, 3], [Tanh(), Softmax()], np.float32)
+    predictor._min_work = 1.0
+    X = rng.normal(size=(100, 70)).astype(np.float32)
+    monkeypatch.setattr(fastbp.prediction.threads, "python_thread_count", lambda *_: 2)
+    monkeypatch.setattr(module, "_free", [])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module._thread, "start_new_thread", interrupt)
+        predictor.outputs(X, 2)
+    assert module._free == []
+    assert predictor.outputs(X, 2)[0].tobytes() == predictor.outputs(X, 1)[0].tobytes()
+
+
+def test_long_calls_pause_where_threads_lose_their_processors():
+    now = 1.0
+    calls, workers = LongCalls(lambda: now), Workers()
+
+    def call(took, waited):
+        workers.cells[[module._TOOK, module._WAITED]] = round(1e9 * took), round(1e9 * waited)
+        calls.note(workers)
+
+    for took, waited in ((1e-3, 9e-4), (1e-2, 5e-3)):
+        call(took, waited)
+        assert calls.are_shared()
+    pauses = []
+    for _ in range(12):
+        call(1e-3, 4e-3)
+        begin = now
+        while not calls.are_shared():
+            now += 1e-4
+        pauses.append(now - begin)
+    assert pauses[0] == pytest.approx(calls.PAUSE[0], rel=0.1) and pauses[-1] == pytest.approx(calls.PAUSE[1], rel=0.1)
+    for _ in range(100):
+        call(1e-3, 0)
+    call(1e-3, 4e-3)
+    now += 1.1 * calls.PAUSE[0]
+    assert calls.are_shared()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="nanoseconds are those of Linux")
@@ -168,7 +269,7 @@ def test_the_clock():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
-def test_a_forked_child_has_threads_of_its_own():
+def test_a_forked_child_predicts_on_one_thread():
     code = """if True:
         import os
         from fastbp.kernels import short_calls, workers
@@ -182,7 +283,8 @@ def test_a_forked_child_has_threads_of_its_own():
         child = os.fork()
         if child == 0:
             after = short_calls.short_calls()
-            assert after.begin(None, 1e6, 1.0, "f") == (1, False) and not after._lock.locked()
+            assert after.begin(None, 1e6, 1.0, "f") == (1, None)
+            assert after._free == [after._streak]
             is_new = after is not before and not workers._free
             os._exit(0 if is_new and python_thread_count(None, 1e9, 1.0) == 1 else 1)
         assert os.waitpid(child, 0)[1] == 0
@@ -196,11 +298,14 @@ def test_a_process_ends_while_threads_sleep_or_look_for_calls():
         import sys, time
         import numpy as np
         from fastbp import BackpropClassifier
+        from fastbp.kernels import workers
+        from fastbp.kernels.threads import python_thread_count
         rng = np.random.default_rng(0)
         X = rng.normal(size=(9000, 200)).astype(np.float32)
         model = BackpropClassifier(hidden_layer_sizes=200, max_iter=1).fit(X[:200], rng.integers(0, 3, 200))
         model.predict(X)
         time.sleep(float(sys.argv[1]))
+        assert python_thread_count(None, 1e9, 1.0) == 1 or workers._free[0].n_threads > 1
         print("done")
     """
     for seconds in ("0", "0.0005", "0.05"):
@@ -216,10 +321,7 @@ class Always:
     """Short calls on as many threads as `n_threads` says."""
 
     def begin(self, *_):
-        return self.n_threads, True
-
-    def end(self):
-        pass
+        return self.n_threads, None
 
 
 @pytest.fixture
@@ -294,7 +396,7 @@ def test_predictions_of_many_rows_have_the_same_bits(dtype, monkeypatch):
     bad[2990, 3] = np.inf
     assert not predictor.outputs(bad, 2)[1] and predictor.outputs(X, 2)[1]
     (workers,) = module._free
-    assert len(workers._threads) == 4
+    assert workers.n_threads == 5
 
 
 def test_columns_are_shared_where_they_are_about_equal():
@@ -346,11 +448,12 @@ def test_estimators_predict_the_same_in_a_loop(estimator, monkeypatch):
     predict = model.predict_proba if estimator is BackpropClassifier else model.predict
     started = []
 
-    def note(*args, **kwargs):
-        started.append(threading.Thread(*args, **kwargs))
+    def note(*args):
+        started.append(start(*args))
         return started[-1]
 
-    monkeypatch.setattr(module, "Thread", note)
+    start = _thread.start_new_thread
+    monkeypatch.setattr(module._thread, "start_new_thread", note)
     monkeypatch.setattr(module, "_free", [])
     short_calls._forget_calls()
     for n_jobs in (1, None):

@@ -35,3 +35,14 @@ def atomic_store(typingctx, base, index, value):
         return context.get_dummy_value()
 
     return types.void(base, types.int64, types.int64), codegen
+
+
+@intrinsic
+def atomic_replace(typingctx, base, index, expected, value):
+    """Store the element `index` of memory if it is as expected; return whether it was."""
+
+    def codegen(context, builder, signature, args):
+        place = emit_offset(builder, *args[:2])
+        return builder.extract_value(builder.cmpxchg(place, args[2], args[3], "seq_cst", "seq_cst"), 1)
+
+    return types.boolean(base, types.int64, types.int64, types.int64), codegen

@@ -188,7 +188,7 @@ def _emit_futex(builder, place, operation, number):
 
 @intrinsic
 def sleep_while(typingctx, base, index, number):
-    """Sleep until `wake_threads`, if an element of memory has this number; maybe not so long. See CAN_SLEEP."""
+    """Sleep until `wake_thread`, if the low half of an element of memory has this number; maybe not so long."""
 
     def codegen(context, builder, signature, args):
         if CAN_SLEEP:
@@ -199,12 +199,12 @@ def sleep_while(typingctx, base, index, number):
 
 
 @intrinsic
-def wake_threads(typingctx, base, index, n_threads):
-    """Wake so many, at most, of the threads that sleep at an element of memory."""
+def wake_thread(typingctx, base, index):
+    """Wake a thread that sleeps at an element of memory."""
 
     def codegen(context, builder, signature, args):
         if CAN_SLEEP:
-            _emit_futex(builder, emit_offset(builder, *args[:2]), _WAKE, args[2])
+            _emit_futex(builder, emit_offset(builder, *args), _WAKE, INT64(1))
         return context.get_dummy_value()
 
-    return types.void(base, types.int64, types.int64), codegen
+    return types.void(base, types.int64), codegen

@@ -6,7 +6,6 @@ of its own. Whether it has, and what it gains, only a clock tells: so calls are 
 
 import os
 from math import frexp
-from threading import Lock, get_ident
 from time import perf_counter
 
 from fastbp.kernels.threads import python_thread_count
@@ -35,6 +34,20 @@ class _Calls:
         self.n_calls, self.seconds, self.rate = 0, 0.0, 0.0  # the sum of their rates
 
 
+class _Streak:
+    """Calls that follow each other at once. Only who has taken it changes it."""
+
+    def __init__(self):
+        self.kinds: dict[tuple, _Calls] = {}
+        self.busy, self.since = 0.0, 0.0  # the seconds that calls have taken since then
+        self.warm_at = 0.0  # when new threads are as fast as the others
+        # The call that is measured now.
+        self.kind: tuple = ()
+        self.calls = _Calls()
+        self.limits = None, 0.0, 0.0
+        self.begin = 0.0
+
+
 class ShortCalls:
     """Decides for each of many calls whether threads that are awake take part in it, and measures whether it pays.
 
@@ -51,11 +64,11 @@ class ShortCalls:
     # Seconds between two calls that follow each other at once; and the share of the time that calls take at least, as
     # the threads wait in between.
     MAX_GAP, MIN_BUSY = 5e-4, 0.3
-    # Seconds of such calls before they are measured. Then threads are woken, which takes 30 microseconds, or started.
+    # Seconds of such calls before they are measured. Then threads are woken, which takes some 30 microseconds.
     MIN_STREAK = 1e-3
     # How many calls on one thread are measured, and of how many the mean is taken: not of those that were disturbed.
     N_ALONE, N_FASTEST = 20, 18
-    # Seconds in which new threads are not measured: their caches are cold.
+    # Seconds in which threads that were woken are not measured: their caches are cold.
     WARM_UP = 1.5e-3
     # Seconds of calls on several threads that are measured together: one that had to wait for a processor counts too.
     # And seconds after it in which such calls are not measured, if they were fast.
@@ -71,18 +84,18 @@ class ShortCalls:
     SKIPPED, MAX_SKIPPED = 0.9, 0.02
     # Seconds for an operation, at most: weights in float64 that come from memory with 13 GB in a second.
     SLOWEST = 3e-10
+    # Seconds after which a measured call without an end was interrupted, as by Ctrl-C.
+    MAX_CALL = 1.0
 
     def __init__(self, clock=perf_counter):
         self._clock = clock
-        # Who measures has it. Nobody waits for it: other calls at the same time are made by one thread.
-        self._lock, self._owner = Lock(), 0
-        # By kind of calls: what is known of them; and the time of the next trial, with the seconds from it until the
-        # one after it.
-        self._kinds: dict[tuple, _Calls] = {}
+        # It is here while no call is measured. Who finds none makes a call on one thread.
+        self._streak = _Streak()
+        self._free, self._taken = [self._streak], 0.0
+        # By kind of calls: the time of the next trial, with the seconds from it until the one after it.
         self._pauses: dict[tuple, tuple[float, float]] = {}
-        self._calls = _Calls()
-        self._begin = self._end = self._warm_at = 0.0
-        self._measure_from(0.0)
+        # When the last call has ended, or will have ended at most; and from when on calls are measured.
+        self._last = self._measured_from = 0.0
 
     def begin(self, n_jobs, work, min_work, source):
         """Begin a call.
@@ -100,153 +113,160 @@ class ShortCalls:
         -------
         n_threads : int
             On how many threads to make it.
-        is_measured : bool
-            Whether `end` must be called after it.
+        streak : object or None
+            What to call `end` with after it; None if it is not measured.
         """
         now = self._clock()
         kind = n_jobs, source, frexp(work)[1]
-        if now - self._end <= self.MAX_GAP:
+        is_next = now - self._last <= self.MAX_GAP
+        if is_next:
             # To measure a call takes more than a microsecond. What threads that come here at once write is right for
             # one of them.
             if now < self._measured_from:
-                self._end = now + work * self.SLOWEST
-                return 1, False
-            calls = self._kinds.get(kind)
+                self._last = now + work * self.SLOWEST
+                return 1, None
+            streak = self._streak
+            calls = streak.kinds.get(kind)
             if calls is not None and now < calls.trusted_until:
                 seconds = work * calls.together
-                self._end = now + seconds
-                self._busy += seconds
-                return calls.n_threads, False
-        if not self._lock.acquire(blocking=False):
-            if self._owner != get_ident():
-                return 1, False
-            self._kinds.clear()  # Ctrl-C has ended the call before
+                self._last = now + seconds
+                streak.busy += seconds
+                return calls.n_threads, None
         try:
-            self._owner = get_ident()
-            if now - self._end > self.MAX_GAP:
-                self._end_streak()
-                self._measure_from(now + self.MIN_STREAK)
-                self._end = now + work * self.SLOWEST
-                self._release()
-                return 1, False
-            self._begin = now
-            self._kind, self._work = kind, work
-            self._limits = n_jobs, work, min_work
-            if kind not in self._kinds:
-                self._kinds[kind] = _Calls()
-            self._calls = calls = self._kinds[kind]
+            streak = self._free.pop()  # which Python does in one step, whatever other threads do
+        except IndexError:
+            if now - self._taken < self.MAX_CALL:
+                return 1, None
+            streak = self._streak = _Streak()
+        try:
+            self._taken = now
+            if not is_next:
+                self._end_streak(streak, now)
+                self._last = now + work * self.SLOWEST
+                self._give_back(streak)
+                return 1, None
+            streak.begin, streak.kind, streak.limits = now, kind, (n_jobs, work, min_work)
+            if kind not in streak.kinds:
+                streak.kinds[kind] = _Calls()
+            streak.calls = calls = streak.kinds[kind]
             if calls.alone and calls.n_threads == 1:
-                self._try()
-            return calls.n_threads, True
+                self._try(streak)
+            return streak.calls.n_threads, streak
         except BaseException:
-            self._kinds.clear()
-            self._release()
+            self._begin_anew()
             raise
 
-    def end(self):
+    def end(self, streak):
         """End a call that is measured."""
         try:
-            self._end = now = self._clock()
-            seconds = now - self._begin
-            self._busy += seconds
-            self._measure(seconds)
-        finally:
-            self._release()
+            self._last = now = self._clock()
+            seconds = now - streak.begin
+            streak.busy += seconds
+            self._measure(streak, seconds)
+            self._give_back(streak)
+        except BaseException:
+            self._begin_anew()
+            raise
 
-    def _release(self):
-        if self._lock.locked():  # a handler of signals may have made a call within this one
-            self._lock.release()
+    def _give_back(self, streak):
+        if streak is self._streak:  # else another one has taken its place
+            self._free.append(streak)
 
-    def _end_streak(self):
+    def _begin_anew(self):
+        """Forget all calls: what an error has left undone is not known."""
+        self._streak = _Streak()
+        self._free = [self._streak]
+
+    def _end_streak(self, streak, now):
         """Forget the calls before. A trial that has not come to its end was not worth its beginning."""
-        for kind, calls in self._kinds.items():
+        for kind, calls in streak.kinds.items():
             if calls.n_threads > 1 and not calls.is_proven:
-                self._postpone(kind)
-        self._kinds.clear()
+                self._postpone(kind, now)
+        streak.kinds = {}
+        self._measure_from(streak, now + self.MIN_STREAK)
 
-    def _measure_from(self, time):
+    def _measure_from(self, streak, time):
         """Begin to measure calls at some time, and to count the seconds that they take."""
-        self._busy, self._since, self._measured_from = 0.0, time, time
+        streak.busy, streak.since, self._measured_from = 0.0, time, time
 
-    def _measure(self, seconds):
-        calls = self._calls
+    def _measure(self, streak, seconds):
+        calls, (_, work, _) = streak.calls, streak.limits
         if calls.n_threads > 1:
-            if self._begin > self._warm_at:
+            if streak.begin > streak.warm_at:
                 calls.n_calls += 1
                 calls.seconds += seconds
-                calls.rate += seconds / self._work
+                calls.rate += seconds / work
                 if calls.seconds > self.MEASURED:
-                    self._judge(calls)
+                    self._judge(streak, calls)
         elif not calls.alone:
-            calls.rates.append(seconds / self._work)
+            calls.rates.append(seconds / work)
             if len(calls.rates) == self.N_ALONE:
                 calls.alone = sum(sorted(calls.rates)[: self.N_FASTEST]) / self.N_FASTEST
 
-    def _try(self):
+    def _try(self, streak):
         """Start threads, if it is time for it."""
-        time, _ = self._pauses.get(self._kind, (0.0, 0.0))
-        if self._begin < time:
-            self._skip(time)
-        elif self._is_busy(self._since, 0.0):
-            self._start(python_thread_count(*self._limits))
+        time, _ = self._pauses.get(streak.kind, (0.0, 0.0))
+        if streak.begin < time:
+            self._skip(streak, time)
+        elif self._is_busy(streak, streak.since, 0.0):
+            self._start(streak)
         else:
-            self._give_up()
+            self._give_up(streak)
 
-    def _is_busy(self, since, busy):
+    def _is_busy(self, streak, since, busy):
         """Whether calls have taken enough of the time since then, when they had taken so many seconds."""
-        return self._busy - busy >= self.MIN_BUSY * (self._begin - since)
+        return streak.busy - busy >= self.MIN_BUSY * (streak.begin - since)
 
-    def _start(self, n_threads):
-        """Start the threads that are missing, or have ended while the one that calls had no processor."""
-        workers = take_workers()
-        try:
-            if n_threads > 1 and not workers.start(n_threads):
-                self._warm_at = self._begin + self.WARM_UP
-        except RuntimeError:
-            n_threads = 1
-        finally:
+    def _start(self, streak):
+        """Wake or start threads, and begin to measure them."""
+        n_threads = python_thread_count(*streak.limits)
+        if n_threads > 1:
+            workers = take_workers()
+            if not workers.start(n_threads):
+                streak.warm_at = streak.begin + self.WARM_UP
+            n_threads = min(n_threads, workers.n_threads)
             give_back(workers)
         if n_threads == 1:
-            self._give_up()
+            self._give_up(streak)
         else:
-            calls = self._calls
-            calls.measure_together(n_threads, max(self._begin, calls.trusted_until), self._busy)
+            calls = streak.calls
+            calls.measure_together(n_threads, max(streak.begin, calls.trusted_until), streak.busy)
 
-    def _judge(self, calls):
+    def _judge(self, streak, calls):
         """Decide whether the calls that were measured were fast enough."""
         gain = calls.seconds * (self.MAX_SHARE * calls.alone * calls.n_calls / calls.rate - 1)
         calls.gain = min(calls.gain + gain, self.MAX_LOSS)
-        if calls.gain < -self.MAX_LOSS or not self._is_busy(calls.since, calls.busy):
-            self._give_up()
+        if calls.gain < -self.MAX_LOSS or not self._is_busy(streak, calls.since, calls.busy):
+            self._give_up(streak)
             return
         if gain > 0:
             calls.is_proven = True
-            calls.trusted_until, calls.together = self._end + self.TRUSTED, calls.rate / calls.n_calls
-            if self._kind in self._pauses:
-                time, pause = self._pauses[self._kind]
-                self._pauses[self._kind] = time, max(self.RECOVERY * pause, self.PAUSE[0])
+            calls.trusted_until, calls.together = self._last + self.TRUSTED, calls.rate / calls.n_calls
+            if streak.kind in self._pauses:
+                time, pause = self._pauses[streak.kind]
+                self._pauses[streak.kind] = time, max(self.RECOVERY * pause, self.PAUSE[0])
         calls.n_measured += 1
         if calls.n_measured > self.N_MEASURED:
             calls.measure_alone()
         else:
-            self._start(python_thread_count(*self._limits))
+            self._start(streak)
 
-    def _give_up(self):
-        """Make such calls on one thread for some time; the others end by themselves."""
-        self._kinds[self._kind] = _Calls()
-        self._postpone(self._kind)
-        self._skip(self._pauses[self._kind][0])
+    def _give_up(self, streak):
+        """Make such calls on one thread for some time; the others go to sleep by themselves."""
+        streak.calls = streak.kinds[streak.kind] = _Calls()
+        self._postpone(streak.kind, streak.begin)
+        self._skip(streak, self._pauses[streak.kind][0])
 
-    def _postpone(self, kind):
+    def _postpone(self, kind, now):
         """Set the time of the next trial of such calls."""
         _, pause = self._pauses.get(kind, (0.0, self.PAUSE[0]))
-        self._pauses[kind] = self._begin + pause, min(2 * pause, self.PAUSE[1])
+        self._pauses[kind] = now + pause, min(2 * pause, self.PAUSE[1])
 
-    def _skip(self, time):
+    def _skip(self, streak, time):
         """Do not measure the next calls, for most of the time until then."""
-        if not any(calls.is_proven for calls in self._kinds.values()):
-            now = self._begin
-            self._measure_from(now + min(self.SKIPPED * (time - now), self.MAX_SKIPPED))
+        if not any(calls.is_proven for calls in streak.kinds.values()):
+            now = streak.begin
+            self._measure_from(streak, now + min(self.SKIPPED * (time - now), self.MAX_SKIPPED))
 
 
 _of_this_process = ShortCalls()
@@ -263,4 +283,4 @@ def _forget_calls():
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_calls)  # another thread may have the lock
+    os.register_at_fork(after_in_child=_forget_calls)  # another thread may have the streak

@@ -1,23 +1,22 @@
-"""Threads that take part in calls for which nobody waits for them: those of prediction.
+"""Threads of predictions: they take part in calls that go on without them where they do not come in time.
 
 A parallel region of OpenMP takes some microseconds to begin and to end, and its end waits for each of its threads, also
-for one that sleeps, or has no processor. The threads here look for the next call for a millisecond after each, and
-begin it in a fraction of a microsecond. Then they sleep until a call wakes them. A thread that is late finds that the
-call is over, or that its team has begun without it.
+for one that sleeps. The threads here look for the next call for a millisecond after each, and begin it in a fraction of
+a microsecond. Then they sleep until a call wakes them. A thread that is late finds that the call is over, or that its
+team has begun without it. Only one that has begun its part is waited for.
 """
 
+import _thread
 import os
-import threading
 import weakref
-from contextlib import suppress
 from functools import cache
-from threading import Thread
+from time import perf_counter
 
 import numba
 import numpy as np
 from numba import types
 
-from fastbp.codegen.atomics import atomic_add, atomic_load, atomic_store
+from fastbp.codegen.atomics import atomic_add, atomic_load, atomic_replace, atomic_store
 from fastbp.codegen.jit import address_of, cached_jit, call_at, called_by_address, inlined, jit, store_arguments
 from fastbp.codegen.memory import load_scalar, offset, pointer, store_scalar
 from fastbp.codegen.processor import (
@@ -25,9 +24,11 @@ from fastbp.codegen.processor import (
     current_cpu,
     get_affinity,
     nanoseconds,
+    nap,
     set_affinity,
     sleep_while,
-    wake_threads,
+    wake_thread,
+    yield_thread,
 )
 from fastbp.kernels.threads import (
     CLOSED,
@@ -47,20 +48,28 @@ from fastbp.kernels.threads import (
 # --- in compiled code ---
 
 # Cells as those of a team: the number of calls so far; the threads that have begun the current call, to which CLOSED is
-# added when it ends, and those that are done with it; what the current call is, and the processor of the thread that
-# makes it; whether threads may be moved to other processors; whether they shall end; how many of them sleep; the set of
-# processors that the thread that calls may use, and the set of those that it leaves to the others; and from _IDS on the
-# system's numbers of the threads, 0 for one that does not sleep.
-_CALLS, _ARRIVED, _DONE, _CALL, _ASLEEP, _ALLOWED = (SPACING * i for i in range(6))
-_FUNCTION, _ARGUMENTS, _CPU, _MOVES, _END = (_CALL + i for i in range(1, 6))
+# added when it ends, and those that are done with it; what the current call is: machine code, arguments, the number of
+# threads, the processor of the one that makes it, how many nanoseconds that one took for its part, and for how many it
+# has waited for the others; whether threads may be moved to other processors, and whether they shall end; how many have
+# ended; the set of processors that the thread that calls may use, and the set of those that it leaves to the others.
+_CALLS, _ARRIVED, _DONE, _CURRENT, _FIXED, _ENDED, _ALLOWED = (SPACING * i for i in range(7))
+_CALL, _FUNCTION, _ARGUMENTS, _WANTED, _CPU, _TOOK, _WAITED = (_CURRENT + i for i in range(7))
+_MOVES, _END = _FIXED, _FIXED + 1
 _OTHERS = _ALLOWED + CPU_SET_WORDS
-_IDS = _OTHERS + CPU_SET_WORDS
-# The most threads that one call takes.
-_MAX_THREADS = 256
-_N_CELLS = _IDS + _MAX_THREADS
+# From here on: where each thread sleeps. There is the system's number of a thread that sleeps, _WOKEN while another
+# thread wakes it, and 0 if it is awake.
+_SLEEP = _OTHERS + CPU_SET_WORDS
+_WOKEN = -1
+# The most threads beside the one that calls.
+_MAX_THREADS = 255
+_N_CELLS = _SLEEP + _MAX_THREADS
 # How long a thread looks for the next call, in nanoseconds, and most of it yields the processor; and how often it does
 # where there is no clock.
 _IDLE, _IDLE_SPINS = 1_000_000, 6_000
+# A thread that the system does not let sleep takes naps, after so many trials.
+_MAX_TRIALS = 100
+# Between so many yields the thread that calls takes a nap, as one that it waits for may need its processor.
+_YIELDS_BEFORE_NAP = 64
 
 
 @cached_jit
@@ -81,61 +90,83 @@ def _work(array, team, idle, place, number):
     cells = pointer(array, 0)
     seen = np.int64(-1)  # a thread that is started, or woken, may still take part in the call that wants it
     spins, since = 0, 0
-    while load_scalar(cells, _END) == 0:
+    while atomic_load(cells, _END) == 0:
         calls = atomic_load(cells, _CALLS)
-        if calls == seen:
-            if spins == 0 or spins >= SPINS_BEFORE_YIELD:
-                # The scheduler may have put this thread where the calls are made.
-                leave_processor(pointer(team, 0), atomic_load(cells, _CPU))
-            if spins == 0:
-                since = nanoseconds()
-            elif spins >= SPINS_BEFORE_YIELD:
-                now = nanoseconds()
-                if now - since > idle or (now == 0 and spins >= _IDLE_SPINS):
-                    if number == 0:
-                        return
-                    _sleep(cells, calls, place, number)
-                    spins = 0
-                    continue
-            spins = spin_or_yield(spins)
-            continue
-        if atomic_add(cells, _ARRIVED, 1) < CLOSED:
-            call_at(load_scalar(cells, _CALL), (load_scalar(cells, _FUNCTION), load_scalar(cells, _ARGUMENTS)))
-            # It may have been a later call than the one that was seen above. The next one begins only after this thread
-            # is done. (One that arrives before the calls are counted may arrive twice: its team is complete then.)
-            calls = atomic_load(cells, _CALLS)
-            atomic_add(cells, _DONE, 1)
-        seen, spins = calls, 0
+        if calls != seen and place < load_scalar(cells, _WANTED) - 1:
+            if atomic_add(cells, _ARRIVED, 1) < CLOSED:
+                call_at(load_scalar(cells, _CALL), (load_scalar(cells, _FUNCTION), load_scalar(cells, _ARGUMENTS)))
+                # It may have been a later call than the one that was seen above. The next one begins only after this
+                # thread is done. (One that arrives before the calls are counted may arrive twice: its team is complete
+                # then.)
+                calls = atomic_load(cells, _CALLS)
+                atomic_add(cells, _DONE, 1)
+            spins = 0
+        seen = calls
+        if spins == 0 or spins >= SPINS_BEFORE_YIELD:
+            # The scheduler may have put this thread where the calls are made.
+            leave_processor(pointer(team, 0), atomic_load(cells, _CPU))
+        if spins == 0:
+            since = nanoseconds()
+        elif spins >= SPINS_BEFORE_YIELD:
+            now = nanoseconds()
+            if now - since > idle or (now == 0 and spins >= _IDLE_SPINS):
+                if number == 0:
+                    break
+                _sleep(cells, seen, place, number)
+                seen, spins = np.int64(-1), 0
+                continue
+        spins = spin_or_yield(spins)
+    atomic_add(cells, _ENDED, 1)
 
 
 @inlined
 def _sleep(cells, calls, place, number):
     """Sleep until a call wakes this thread, if there were only so many so far."""
-    atomic_store(cells, _IDS + place, number)
-    atomic_add(cells, _ASLEEP, 1)
-    sleep_while(cells, _CALLS, calls)
-    atomic_add(cells, _ASLEEP, -1)
-    atomic_store(cells, _IDS + place, 0)
+    here = _SLEEP + place
+    atomic_store(cells, here, number)
+    if atomic_load(cells, _CALLS) != calls or atomic_load(cells, _END) != 0:
+        atomic_replace(cells, here, number, 0)
+    trials = 0
+    while atomic_load(cells, here) != 0:  # it is moved before it is awake, never after
+        if atomic_load(cells, here) == _WOKEN:
+            yield_thread()
+        elif trials < _MAX_TRIALS:
+            sleep_while(cells, here, number)
+            trials += 1
+        else:
+            nap()
     if load_scalar(cells, _MOVES):
         set_affinity(offset(cells, _ALLOWED), 0)
 
 
 @jit
 def _wake(cells, n_threads):
-    """Wake threads, so many at most, on other processors than this one.
+    """Wake those of the first threads that sleep, on other processors than this one.
 
     The scheduler may wake a thread on the processor of the one that wakes it, and leave it there for milliseconds
-    though another processor is idle. So those that sleep are forbidden it, until they are awake.
+    though another processor is idle. So a thread that sleeps is forbidden it, until it is awake.
     """
     cpu, allowed, others = current_cpu(), offset(cells, _ALLOWED), offset(cells, _OTHERS)
-    if load_scalar(cells, _MOVES) and cpu >= 0 and get_affinity(allowed, 0) == 0:
+    moves = load_scalar(cells, _MOVES) and cpu >= 0 and get_affinity(allowed, 0) == 0
+    if moves:
         copy_cpus(allowed, others)
         forbid_cpu(others, cpu)
-        for place in range(min(n_threads, _MAX_THREADS)):
-            number = atomic_load(cells, _IDS + place)
-            if number != 0:
+    for place in range(n_threads):
+        number = atomic_load(cells, _SLEEP + place)
+        if number > 0 and atomic_replace(cells, _SLEEP + place, number, _WOKEN):
+            if moves:
                 set_affinity(others, number)
-    wake_threads(cells, _CALLS, n_threads)
+            atomic_store(cells, _SLEEP + place, 0)
+            wake_thread(cells, _SLEEP + place)
+
+
+@inlined
+def _any_sleeps(cells, n_threads):
+    """Whether one of the first threads sleeps."""
+    sleeps = False
+    for place in range(n_threads):
+        sleeps |= atomic_load(cells, _SLEEP + place) > 0
+    return sleeps
 
 
 @called_by_address
@@ -152,22 +183,30 @@ def call_on_workers(cells, call, function, place, wanted):
     place : int64
         Where its arguments are, from `store_arguments`.
     wanted : int64
-        The number of threads, with this one. More of them may come.
+        The number of threads, with this one.
     """
     store_scalar(cells, _CALL, call)
     store_scalar(cells, _FUNCTION, function)
     store_scalar(cells, _ARGUMENTS, place)
+    store_scalar(cells, _WANTED, wanted)
     atomic_store(cells, _CPU, current_cpu())
     atomic_store(cells, _DONE, 0)
     atomic_store(cells, _ARRIVED, 0)
     atomic_add(cells, _CALLS, 1)
-    if atomic_load(cells, _ASLEEP) > 0:
-        _wake(cells, wanted - 1)
+    n_threads = min(wanted - 1, _MAX_THREADS)
+    if _any_sleeps(cells, n_threads):
+        _wake(cells, n_threads)
+    begin = nanoseconds()
     call_at(call, (function, place))
+    end = nanoseconds()
     arrived = atomic_add(cells, _ARRIVED, CLOSED)
     spins = 0
     while atomic_load(cells, _DONE) < arrived:
         spins = spin_or_yield(spins)
+        if spins >= SPINS_BEFORE_YIELD and spins % _YIELDS_BEFORE_NAP == 0:
+            nap()
+    store_scalar(cells, _TOOK, end - begin)
+    store_scalar(cells, _WAITED, nanoseconds() - end)
 
 
 def address_of_call():
@@ -186,9 +225,8 @@ def _call_on_workers(call_on, array, addresses, arguments, wanted):
 def _end(array):
     """End all threads."""
     cells = pointer(array, 0)
-    store_scalar(cells, _END, 1)
-    atomic_add(cells, _CALLS, 1)
-    wake_threads(cells, _CALLS, _MAX_THREADS)
+    atomic_store(cells, _END, 1)
+    _wake(cells, _MAX_THREADS)
 
 
 # --- in Python ---
@@ -213,43 +251,43 @@ class Workers:
     def __init__(self):
         self.cells = _new_cells()
         self.address = self.cells.ctypes.data
-        self._threads: list[Thread] = []
+        self.unused_since = 0.0
+        self._n_started = 0
+
+    @property
+    def n_threads(self):
+        """How many threads a call has, with the one that calls."""
+        return 1 + self._n_started - (0 if CAN_SLEEP else int(self.cells[_ENDED]))
 
     def start(self, n_threads):
-        """Start what is missing, for calls on so many threads.
-
-        Parameters
-        ----------
-        n_threads : int
-            With the one that calls.
+        """Start what is missing for calls on so many threads; fewer, where the system starts no more.
 
         Returns
         -------
         bool
             Whether all were there, and awake.
-
-        Raises
-        ------
-        RuntimeError
-            If the system, or Python at its end, starts no more threads.
         """
-        if not CAN_SLEEP:  # and has ended
-            self._threads = [thread for thread in self._threads if thread.is_alive()]
-        n_missing = min(n_threads, _MAX_THREADS) - 1 - len(self._threads)
-        if n_missing > 0:
-            prepare()
-            if CAN_SLEEP and not self._threads:
-                # At the end of the process they may not return to Python: they sleep then, or look for calls.
-                weakref.finalize(self, _end, self.cells).atexit = False
-        for _ in range(n_missing):
-            thread = Thread(target=_start, args=(self.cells, len(self._threads)), name="fastbp", daemon=CAN_SLEEP)
-            thread.start()
-            self._threads.append(thread)
-        return n_missing <= 0 and not self.cells[_ASLEEP]
+        if self.n_threads >= n_threads:
+            return not self.cells[_SLEEP : _SLEEP + n_threads - 1].any()
+        prepare()
+        if self._n_started == 0:
+            # At the end of the process they may not return to Python: they sleep then, or look for calls.
+            weakref.finalize(self, _end, self.cells).atexit = False
+        while self.n_threads < min(n_threads, _MAX_THREADS + 1):
+            place = self.n_threads - 1 if CAN_SLEEP else 0
+            self._n_started += 1
+            try:  # not a `threading.Thread`, which waits for its thread
+                _thread.start_new_thread(_start, (self.cells, place, _thread.get_native_id()))
+            except RuntimeError:
+                self._n_started -= 1
+                break
+        return False
 
 
-def _start(cells, place):
-    _work(cells, new_team(2), _IDLE, place, threading.get_native_id() if CAN_SLEEP else 0)
+def _start(cells, place, starter):
+    number = _thread.get_native_id()
+    if number != starter:  # where threads are replaced by coroutines, as by gevent, there are none
+        _work(cells, new_team(2), _IDLE, place, number if CAN_SLEEP else 0)
 
 
 @cache
@@ -262,10 +300,15 @@ def prepare():
 
 # Those that no call uses at the moment. Each call that is made at the same time as others has its own.
 _free: list[Workers] = []
+# Seconds after which those that were needed only then end.
+_MAX_UNUSED = 10.0
 
 
 def take_workers():
-    """Take workers that no other call uses; `give_back` them."""
+    """Take workers that no other call uses.
+
+    `give_back` them. Where an error comes between, they are dropped, and end: what it has left undone is not known.
+    """
     try:
         return _free.pop()  # which Python does in one step, whatever other threads do
     except IndexError:
@@ -274,7 +317,10 @@ def take_workers():
 
 def give_back(workers):
     """Let other calls use these workers."""
+    workers.unused_since = perf_counter()
     _free.append(workers)
+    if len(_free) > 1 and workers.unused_since - _free[0].unused_since > _MAX_UNUSED:
+        _free.pop(0)
 
 
 def run(function, args, n_threads):
@@ -292,13 +338,49 @@ def run(function, args, n_threads):
     args = (*args, team, n_threads)
     addresses = addresses_for(function, tuple(numba.typeof(args)))
     workers = take_workers()
-    try:
-        with suppress(RuntimeError):  # this thread does their part then
-            workers.start(n_threads)
-        _call_on_workers(address_of_call(), workers.cells, addresses, args, n_threads)
-    finally:
-        give_back(workers)
+    workers.start(n_threads)
+    _call_on_workers(address_of_call(), workers.cells, addresses, args, n_threads)
+    long_calls.note(workers)
+    give_back(workers)
 
+
+class LongCalls:
+    """When calls that are worth to wake threads for do without them: where others use the processors.
+
+    A thread that has begun its part, and then loses its processor, is waited for, some milliseconds each time.
+
+    Parameters
+    ----------
+    clock : callable, default=time.perf_counter
+        Returns the time in seconds.
+    """
+
+    # From how many nanoseconds of waiting on, and from which share of the calling thread's own part on, another one has
+    # lost its processor.
+    MAX_WAITED, MAX_SHARE = 1_000_000, 0.75
+    # Seconds until the next call on several threads, at first and at most: twice as many each time, and a little less
+    # after each success.
+    PAUSE, RECOVERY = (0.004, 1.0), 0.9
+
+    def __init__(self, clock=perf_counter):
+        self._clock = clock
+        self._next, self._pause = 0.0, self.PAUSE[0]
+
+    def are_shared(self):
+        """Whether it is time for a call on several threads."""
+        return self._clock() >= self._next
+
+    def note(self, workers):
+        """Note how long the last call of these workers has waited."""
+        took, waited = workers.cells[[_TOOK, _WAITED]].tolist()
+        if waited > max(self.MAX_WAITED, self.MAX_SHARE * took):
+            self._next = self._clock() + self._pause
+            self._pause = min(2 * self._pause, self.PAUSE[1])
+        else:
+            self._pause = max(self.RECOVERY * self._pause, self.PAUSE[0])
+
+
+long_calls = LongCalls()
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: _free.clear())  # their threads are not there
