@@ -54,8 +54,8 @@ _PER_THREAD = SPACING + 2 * CPU_SET_WORDS
 # Added to the number of arrivals when the team begins: a thread that arrives later finds a large number.
 CLOSED = 1 << 32
 # The patience with threads that may sleep: some milliseconds, as one may have to wait for its processor. With threads
-# that are awake, or need not come at all: two microseconds, in which the processor is not yielded: another process would
-# have it for milliseconds.
+# that are awake, or need not come at all: two microseconds, in which the processor is not yielded. Another process
+# would have it for milliseconds.
 JOIN_SPINS, FEW_SPINS = 6_000, 50
 # After so many spins the first thread takes a nap: the others may have been woken on its processor.
 _SPINS_BEFORE_NAP = 64
