@@ -9,7 +9,7 @@ from math import frexp
 from time import perf_counter
 
 from fastbp.kernels.threads import python_thread_count
-from fastbp.kernels.workers import give_back, take_workers
+from fastbp.kernels.workers import Pause, give_back, take_workers
 
 
 class _Calls:
@@ -78,7 +78,7 @@ class ShortCalls:
     # Which share of the seconds on one thread they may take at most; and how many seconds more they may take once, as a
     # thread may be held up on one thread too.
     MAX_SHARE, MAX_LOSS = 0.95, 5e-4
-    # Seconds until the next trial, at first and at most: twice as many each time, and a little less after each success.
+    # Seconds until the next trial, at first and at most, and what a success leaves of them.
     PAUSE, RECOVERY = (0.004, 4.0), 0.95
     # The share of them in which calls are not even measured, and the most seconds.
     SKIPPED, MAX_SKIPPED = 0.9, 0.02
@@ -92,8 +92,7 @@ class ShortCalls:
         # It is here while no call is measured. Who finds none makes a call on one thread.
         self._streak = _Streak()
         self._free, self._taken = [self._streak], 0.0
-        # By kind of calls: the time of the next trial, with the seconds from it until the one after it.
-        self._pauses: dict[tuple, tuple[float, float]] = {}
+        self._pauses: dict[tuple, Pause] = {}  # until the next trial, by kind of calls
         # When the last call has ended, or will have ended at most; and from when on calls are measured.
         self._last = self._measured_from = 0.0
 
@@ -205,9 +204,9 @@ class ShortCalls:
 
     def _try(self, streak):
         """Start threads, if it is time for it."""
-        time, _ = self._pauses.get(streak.kind, (0.0, 0.0))
-        if streak.begin < time:
-            self._skip(streak, time)
+        pause = self._pauses.get(streak.kind)
+        if pause is not None and streak.begin < pause.end:
+            self._skip(streak, pause.end)
         elif self._is_busy(streak, streak.since, 0.0):
             self._start(streak)
         else:
@@ -243,8 +242,7 @@ class ShortCalls:
             calls.is_proven = True
             calls.trusted_until, calls.together = self._last + self.TRUSTED, calls.rate / calls.n_calls
             if streak.kind in self._pauses:
-                time, pause = self._pauses[streak.kind]
-                self._pauses[streak.kind] = time, max(self.RECOVERY * pause, self.PAUSE[0])
+                self._pauses[streak.kind].shorten()
         calls.n_measured += 1
         if calls.n_measured > self.N_MEASURED:
             calls.measure_alone()
@@ -255,12 +253,13 @@ class ShortCalls:
         """Make such calls on one thread for some time; the others go to sleep by themselves."""
         streak.calls = streak.kinds[streak.kind] = _Calls()
         self._postpone(streak.kind, streak.begin)
-        self._skip(streak, self._pauses[streak.kind][0])
+        self._skip(streak, self._pauses[streak.kind].end)
 
     def _postpone(self, kind, now):
         """Set the time of the next trial of such calls."""
-        _, pause = self._pauses.get(kind, (0.0, self.PAUSE[0]))
-        self._pauses[kind] = now + pause, min(2 * pause, self.PAUSE[1])
+        if kind not in self._pauses:
+            self._pauses[kind] = Pause(*self.PAUSE, self.RECOVERY)
+        self._pauses[kind].begin(now)
 
     def _skip(self, streak, time):
         """Do not measure the next calls, for most of the time until then."""

@@ -57,8 +57,8 @@ CLOSED = 1 << 32
 # that are awake, or need not come at all: two microseconds, in which the processor is not yielded. Another process
 # would have it for milliseconds.
 JOIN_SPINS, FEW_SPINS = 6_000, 50
-# After so many spins the first thread takes a nap: the others may have been woken on its processor.
-_SPINS_BEFORE_NAP = 64
+# After so many spins a thread that waits for others to begin, or to end, takes a nap: they may need its processor.
+SPINS_BEFORE_NAP = 64
 # After so many spins a waiting thread yields its processor at each: where there are more threads than processors, the
 # thread that it waits for may need it. Threads that join a team yield soon: one that was woken may have been put on the
 # processor of one that waits for it.
@@ -130,7 +130,7 @@ def _arrive(cells, wanted):
         spins, patience = start, start + load_scalar(cells, _PATIENCE)
         while atomic_load(cells, _ARRIVED) < wanted and spins < patience:
             spins = spin_or_yield(spins)
-            if (spins - start) % _SPINS_BEFORE_NAP == 0:
+            if (spins - start) % SPINS_BEFORE_NAP == 0:
                 nap()
     else:
         _leave_others(cells, rank, wanted)

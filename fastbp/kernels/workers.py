@@ -35,6 +35,7 @@ from fastbp.kernels.threads import (
     CPU_SET_WORDS,
     FEW_SPINS,
     SPACING,
+    SPINS_BEFORE_NAP,
     SPINS_BEFORE_YIELD,
     addresses_for,
     copy_cpus,
@@ -68,8 +69,6 @@ _N_CELLS = _SLEEP + _MAX_THREADS
 _IDLE, _IDLE_SPINS = 1_000_000, 6_000
 # A thread that the system does not let sleep takes naps, after so many trials.
 _MAX_TRIALS = 100
-# Between so many yields the thread that calls takes a nap, as one that it waits for may need its processor.
-_YIELDS_BEFORE_NAP = 64
 
 
 @cached_jit
@@ -203,7 +202,7 @@ def call_on_workers(cells, call, function, place, wanted):
     spins = 0
     while atomic_load(cells, _DONE) < arrived:
         spins = spin_or_yield(spins)
-        if spins >= SPINS_BEFORE_YIELD and spins % _YIELDS_BEFORE_NAP == 0:
+        if spins >= SPINS_BEFORE_YIELD and spins % SPINS_BEFORE_NAP == 0:
             nap()
     store_scalar(cells, _TOOK, end - begin)
     store_scalar(cells, _WAITED, nanoseconds() - end)
@@ -252,7 +251,7 @@ class Workers:
         self.cells = _new_cells()
         self.address = self.cells.ctypes.data
         self.unused_since = 0.0
-        self._n_started = 0
+        self._n_started, self._at_end = 0, None
 
     @property
     def n_threads(self):
@@ -270,9 +269,9 @@ class Workers:
         if self.n_threads >= n_threads:
             return not self.cells[_SLEEP : _SLEEP + n_threads - 1].any()
         prepare()
-        if self._n_started == 0:
-            # At the end of the process they may not return to Python: they sleep then, or look for calls.
-            weakref.finalize(self, _end, self.cells).atexit = False
+        if self._at_end is None:
+            self._at_end = weakref.finalize(self, _end, self.cells)
+            self._at_end.atexit = False  # at the end of the process they may not return to Python: they sleep, or look
         while self.n_threads < min(n_threads, _MAX_THREADS + 1):
             place = self.n_threads - 1 if CAN_SLEEP else 0
             self._n_started += 1
@@ -344,6 +343,29 @@ def run(function, args, n_threads):
     give_back(workers)
 
 
+class Pause:
+    """The time until something is tried again: twice as long after each failure, a little less after each success.
+
+    Attributes
+    ----------
+    end : float
+        When it may be tried, in seconds.
+    """
+
+    def __init__(self, first, most, recovery):
+        self._first, self._most, self._recovery = first, most, recovery
+        self.end, self._seconds = 0.0, first
+
+    def begin(self, now):
+        """Begin one, after a failure."""
+        self.end = now + self._seconds
+        self._seconds = min(2 * self._seconds, self._most)
+
+    def shorten(self):
+        """Make the next one shorter, after a success."""
+        self._seconds = max(self._recovery * self._seconds, self._first)
+
+
 class LongCalls:
     """When calls that are worth to wake threads for do without them: where others use the processors.
 
@@ -358,26 +380,24 @@ class LongCalls:
     # From how many nanoseconds of waiting on, and from which share of the calling thread's own part on, another one has
     # lost its processor.
     MAX_WAITED, MAX_SHARE = 1_000_000, 0.75
-    # Seconds until the next call on several threads, at first and at most: twice as many each time, and a little less
-    # after each success.
+    # Seconds until the next call on several threads, at first and at most, and what a success leaves of them.
     PAUSE, RECOVERY = (0.004, 1.0), 0.9
 
     def __init__(self, clock=perf_counter):
         self._clock = clock
-        self._next, self._pause = 0.0, self.PAUSE[0]
+        self._pause = Pause(*self.PAUSE, self.RECOVERY)
 
     def are_shared(self):
         """Whether it is time for a call on several threads."""
-        return self._clock() >= self._next
+        return self._clock() >= self._pause.end
 
     def note(self, workers):
         """Note how long the last call of these workers has waited."""
         took, waited = workers.cells[[_TOOK, _WAITED]].tolist()
         if waited > max(self.MAX_WAITED, self.MAX_SHARE * took):
-            self._next = self._clock() + self._pause
-            self._pause = min(2 * self._pause, self.PAUSE[1])
+            self._pause.begin(self._clock())
         else:
-            self._pause = max(self.RECOVERY * self._pause, self.PAUSE[0])
+            self._pause.shorten()
 
 
 long_calls = LongCalls()
