@@ -12,6 +12,7 @@ from fastbp.kernels.network import aligned_zeros, make_network
 from fastbp.kernels.plan import (
     MAX_PREDICTION_ROWS,
     MIN_PREDICTION_ROWS,
+    READING_ROWS,
     SHARING_CYCLES,
     WAKING_CYCLES,
     can_share_columns,
@@ -147,7 +148,7 @@ class Predictor:
         of the inputs, as `prediction.table_of` takes it.
         """
         n = len(out)
-        work *= n
+        work *= max(n, READING_ROWS)
         if n_jobs == 1 or work < 2 * self._min_work_awake or (n == 1 and not self._can_share_columns(2)):
             return self._call(kernel, x, out, 1, source)
         if work >= 2 * min_work and not self._shares_columns(n, 2):
@@ -163,10 +164,10 @@ class Predictor:
     def _call(self, kernel, x, out, n_threads, source, *, wakes=False):
         """Do that on `n_threads` threads at most, which are awake, or for which it is worth to wake or start them."""
         n = len(out)
-        n_threads = max(1, min(n_threads, n // MIN_PREDICTION_ROWS if wakes else n))
         if n_threads > 1 and not wakes and self._shares_columns(n, n_threads):
             rows, block = n, 0
         else:
+            n_threads = max(1, min(n_threads, n // MIN_PREDICTION_ROWS if wakes else n))
             rows = block = prediction_rows(n, n_threads)
             n_threads = min(n_threads, -(-n // block))
         free = self._workspaces.setdefault(source, [])

@@ -337,6 +337,7 @@ def on_workers(monkeypatch, long_awake):
             patch.setattr(module, "_free", [crews[n_started]])
             return function(*args)
 
+    call.crews = crews
     return call
 
 
@@ -397,6 +398,19 @@ def test_predictions_of_many_rows_have_the_same_bits(dtype, monkeypatch):
     assert not predictor.outputs(bad, 2)[1] and predictor.outputs(X, 2)[1]
     (workers,) = module._free
     assert workers.n_threads == 5
+
+
+@pytest.mark.parametrize("n, wanted", [(1, 2), (1, 4), (2, 4), (40, 3)])
+def test_all_threads_take_part(n, wanted, on_workers):
+    """Also where there are fewer rows than threads."""
+    predictor, rng = make_predictor([70, 512, 512, 3], [Tanh(), Relu(), Softmax()], np.float32)
+    X = rng.normal(size=(n, 70)).astype(np.float32)
+
+    def all_took_part():
+        on_workers(wanted, wanted, predictor.outputs, X, None)
+        return on_workers.crews[wanted].cells[module._DONE] == wanted - 1
+
+    wait_until(all_took_part)
 
 
 def test_columns_are_shared_where_they_are_about_equal():

@@ -50,6 +50,8 @@ PANEL_USERS = 16 * MR * max(1, VECTOR_BITS // (4 * CACHE_LINE))
 MAX_PREDICTION_ROWS = PANEL_USERS
 # The least rows for each thread: all weights are read for them, which takes about as long for fewer.
 MIN_PREDICTION_ROWS = 4
+# One row takes as long as so many at least: the weights are read for it, at best one vector in a cycle.
+READING_ROWS = 2
 
 
 # Cycles until a sleeping thread has begun, has its weights in its cache, and is waited for in the end: some 150
