@@ -1026,6 +1026,20 @@ def test_prediction_where_the_weights_are_cut(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_prediction_where_only_all_weights_together_leave_the_cache(dtype):
+    itemsize = np.dtype(dtype).itemsize
+    n = int((plan.L2_BYTES / 2 / itemsize) ** 0.5)
+    units = [n, n, n + 7, 3]
+    assert plan.is_far(units, itemsize) and not plan.is_streamed(n, n + 7, itemsize)
+    problem = make(units, [Relu(), Relu()], n=13, dtype=dtype)
+    expected = reference.forward_naive(problem.coefs, problem.intercepts, problem.pairs, problem.X)[0][-1]
+    alone = _predict(problem, problem.X, 1)
+    assert_close([alone], [expected], 1e-12 if dtype == np.float64 else 2e-5)
+    for block in range(2, 14):
+        assert _predict(problem, problem.X, block).tobytes() == alone.tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_prediction_without_the_inputs_that_are_zero(dtype):
     for n_inputs in (1, MASK_BITS, MASK_BITS + 1, 70):
         problem = _with_zeros(make([n_inputs, 40, 3], Tanh(), n=60, dtype=dtype))

@@ -8,6 +8,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 
 from fastbp.activations import Activation, Relu, Softmax, Tanh, get_activation
+from fastbp.codegen.target import CACHE_LINE
 from fastbp.initializers import initial_parameters
 from fastbp.kernels.network import Layer, Network, aligned_zeros, make_network
 from fastbp.kernels.plan import BLOCK_ROWS, TRANSPOSED_BLOCKS
@@ -70,6 +71,7 @@ def test_pack_and_unpack(units, layout):
         np.testing.assert_array_equal(got, expected)
         assert got.dtype == network.dtype and got.flags.c_contiguous
         assert not np.shares_memory(got, params)
+    assert all(coef.ctypes.data % CACHE_LINE == 0 for coef in again[0])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -245,6 +245,8 @@ def pass_rows(network):
 STREAM_BYTES = 2048
 # The most tiles of rows that all read the weights where they are. More read those that the first has packed.
 FEW_TILES = 2
+# The most rows that take less time for their multiply-adds than weights need from memory.
+STREAMED_ROWS = 4
 
 
 def is_near(fan_in, fan_out, itemsize):
@@ -264,8 +266,13 @@ class Cut(NamedTuple):
     size: int  # the most numbers in a piece
 
 
+def is_far(units, itemsize):
+    """Decide whether up to STREAMED_ROWS rows read all weights in memory order, as they come from there each time."""
+    return sum(fan_in * fan_out for fan_in, fan_out in pairwise(units)) * itemsize > L2_BYTES
+
+
 def is_streamed(fan_in, fan_out, itemsize):
-    """Decide whether one row reads the weights as a few rows do: where they come from memory, not from the cache."""
+    """Decide whether one row reads the weights of a layer in that way, too."""
     return fan_in * fan_out * itemsize > L2_BYTES
 
 

@@ -1,10 +1,11 @@
 """The forward pass alone, from the arrays that the user sees.
 
 The weights are used where they are, row-major, so that edits count at the next call. Panels of small layers, which stay
-in the caches, are read there for all rows (`plan.is_near`). Of larger ones the register tile of the first rows goes
-through a few rows of weights at a time, from left to right, as fast as they come from memory, and packs them in panels
-for the tiles of the other rows. The reduction is cut so that what is packed stays in the L2 cache. The last columns of
-a layer, which may end within a panel, are copied before. A row's outputs have the same bits in all kernels here.
+in the caches, are read there for all rows (`plan.is_near`). Of larger ones, and for a few rows of a network that does
+not stay there, the register tile of the first rows goes through a few rows of weights at a time, from left to right, as
+fast as they come from memory, and packs them in panels for the tiles of the other rows. The reduction is cut so that
+what is packed stays in the L2 cache. The last columns of a layer, which may end within a panel, are copied before. A
+row's outputs have the same bits in all kernels here.
 """
 
 from itertools import pairwise
@@ -29,14 +30,14 @@ from fastbp.codegen.memory import (
 )
 from fastbp.codegen.processor import flush_subnormals, restore_subnormals
 from fastbp.codegen.rows import ROW_VECTORS, row_kernel
-from fastbp.codegen.tiles import FEW_ROWS, NV, STREAM_ROWS, micro_kernel_in_place
+from fastbp.codegen.tiles import NV, STREAM_ROWS, micro_kernel_in_place
 from fastbp.codegen.vectors import fma, load, load_converted, load_first, splat, store, total
 from fastbp.compat import array_fields
 from fastbp.kernels.backprop import forward
 from fastbp.kernels.csr import sum_rows
 from fastbp.kernels.gather import gather
 from fastbp.kernels.matmul import MULTIPLY, NONE, ONE, REPEATED, cut_into_tiles, tile_height
-from fastbp.kernels.plan import FEW_TILES, cut_weights, is_near, is_streamed
+from fastbp.kernels.plan import FEW_TILES, STREAMED_ROWS, cut_weights, is_far, is_near, is_streamed
 from fastbp.kernels.records import NO_DRAW, Samples, get_layer, point_at_net
 from fastbp.kernels.threads import (
     Team,
@@ -58,6 +59,7 @@ class Plan(NamedTuple):
     block: int  # rows that go through the network together; 0 for all of them, where threads share the columns
     multiply: int  # address of `matmul.multiply_panel`
     multiply_panels: int  # address of `multiply_panels`, 0 where no layer needs it
+    is_far: int  # whether the weights do not stay in the L2 cache, see `plan.is_far`
     is_pair: int  # whether the one output is the probability of the second of two classes, and both are wanted
     size: int  # numbers in a thread's workspace
     buffer: int  # of these, for weights and biases
@@ -124,12 +126,13 @@ def table_of(network, coefs, intercepts, kernels, source=None, n_threads=1, *, i
     """
     addresses = (0, 0, 0, 0) if source is None else _plan_addresses(source, network.dtype, n_threads)
     itemsize = network.dtype.itemsize
+    far = is_far(network.units, itemsize)
     needs_panels = any(
-        fan_out >= network.panel and (is_streamed(fan_in, fan_out, itemsize) or not is_near(fan_in, fan_out, itemsize))
+        fan_out >= network.panel and (far or not is_near(fan_in, fan_out, itemsize))
         for fan_in, fan_out in pairwise(network.units[source == "csr" :])  # `begin_csr` multiplies the first layer
     )
     panels = panels_address(network.dtype) if needs_panels else 0
-    table = [*Plan(len(coefs), 0, kernels[MULTIPLY], panels, is_pair, 0, 0, 0, *addresses), 0]
+    table = [*Plan(len(coefs), 0, kernels[MULTIPLY], panels, far, is_pair, 0, 0, 0, *addresses), 0]
     bits = network.coefficients.view(np.int64)
     layers = zip(coefs, intercepts, network.activations, bits, strict=True)
     for coef, intercept, activation, (c0, c1) in layers:
@@ -252,7 +255,8 @@ def _multiply(plan, layer, m, columns, inputs, a, buffer):
     """Multiply m rows with some columns of the weights of a layer, and add the biases."""
     panel = NV * lane_count(a)
     n_panels = columns.n_panels
-    is_near = layer.is_near and (m > FEW_ROWS or not layer.is_streamed)
+    # Where threads share the columns, the parts of rows that one of them reads are too short to be streamed.
+    is_near = layer.is_near and (m > STREAMED_ROWS or not plan.is_far or plan.block == 0)
     if is_near:
         _multiply_near_panels(plan, layer, m, columns.left, n_panels, inputs, a)
     for part in range(0 if is_near else layer.n_parts):
