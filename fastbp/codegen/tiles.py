@@ -106,14 +106,16 @@ def micro_kernel_indexed(typingctx, mr, nv, k, indices, a, a_row, a_col, b, b_ro
 # Rows of B that `micro_kernel_in_place` takes best at a time: they and the sums of a tile stay in the L1 cache. B is
 # prefetched so many panels ahead.
 STREAM_ROWS, _PANELS_AHEAD = 8, 2
+# And so many rows ahead where it takes more of them.
+_ROWS_AHEAD = 4
 
 
 @intrinsic
 def micro_kernel_in_place(typingctx, mr, n_panels, k, a, a_row, b, b_row, d, d_row, c, c_row, copy, copy_panel):
-    """Compute C = D + A B for one tile of rows and a few rows of a row-major B, one panel of B after the other.
+    """Compute C = D + A B for one tile of rows and a row-major B that comes from memory, one panel after the other.
 
-    The bits are those of `micro_kernel` for each panel. B is read along its rows, as it lies in memory: the processor
-    sees such streams coming. Further tiles of rows had better use the copy.
+    The bits are those of `micro_kernel` for each panel. STREAM_ROWS rows of B are read along, as they lie in memory:
+    the processor sees such streams coming. Further tiles of rows had better use the copy.
 
     Parameters
     ----------
@@ -122,7 +124,7 @@ def micro_kernel_in_place(typingctx, mr, n_panels, k, a, a_row, b, b_row, d, d_r
     n_panels : int64
         Panels of NV vectors, at least 1.
     k : int64
-        Rows of B, at least 1; STREAM_ROWS are the fastest.
+        Rows of B, at least 1.
     a, a_row : pointer, int64
         A is (mr, k), its rows contiguous.
     b, b_row, d, d_row, c, c_row
@@ -152,7 +154,7 @@ def micro_kernel_in_place(typingctx, mr, n_panels, k, a, a_row, b, b_row, d, d_r
                     with all_rows:
                         _emit_streamed_product(tile, operands, ahead)
                     with some:
-                        _emit_product(tile, k, operands)
+                        _emit_product(tile, k, operands, rows_ahead=_ROWS_AHEAD)
                 with builder.if_then(builder.icmp_signed("!=", copy_panel, INT64(0))):
                     _emit_copy(tile, k, b, b_row, copy)
                 following = builder.add(j, INT64(1))
@@ -306,8 +308,11 @@ class _Tile:
         return added
 
 
-def _emit_product(tile, k, operands, prefetch=None):
-    """Build C = D + A B for one tile shape; the pointers into A and B move from step to step."""
+def _emit_product(tile, k, operands, prefetch=None, rows_ahead=0):
+    """Build C = D + A B for one tile shape; the pointers into A and B move from step to step.
+
+    With `rows_ahead`, so many rows of B ahead are prefetched.
+    """
     builder = tile.builder
     if prefetch is not None:
         # n_lines / k as a fixed-point number, 32 bits of it after the point: no step needs a division.
@@ -320,6 +325,8 @@ def _emit_product(tile, k, operands, prefetch=None):
             line = builder.load(builder.gep(prefetch.lines, [number]), align=8)
             emit_prefetch(builder, builder.inttoptr(line, BYTES), for_write=prefetch.for_write)
         row = tile.load_row(b)
+        if rows_ahead:
+            _emit_prefetch_row(tile, b, builder.mul(operands.b_row, INT64(rows_ahead)))
         added = tile.multiply_add(sums, a, operands.a_row, row)
         following = builder.add(p, INT64(1))
         a, b = emit_offset(builder, a, operands.a_col), emit_offset(builder, b, operands.b_row)
@@ -332,16 +339,22 @@ def _emit_product(tile, k, operands, prefetch=None):
 
 def _emit_streamed_product(tile, operands, distance):
     """Build C = D + A B for one tile shape and STREAM_ROWS rows of B; prefetch what is `distance` numbers later."""
-    builder, n = tile.builder, tile.vectors * tile.vector.count
+    builder = tile.builder
     rows = [emit_offset(builder, operands.b, builder.mul(operands.b_row, INT64(p))) for p in range(STREAM_ROWS)]
     for b in rows:
-        for j in range(0, n, CACHE_LINE // tile.align):
-            ahead = emit_offset(builder, b, builder.add(distance, INT64(j)))
-            emit_prefetch(builder, builder.bitcast(ahead, BYTES))
+        _emit_prefetch_row(tile, b, distance)
     sums = tile.load(operands.d, operands.d_row)
     for p, b in enumerate(rows):
         sums = tile.multiply_add(sums, emit_offset(builder, operands.a, INT64(p)), operands.a_row, tile.load_row(b))
     tile.store(sums, operands.c, operands.c_row)
+
+
+def _emit_prefetch_row(tile, b, distance):
+    """Build the prefetch of as many numbers as a row of the tile has, `distance` numbers after b."""
+    builder = tile.builder
+    for j in range(0, tile.vectors * tile.vector.count, CACHE_LINE // tile.align):
+        ahead = emit_offset(builder, b, builder.add(distance, INT64(j)))
+        emit_prefetch(builder, builder.bitcast(ahead, BYTES))
 
 
 def _emit_copy(tile, k, b, b_row, copy):

@@ -245,8 +245,10 @@ def pass_rows(network):
 STREAM_BYTES = 2048
 # The most tiles of rows that all read the weights where they are. More read those that the first has packed.
 FEW_TILES = 2
-# The most rows that take less time for their multiply-adds than weights need from memory.
-STREAMED_ROWS = 4
+# The most rows of a tile that go through a few rows of weights at a time, from left to right, as these lie in memory:
+# where all columns are read, and where a part of them is. More rows go through one panel after the other, as their sums
+# then stay in registers; but not where a row of a panel is a single cache line.
+STREAMED_ROWS, STREAMED_PART_ROWS = (4, 0) if PANEL_BYTES > CACHE_LINE else (MR, MR)
 
 
 def is_near(fan_in, fan_out, itemsize):
@@ -263,16 +265,17 @@ class Cut(NamedTuple):
 
     n_parts: int  # of the panels of columns
     n_pieces: int  # of the rows, for each part
-    size: int  # the most numbers in a piece
+    row: int  # the most numbers in a row of a part
+    size: int  # and in a piece
 
 
 def is_far(units, itemsize):
-    """Decide whether up to STREAMED_ROWS rows read all weights in memory order, as they come from there each time."""
+    """Decide whether the weights come from memory at each call, for which the rows of a tile prefetch them."""
     return sum(fan_in * fan_out for fan_in, fan_out in pairwise(units)) * itemsize > L2_BYTES
 
 
 def is_streamed(fan_in, fan_out, itemsize):
-    """Decide whether one row reads the weights of a layer in that way, too."""
+    """Decide whether one row reads the weights of a layer as a few rows do."""
     return fan_in * fan_out * itemsize > L2_BYTES
 
 
@@ -282,7 +285,7 @@ def cut_weights(fan_in, fan_out, itemsize):
     n_parts = -(-n_panels * PANEL_BYTES // STREAM_BYTES)
     row = -(-n_panels // n_parts) * PANEL_BYTES
     n_pieces = -(-fan_in // reduction_block(row))
-    return Cut(n_parts, n_pieces, -(-fan_in // n_pieces) * row // itemsize)
+    return Cut(n_parts, n_pieces, row // itemsize, -(-fan_in // n_pieces) * row // itemsize)
 
 
 # --- operands of the weight gradient ---

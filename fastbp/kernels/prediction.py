@@ -1,11 +1,11 @@
 """The forward pass alone, from the arrays that the user sees.
 
 The weights are used where they are, row-major, so that edits count at the next call. Panels of small layers, which stay
-in the caches, are read there for all rows (`plan.is_near`). Of larger ones, and for a few rows of a network that does
-not stay there, the register tile of the first rows goes through a few rows of weights at a time, from left to right, as
-fast as they come from memory, and packs them in panels for the tiles of the other rows. The reduction is cut so that
-what is packed stays in the L2 cache. The last columns of a layer, which may end within a panel, are copied before. A
-row's outputs have the same bits in all kernels here.
+in the caches, are read there for all rows (`plan.is_near`). Of larger ones, and for the rows of one tile where a
+network does not stay there (`plan.is_far`), the register tile of the first rows reads the weights as fast as they come
+from memory: a few rows at a time, from left to right, or panel by panel (`plan.STREAMED_ROWS`). It packs them in panels
+for the tiles of the other rows. The reduction is cut so that what is packed stays in the L2 cache. The last columns of
+a layer, which may end within a panel, are copied before. A row's outputs have the same bits in all kernels here.
 """
 
 from itertools import pairwise
@@ -30,14 +30,22 @@ from fastbp.codegen.memory import (
 )
 from fastbp.codegen.processor import flush_subnormals, restore_subnormals
 from fastbp.codegen.rows import ROW_VECTORS, row_kernel
-from fastbp.codegen.tiles import NV, STREAM_ROWS, micro_kernel_in_place
+from fastbp.codegen.tiles import MR, NV, STREAM_ROWS, micro_kernel_in_place
 from fastbp.codegen.vectors import fma, load, load_converted, load_first, splat, store, total
 from fastbp.compat import array_fields
 from fastbp.kernels.backprop import forward
 from fastbp.kernels.csr import sum_rows
 from fastbp.kernels.gather import gather
 from fastbp.kernels.matmul import MULTIPLY, NONE, ONE, REPEATED, cut_into_tiles, tile_height
-from fastbp.kernels.plan import FEW_TILES, STREAMED_ROWS, cut_weights, is_far, is_near, is_streamed
+from fastbp.kernels.plan import (
+    FEW_TILES,
+    STREAMED_PART_ROWS,
+    STREAMED_ROWS,
+    cut_weights,
+    is_far,
+    is_near,
+    is_streamed,
+)
 from fastbp.kernels.records import NO_DRAW, Samples, get_layer, point_at_net
 from fastbp.kernels.threads import (
     Team,
@@ -169,7 +177,8 @@ def lay_out(table, rows, network, *, csr=False):
     strides = [network.row_stride(n) for n in network.units[csr:]]
     half = rows * max(strides[::2])
     cuts = (cut_weights(*shape, network.dtype.itemsize) for shape in pairwise(network.units))
-    buffer = NV * network.lanes + max(cut.size for cut in cuts)  # biases, and weights
+    # The sums of the tiles that read the weights first, or the biases of the last columns; and a copy of weights.
+    buffer = max(max(NV * network.lanes, FEW_TILES * MR * cut.row) + cut.size for cut in cuts)
     size = buffer + half + rows * max(strides[1::2], default=0)
     for name, number in (("size", size), ("buffer", buffer), ("half", half)):
         table[Plan._fields.index(name)] = number
@@ -255,8 +264,7 @@ def _multiply(plan, layer, m, columns, inputs, a, buffer):
     """Multiply m rows with some columns of the weights of a layer, and add the biases."""
     panel = NV * lane_count(a)
     n_panels = columns.n_panels
-    # Where threads share the columns, the parts of rows that one of them reads are too short to be streamed.
-    is_near = layer.is_near and (m > STREAMED_ROWS or not plan.is_far or plan.block == 0)
+    is_near = layer.is_near and (m > MR or not plan.is_far)
     if is_near:
         _multiply_near_panels(plan, layer, m, columns.left, n_panels, inputs, a)
     for part in range(0 if is_near else layer.n_parts):
@@ -324,26 +332,32 @@ def multiply_panels(multiply, n, m, left, n_panels, first, last, weights, bias, 
     tiling = cut_into_tiles(m)
     n_tiles = tiling.n_tiles if tiling.n_tiles <= FEW_TILES else ONE
     top = m if n_tiles == tiling.n_tiles else tile_height(tiling, 0)
-    k = last - first
+    k, width = last - first, n_panels * panel
+    few = STREAMED_ROWS if n - width < panel else STREAMED_PART_ROWS
+    together = np.int64(STREAM_ROWS) if m > MR or m <= few else k
+    # Sums that are loaded and stored for all these rows lie apart from those of another thread: the processor, which
+    # fetches ahead, would take these away from it each time.
+    sums, copy = buffer, offset(buffer, top * width)
     copy_panel = k * panel if m > top else NONE
-    for p in range(first, last, STREAM_ROWS):
-        start, start_row = (d, d_row) if p == first else (here, row)
+    for p in range(first, last, together):
+        start, start_row = (d, d_row) if p == first else (sums, width)
+        end, end_row = (sums, width) if p + together < last else (here, row)
         i = np.int64(0)
         for tile in range(n_tiles):
             rows = tile_height(tiling, tile)
             micro_kernel_in_place(
-                rows, n_panels, min(STREAM_ROWS, last - p), offset(inputs, p + i * input_row), input_row,
-                offset(weights, p * n), n, offset(start, i * start_row), start_row, offset(here, i * row), row,
-                offset(buffer, (p - first) * panel), copy_panel,
+                rows, n_panels, min(together, last - p), offset(inputs, p + i * input_row), input_row,
+                offset(weights, p * n), n, offset(start, i * start_row), start_row, offset(end, i * end_row), end_row,
+                offset(copy, (p - first) * panel), copy_panel,
             )  # fmt: skip
             i += rows
     if m == top:
         return
     others, others_start = offset(here, top * row), offset(d, top * d_row)
-    for j in range(0, n_panels * panel, panel):
+    for j in range(0, width, panel):
         args = (
             m - top, np.int64(NV), k, offset(inputs, first + top * input_row), input_row, ONE,
-            offset(buffer, j * k), panel, offset(others_start, j), d_row, offset(others, j), row,
+            offset(copy, j * k), panel, offset(others_start, j), d_row, offset(others, j), row,
         )  # fmt: skip
         call_at(multiply, args)
 
