@@ -403,6 +403,17 @@ def _apply(layer, m, a):
 
 
 @inlined
+def _apply_to_columns(layer, m, columns, a):
+    """Apply an activation of single units to some columns of m rows."""
+    if layer.forward != 0:
+        c0, c1 = float_of_bits(layer.c0), float_of_bits(layer.c1)
+        width = (columns.right - columns.left + lane_count(a) - 1) // lane_count(a) * lane_count(a)
+        for i in range(m):
+            z = offset(a, i * layer.row + columns.left)
+            activate(layer.forward, False, c0, c1, z, z, width, width, ONE)
+
+
+@inlined
 def _store_outputs(plan, layer, m, a, out):
     """Copy m rows of outputs, without their padding."""
     n, row, width = layer.fan_out, layer.row, lane_count(a)
@@ -437,20 +448,26 @@ def _compute_layer(plan, layer, m, columns, inputs, a, buffer):
 def pass_rows(plan, layers, first_layer, m, inputs, a, buffer, out, n_columns, cells, team):
     """Take m rows through the layers from `first_layer` on; `inputs` and `a` take turns as memory for outputs.
 
-    Each thread of the team has some columns of each layer, and activates some rows of it.
+    Each thread of the team has some columns of each layer. Activations of whole rows are applied to some rows by each.
     """
     begin, end = share(m, ONE, team.rank, team.size)
     for l in range(first_layer, plan.n_layers):
         layer = load_plain_layer(layers, l)
         columns = _share_columns(layer, NV * lane_count(a), team)
+        by_columns = team.size > 1 and not layer.by_rows
         barrier(cells, team)
         if columns.left < columns.right:
             _compute_layer(plan, layer, m, columns, inputs, a, buffer)
-        barrier(cells, team)
-        if begin < end:  # of a few rows some threads have none
-            _apply(layer, end - begin, offset(a, begin * layer.row))
+            if by_columns:
+                _apply_to_columns(layer, m, columns, a)
+        if not by_columns:
+            barrier(cells, team)
+            if begin < end:  # of a few rows some threads have none
+                _apply(layer, end - begin, offset(a, begin * layer.row))
         inputs, a = a, inputs
     layer = load_plain_layer(layers, plan.n_layers - 1)
+    if not layer.by_rows:
+        barrier(cells, team)
     _store_outputs(plan, layer, end - begin, offset(inputs, begin * layer.row), offset(out, begin * n_columns))
 
 
