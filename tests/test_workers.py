@@ -24,7 +24,7 @@ from fastbp.codegen.processor import CAN_SLEEP, nanoseconds
 from fastbp.codegen.tiles import MR
 from fastbp.kernels import short_calls
 from fastbp.kernels import workers as module
-from fastbp.kernels.plan import L2_BYTES, can_share_columns, shares_columns
+from fastbp.kernels.plan import L2_BYTES, can_share_columns, is_far, shares_columns
 from fastbp.kernels.threads import (
     FEW_SPINS,
     JOIN_SPINS,
@@ -374,6 +374,22 @@ def test_predictions_have_the_same_bits(units, activations, dtype, on_workers):
         assert finite and out.tobytes() == expected, (n, n_threads)
         out, finite = on_workers(n_threads, n_started, predictor.outputs, csr, None)
         assert finite and out.tobytes() == expected_csr, (n, n_threads)
+
+
+@pytest.mark.parametrize("share", [0.5, 1.5])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_predictions_have_the_same_bits_where_weights_come_from_memory(dtype, share, on_workers):
+    """Layers that are smaller than the cache, together larger, and layers that are each larger."""
+    n = int((share * L2_BYTES / np.dtype(dtype).itemsize) ** 0.5)
+    units = [n, n, n + 7, 3]
+    assert is_far(units, np.dtype(dtype).itemsize)
+    predictor, rng = make_predictor(units, [Relu(), Tanh(), Softmax()], dtype)
+    X = rng.normal(size=(14, n)).astype(dtype)
+    for n_rows in range(1, 15):
+        expected = predictor.outputs(X[:n_rows], 1)[0].tobytes()
+        for n_threads, n_started in ((2, 2), (3, 3), (3, 2)):
+            out, finite = on_workers(n_threads, n_started, predictor.outputs, X[:n_rows], None)
+            assert finite and out.tobytes() == expected, (n_rows, n_threads)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
