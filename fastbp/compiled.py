@@ -29,7 +29,7 @@ from fastbp.codegen.jit import address_of, call_at, source_stamp
 from fastbp.codegen.memory import integers_at, load_scalar, pointer
 from fastbp.kernels import embedded
 from fastbp.kernels.addresses import kernel_addresses
-from fastbp.kernels.network import aligned_zeros, make_network
+from fastbp.kernels.network import aligned_empty, make_network
 from fastbp.kernels.records import declare_writeable
 from fastbp.prediction import check_shapes
 
@@ -194,7 +194,7 @@ _FREE_C_FUNCTIONS: dict[np.dtype, list[_CFunction]] = {}
 
 def _aligned_copy(array, dtype):
     """Copy an array, C-ordered and to a multiple of 64 bytes."""
-    copy = aligned_zeros(array.size, dtype).reshape(array.shape)
+    copy = aligned_empty(array.shape, dtype)
     copy[...] = array
     return copy
 

@@ -194,7 +194,12 @@ class Predictor:
         return not status
 
     def _shares_columns(self, n, n_threads):
-        return shares_columns(n, n_threads, self._n_bytes) and self._can_share_columns(n_threads)
+        # All rows then go through the network together, for which workspaces are not larger than these.
+        return (
+            n <= MAX_PREDICTION_ROWS
+            and shares_columns(n, n_threads, self._n_bytes)
+            and self._can_share_columns(n_threads)
+        )  # fmt: skip
 
     def _can_share_columns(self, n_threads):
         if n_threads not in self._shares:

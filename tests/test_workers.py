@@ -24,7 +24,7 @@ from fastbp.codegen.processor import CAN_SLEEP, nanoseconds
 from fastbp.codegen.tiles import MR
 from fastbp.kernels import short_calls
 from fastbp.kernels import workers as module
-from fastbp.kernels.plan import L2_BYTES, can_share_columns, is_far, shares_columns
+from fastbp.kernels.plan import L2_BYTES, MAX_PREDICTION_ROWS, can_share_columns, is_far, shares_columns
 from fastbp.kernels.threads import (
     FEW_SPINS,
     JOIN_SPINS,
@@ -427,6 +427,17 @@ def test_all_threads_take_part(n, wanted, on_workers):
         return on_workers.crews[wanted].cells[module._DONE] == wanted - 1
 
     wait_until(all_took_part)
+
+
+def test_more_rows_than_a_workspace_has_are_shared_by_rows(on_workers):
+    """Also where there are so many threads that columns would be shared."""
+    predictor, rng = make_predictor([8, 200, 200], [Relu(), Softmax()], np.float32)
+    predictor._can_share_columns = lambda _: True
+    X = rng.normal(size=(MAX_PREDICTION_ROWS + 40, 8)).astype(np.float32)
+    expected = predictor.outputs(X, 1)[0]
+    for n in range(MAX_PREDICTION_ROWS - 1, len(X), 13):
+        assert shares_columns(n, 60, predictor._n_bytes)
+        assert on_workers(60, 2, predictor.outputs, X[:n], None)[0].tobytes() == expected[:n].tobytes()
 
 
 def test_columns_are_shared_where_they_are_about_equal():

@@ -106,7 +106,7 @@ def micro_kernel_indexed(typingctx, mr, nv, k, indices, a, a_row, a_col, b, b_ro
 # Rows of B that `micro_kernel_in_place` takes best at a time: they and the sums of a tile stay in the L1 cache. B is
 # prefetched so many panels ahead.
 STREAM_ROWS, _PANELS_AHEAD = 8, 2
-# And so many rows ahead where it takes more of them.
+# And so many rows ahead where it takes another number of them.
 _ROWS_AHEAD = 4
 
 
@@ -115,7 +115,8 @@ def micro_kernel_in_place(typingctx, mr, n_panels, k, a, a_row, b, b_row, d, d_r
     """Compute C = D + A B for one tile of rows and a row-major B that comes from memory, one panel after the other.
 
     The bits are those of `micro_kernel` for each panel. STREAM_ROWS rows of B are read along, as they lie in memory:
-    the processor sees such streams coming. Further tiles of rows had better use the copy.
+    the processor sees such streams coming. Of another number, as of all rows, each is prefetched a few rows before.
+    Further tiles of rows had better use the copy.
 
     Parameters
     ----------

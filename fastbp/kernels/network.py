@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastbp.codegen.target import lanes
+from fastbp.codegen.target import CACHE_LINE, lanes
 from fastbp.codegen.tiles import NV
 from fastbp.kernels.plan import (
     BLOCK_ROWS,
@@ -293,7 +293,7 @@ class Network:
 
         Predictions read the coefs where they are, and faster where vectors do not cross the borders of cache lines.
         """
-        coefs = [aligned_zeros(math.prod(shape), self.dtype).reshape(shape) for shape in pairwise(self.units)]
+        coefs = [aligned_empty(shape, self.dtype) for shape in pairwise(self.units)]
         intercepts = [np.empty(n, self.dtype) for n in self.units[1:]]
         for packed, logical in self.parts(params, coefs, intercepts):
             logical[...] = packed
@@ -351,10 +351,18 @@ def aligned_zeros(n, dtype):
 
     A vector load that crosses the border of two cache lines takes twice as long.
     """
-    itemsize = np.dtype(dtype).itemsize
-    memory = np.zeros(n * itemsize + 64, dtype=np.uint8)
-    start = -memory.ctypes.data % 64
-    return memory[start : start + n * itemsize].view(dtype)
+    return _aligned_part(np.zeros(n * np.dtype(dtype).itemsize + CACHE_LINE, np.uint8), dtype)
+
+
+def aligned_empty(shape, dtype):
+    """Return an array that begins there, too, of any content."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    return _aligned_part(np.empty(size + CACHE_LINE, np.uint8), dtype).reshape(shape)
+
+
+def _aligned_part(memory, dtype):
+    start = -memory.ctypes.data % CACHE_LINE
+    return memory[start : len(memory) - CACHE_LINE + start].view(dtype)
 
 
 def _round_up(n, multiple):

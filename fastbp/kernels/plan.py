@@ -245,14 +245,15 @@ def pass_rows(network):
 STREAM_BYTES = 2048
 # The most tiles of rows that all read the weights where they are. More read those that the first has packed.
 FEW_TILES = 2
-# The most rows of a tile that go through a few rows of weights at a time, from left to right, as these lie in memory:
-# where all columns are read, and where a part of them is. More rows go through one panel after the other, as their sums
-# then stay in registers; but not where a row of a panel is a single cache line.
-STREAMED_ROWS, STREAMED_PART_ROWS = (4, 0) if PANEL_BYTES > CACHE_LINE else (MR, MR)
+# The most rows of a tile that go through a few rows of weights at a time, from left to right, as these lie in memory,
+# where all columns are read. More rows, and those that read a part of the columns, go through one panel after the
+# other: their sums then stay in registers. But not where a row of weights has so many bytes that each row of a panel is
+# on another page of memory; and not where it is a single cache line.
+STREAMED_ROWS, MIN_STREAMED_BYTES = 4, 4096 if PANEL_BYTES > CACHE_LINE else 0
 
 
 def is_near(fan_in, fan_out, itemsize):
-    """Decide whether all tiles of rows read the panels of weights where they are.
+    """Decide whether all tiles of rows read the panels of weights where they are, if they stay in the cache.
 
     They stay in the L2 cache, with the inputs. Where a row of a panel is several cache lines, they arrive in time from
     the next cache, too.
@@ -270,13 +271,13 @@ class Cut(NamedTuple):
 
 
 def is_far(units, itemsize):
-    """Decide whether the weights come from memory at each call, for which the rows of a tile prefetch them."""
+    """Decide whether the weights come from beyond the L2 cache at each call: the rows of a tile then prefetch them."""
     return sum(fan_in * fan_out for fan_in, fan_out in pairwise(units)) * itemsize > L2_BYTES
 
 
 def is_streamed(fan_in, fan_out, itemsize):
-    """Decide whether one row reads the weights of a layer as a few rows do."""
-    return fan_in * fan_out * itemsize > L2_BYTES
+    """Decide whether a single row reads the weights of a layer as a few rows do: where the layer alone is larger."""
+    return is_far([fan_in, fan_out], itemsize)
 
 
 def cut_weights(fan_in, fan_out, itemsize):

@@ -20,6 +20,7 @@ from fastbp.codegen.jit import address_of, cached_jit, call_at, called_by_addres
 from fastbp.codegen.memory import (
     address,
     float_of_bits,
+    itemsize,
     lane_count,
     load_scalar,
     offset,
@@ -39,7 +40,7 @@ from fastbp.kernels.gather import gather
 from fastbp.kernels.matmul import MULTIPLY, NONE, ONE, REPEATED, cut_into_tiles, tile_height
 from fastbp.kernels.plan import (
     FEW_TILES,
-    STREAMED_PART_ROWS,
+    MIN_STREAMED_BYTES,
     STREAMED_ROWS,
     cut_weights,
     is_far,
@@ -97,7 +98,7 @@ class PlainLayer(NamedTuple):
     n_parts: int  # of whole panels of columns, see `plan.Cut`
     n_pieces: int
     is_streamed: int  # see `plan.is_streamed`
-    is_near: int  # see `plan.is_near`
+    is_near: int  # see `plan.is_near`; a network that `is_far` has no such layers for the rows of a single tile
     forward: int  # as in `network.Layer`
     by_rows: int
     c0: int  # bits of the coefficients of the activation
@@ -133,11 +134,12 @@ def table_of(network, coefs, intercepts, kernels, source=None, n_threads=1, *, i
         A `Plan`, the cell STATUS, and a `PlainLayer` for each layer; `lay_out` and the caller set what is 0.
     """
     addresses = (0, 0, 0, 0) if source is None else _plan_addresses(source, network.dtype, n_threads)
-    itemsize = network.dtype.itemsize
-    far = is_far(network.units, itemsize)
+    size = network.dtype.itemsize
+    multiplied = network.units[source == "csr" :]  # `begin_csr` multiplies the first layer
+    far = is_far(multiplied, size)
     needs_panels = any(
-        fan_out >= network.panel and (far or not is_near(fan_in, fan_out, itemsize))
-        for fan_in, fan_out in pairwise(network.units[source == "csr" :])  # `begin_csr` multiplies the first layer
+        fan_out >= network.panel and (far or not is_near(fan_in, fan_out, size))
+        for fan_in, fan_out in pairwise(multiplied)
     )
     panels = panels_address(network.dtype) if needs_panels else 0
     table = [*Plan(len(coefs), 0, kernels[MULTIPLY], panels, far, is_pair, 0, 0, 0, *addresses), 0]
@@ -145,10 +147,10 @@ def table_of(network, coefs, intercepts, kernels, source=None, n_threads=1, *, i
     layers = zip(coefs, intercepts, network.activations, bits, strict=True)
     for coef, intercept, activation, (c0, c1) in layers:
         fan_in, fan_out = coef.shape
-        cut = cut_weights(fan_in, fan_out, itemsize)
+        cut = cut_weights(fan_in, fan_out, size)
         table += PlainLayer(
             coef.ctypes.data, intercept.ctypes.data, array_fields(coef), array_fields(intercept), fan_in, fan_out,
-            cut.n_parts, cut.n_pieces, is_streamed(fan_in, fan_out, itemsize), is_near(fan_in, fan_out, itemsize),
+            cut.n_parts, cut.n_pieces, is_streamed(fan_in, fan_out, size), is_near(fan_in, fan_out, size),
             activation.forward_address(network.dtype), activation.by_rows, c0, c1, network.row_stride(fan_in),
             network.row_stride(fan_out),
         )  # fmt: skip
@@ -178,7 +180,7 @@ def lay_out(table, rows, network, *, csr=False):
     half = rows * max(strides[::2])
     cuts = (cut_weights(*shape, network.dtype.itemsize) for shape in pairwise(network.units))
     # The sums of the tiles that read the weights first, or the biases of the last columns; and a copy of weights.
-    buffer = max(max(NV * network.lanes, FEW_TILES * MR * cut.row) + cut.size for cut in cuts)
+    buffer = max(FEW_TILES * MR * cut.row + cut.size for cut in cuts)
     size = buffer + half + rows * max(strides[1::2], default=0)
     for name, number in (("size", size), ("buffer", buffer), ("half", half)):
         table[Plan._fields.index(name)] = number
@@ -333,8 +335,9 @@ def multiply_panels(multiply, n, m, left, n_panels, first, last, weights, bias, 
     n_tiles = tiling.n_tiles if tiling.n_tiles <= FEW_TILES else ONE
     top = m if n_tiles == tiling.n_tiles else tile_height(tiling, 0)
     k, width = last - first, n_panels * panel
-    few = STREAMED_ROWS if n - width < panel else STREAMED_PART_ROWS
-    together = np.int64(STREAM_ROWS) if m > MR or m <= few else k
+    is_part = n - width >= panel
+    by_panels = m <= MR and (m > STREAMED_ROWS or is_part) and n * itemsize(a) < MIN_STREAMED_BYTES
+    together = k if by_panels else np.int64(STREAM_ROWS)
     # Sums that are loaded and stored for all these rows lie apart from those of another thread: the processor, which
     # fetches ahead, would take these away from it each time.
     sums, copy = buffer, offset(buffer, top * width)
@@ -448,7 +451,8 @@ def _compute_layer(plan, layer, m, columns, inputs, a, buffer):
 def pass_rows(plan, layers, first_layer, m, inputs, a, buffer, out, n_columns, cells, team):
     """Take m rows through the layers from `first_layer` on; `inputs` and `a` take turns as memory for outputs.
 
-    Each thread of the team has some columns of each layer. Activations of whole rows are applied to some rows by each.
+    Each thread of the team has some columns of each layer, to which it applies an activation of single units. One of
+    whole rows it applies to some rows, when all threads are done with their columns.
     """
     begin, end = share(m, ONE, team.rank, team.size)
     for l in range(first_layer, plan.n_layers):
@@ -466,7 +470,7 @@ def pass_rows(plan, layers, first_layer, m, inputs, a, buffer, out, n_columns, c
                 _apply(layer, end - begin, offset(a, begin * layer.row))
         inputs, a = a, inputs
     layer = load_plain_layer(layers, plan.n_layers - 1)
-    if not layer.by_rows:
+    if not layer.by_rows:  # else each thread stores the rows that it has activated
         barrier(cells, team)
     _store_outputs(plan, layer, end - begin, offset(inputs, begin * layer.row), offset(out, begin * n_columns))
 
