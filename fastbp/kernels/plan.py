@@ -17,7 +17,11 @@ from fastbp.codegen.tiles import MR, NV
 
 def forward_work(units):
     """Count the floating point operations of the forward pass of one sample."""
-    return 2.0 * sum(fan_in * fan_out for fan_in, fan_out in pairwise(units))
+    return 2.0 * _weight_count(units)
+
+
+def _weight_count(units):
+    return sum(fan_in * fan_out for fan_in, fan_out in pairwise(units))
 
 
 def training_work(units):
@@ -248,15 +252,15 @@ FEW_TILES = 2
 # The most rows of a tile that go through a few rows of weights at a time, from left to right, as these lie in memory,
 # where all columns are read. More rows, and those that read a part of the columns, go through one panel after the
 # other: their sums then stay in registers. But not where a row of weights has so many bytes that each row of a panel is
-# on another page of memory; and not where it is a single cache line.
+# on another page of memory; and not where a row of a panel is a single cache line.
 STREAMED_ROWS, MIN_STREAMED_BYTES = 4, 4096 if PANEL_BYTES > CACHE_LINE else 0
 
 
 def is_near(fan_in, fan_out, itemsize):
-    """Decide whether all tiles of rows read the panels of weights where they are, if they stay in the cache.
+    """Decide whether all tiles of rows read the panels of a layer where they are.
 
     They stay in the L2 cache, with the inputs. Where a row of a panel is several cache lines, they arrive in time from
-    the next cache, too.
+    the next cache, too; but not for a single tile, which reads the weights of a network that `is_far` in other ways.
     """
     return fan_in * fan_out * itemsize <= L2_BYTES // 2 * max(1, PANEL_BYTES // CACHE_LINE)
 
@@ -272,7 +276,7 @@ class Cut(NamedTuple):
 
 def is_far(units, itemsize):
     """Decide whether the weights come from beyond the L2 cache at each call: the rows of a tile then prefetch them."""
-    return sum(fan_in * fan_out for fan_in, fan_out in pairwise(units)) * itemsize > L2_BYTES
+    return _weight_count(units) * itemsize > L2_BYTES
 
 
 def is_streamed(fan_in, fan_out, itemsize):
