@@ -15,12 +15,12 @@ from fastbp.kernels.plan import (
     READING_ROWS,
     SHARING_CYCLES,
     WAKING_CYCLES,
-    can_share_columns,
     forward_work,
     is_mostly_zero,
     prediction_capacity,
     prediction_rows,
     shares_columns,
+    sharing_threads,
     work_of_cycles,
 )
 from fastbp.kernels.short_calls import short_calls
@@ -82,7 +82,7 @@ class Predictor:
             work_of_cycles(cycles, self.dtype.itemsize) for cycles in (WAKING_CYCLES, SHARING_CYCLES)
         )  # fmt: skip
         self.n_features, self._n_columns = units[0], 2 if is_pair else units[-1]
-        self._shares: dict[int, bool] = {}  # whether so many threads can share columns
+        self._sharing: dict[int, int] = {}  # how many of so many threads can share columns
         # Those that no call uses at the moment, for each type of inputs.
         self._workspaces: dict[str, list] = {}
 
@@ -149,7 +149,7 @@ class Predictor:
         """
         n = len(out)
         work *= max(n, READING_ROWS)
-        if n_jobs == 1 or work < 2 * self._min_work_awake or (n == 1 and not self._can_share_columns(2)):
+        if n_jobs == 1 or work < 2 * self._min_work_awake or (n == 1 and self._sharing_threads(2) == 1):
             return self._call(kernel, x, out, 1, source)
         if work >= 2 * min_work and not self._shares_columns(n, 2):
             return self._call(kernel, x, out, _thread_count(n_jobs, work, min_work), source, wakes=True)
@@ -165,7 +165,7 @@ class Predictor:
         """Do that on `n_threads` threads at most, which are awake, or for which it is worth to wake or start them."""
         n = len(out)
         if n_threads > 1 and not wakes and self._shares_columns(n, n_threads):
-            rows, block = n, 0
+            n_threads, rows, block = self._sharing_threads(n_threads), n, 0
         else:
             n_threads = max(1, min(n_threads, n // MIN_PREDICTION_ROWS if wakes else n))
             rows = block = prediction_rows(n, n_threads)
@@ -195,16 +195,14 @@ class Predictor:
 
     def _shares_columns(self, n, n_threads):
         # All rows then go through the network together, for which workspaces are not larger than these.
-        return (
-            n <= MAX_PREDICTION_ROWS
-            and shares_columns(n, n_threads, self._n_bytes)
-            and self._can_share_columns(n_threads)
-        )  # fmt: skip
+        if n > MAX_PREDICTION_ROWS:
+            return False
+        return shares_columns(n, n_threads, self._sharing_threads(n_threads), self._n_bytes)
 
-    def _can_share_columns(self, n_threads):
-        if n_threads not in self._shares:
-            self._shares[n_threads] = can_share_columns(self.network.units, self.dtype.itemsize, n_threads)
-        return self._shares[n_threads]
+    def _sharing_threads(self, n_threads):
+        if n_threads not in self._sharing:
+            self._sharing[n_threads] = sharing_threads(self.network.units, self.dtype.itemsize, n_threads)
+        return self._sharing[n_threads]
 
     def _take_workspace(self, free, block, n_threads, source):
         """Return a workspace that no other call uses."""

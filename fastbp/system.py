@@ -22,7 +22,7 @@ from fastbp.dropout import Dropout
 from fastbp.kernels import workers
 from fastbp.kernels.addresses import kernel_addresses
 from fastbp.kernels.backprop import train
-from fastbp.kernels.prediction import panels_address
+from fastbp.kernels.unpacked import panels_address
 
 # Types of input, and the type of the network that they are compiled for: float32 and float64 data, images, and float64
 # data for the float32 networks of `initialize`.

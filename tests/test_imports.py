@@ -29,7 +29,7 @@ FLOORS = [
         "kernels.csr_matrix", "kernels.lazy", "kernels.matmul", "kernels.prefetch", "kernels.shuffle",
         "kernels.evaluation", "kernels.few", "kernels.threads", "kernels.tuner", "kernels.workspace",
     },
-    {"kernels.csr", "kernels.gather", "kernels.sparse", "kernels.workers"},
+    {"kernels.csr", "kernels.gather", "kernels.unpacked", "kernels.sparse", "kernels.workers"},
     {"kernels.short_calls"},
     {"kernels.addresses", "kernels.epochs", "kernels.gradient"},
     {"kernels.backprop"},

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from itertools import pairwise, product
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from fastbp.codegen.processor import CAN_SLEEP, nanoseconds
 from fastbp.codegen.tiles import MR
 from fastbp.kernels import short_calls
 from fastbp.kernels import workers as module
-from fastbp.kernels.plan import L2_BYTES, MAX_PREDICTION_ROWS, can_share_columns, is_far, shares_columns
+from fastbp.kernels.plan import L2_BYTES, MAX_PREDICTION_ROWS, PANEL_BYTES, is_far, shares_columns, sharing_threads
 from fastbp.kernels.threads import (
     FEW_SPINS,
     JOIN_SPINS,
@@ -432,27 +433,45 @@ def test_all_threads_take_part(n, wanted, on_workers):
 def test_more_rows_than_a_workspace_has_are_shared_by_rows(on_workers):
     """Also where there are so many threads that columns would be shared."""
     predictor, rng = make_predictor([8, 200, 200], [Relu(), Softmax()], np.float32)
-    predictor._can_share_columns = lambda _: True
+    predictor._sharing_threads = lambda n_threads: n_threads
     X = rng.normal(size=(MAX_PREDICTION_ROWS + 40, 8)).astype(np.float32)
     expected = predictor.outputs(X, 1)[0]
     for n in range(MAX_PREDICTION_ROWS - 1, len(X), 13):
-        assert shares_columns(n, 60, predictor._n_bytes)
+        assert shares_columns(n, 60, 60, predictor._n_bytes)
         assert on_workers(60, 2, predictor.outputs, X[:n], None)[0].tobytes() == expected[:n].tobytes()
 
 
 def test_columns_are_shared_where_they_are_about_equal():
-    assert can_share_columns([784, 512, 512, 10], 4, 2) and can_share_columns([784, 512, 512, 10], 8, 4)
-    assert not can_share_columns([784, 10], 4, 2) and not can_share_columns([20, 1024, 1], 4, 64)
+    panel = PANEL_BYTES // 4
+    units = [10 * panel, 8 * panel, 8 * panel, 3]
+    assert [sharing_threads(units, 4, n) for n in (1, 2, 4, 6, 7, 8)] == [1, 2, 4, 5, 5, 8]
+    assert sharing_threads([784, 10], 4, 2) == 1 and sharing_threads([20, 4 * panel, 1], 4, 64) == 4
 
 
 def test_columns_are_shared_where_rows_would_leave_tiles_half_empty():
     large = 4 * L2_BYTES
-    assert [n for n in range(1, 40) if shares_columns(n, 2, large)] == [
+    assert [n for n in range(1, 40) if shares_columns(n, 2, 2, large)] == [
         *range(1, 2 * MR),
         *range(2 * MR + 1, 3 * MR + 1),
     ]
-    assert [n for n in range(1, 40) if shares_columns(n, 2, 1000)] == [*range(1, 2 * MR)]
-    assert shares_columns(4 * MR + 1, 4, large) and not shares_columns(8 * MR, 4, large)
+    assert [n for n in range(1, 40) if shares_columns(n, 2, 2, 1000)] == [*range(1, 2 * MR)]
+    assert shares_columns(4 * MR + 1, 4, 4, large) and not shares_columns(8 * MR, 4, 4, large)
+    assert not shares_columns(1, 6, 1, large)
+    # Where fewer threads share the columns than could share the rows.
+    assert [n for n in range(1, 60) if shares_columns(n, 6, 2, large)] == [*range(1, MR + 1)]
+    assert shares_columns(3 * MR, 6, 5, 1000) and not shares_columns(4 * MR, 6, 5, 1000)
+
+
+@pytest.mark.parametrize("n", [1, 2, MR])
+def test_fewer_threads_than_there_are_share_columns(n, on_workers):
+    predictor, rng = make_predictor([70, 8 * PANEL_BYTES // 4, 3], [Tanh(), Softmax()], np.float32)
+    X = rng.normal(size=(n, 70)).astype(np.float32)
+    expected = predictor.outputs(X, 1)[0].tobytes()
+    predictor._sharing[4] = 3
+    with mock.patch.object(predictor, "_take_workspace", wraps=predictor._take_workspace) as take:
+        for _ in range(20):
+            assert on_workers(4, 4, predictor.outputs, X, None)[0].tobytes() == expected
+    assert {call.args[2] for call in take.call_args_list} == {3}
 
 
 @pytest.mark.parametrize("n", [1, 4, 30])

@@ -29,12 +29,12 @@ from fastbp.kernels.prediction import (
     begin_rows,
     gather_finite,
     lay_out,
-    load_plain_layer,
     load_plan,
     pass_rows,
     table_of,
 )
 from fastbp.kernels.threads import Team
+from fastbp.kernels.unpacked import load_plain_layer
 
 # What remains to be done with the outputs: nothing, to clip them to [0, 1], or also to divide them by their sum.
 RULES = (None, "clip", "shares")

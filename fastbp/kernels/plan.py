@@ -73,15 +73,18 @@ def work_of_cycles(cycles, itemsize):
 MAX_IMBALANCE, WAITING = 1.3, 1.25
 
 
-def can_share_columns(units, itemsize, n_threads):
-    """Whether the columns of all layers can be shared about equally."""
+def sharing_threads(units, itemsize, n_threads):
+    """Return how many threads can share the columns of all layers about equally: the most, 1 if no two can."""
     works = [fan_in * fan_out for fan_in, fan_out in pairwise(units)]
     panels = [-(-n * itemsize // PANEL_BYTES) for n in units[1:]]
-    most = sum(work * -(-n // n_threads) / n for work, n in zip(works, panels, strict=True))
-    return most * n_threads <= MAX_IMBALANCE * sum(works)
+    for n_sharing in range(n_threads, 1, -1):
+        most = sum(work * -(-n // n_sharing) / n for work, n in zip(works, panels, strict=True))
+        if most * n_sharing <= MAX_IMBALANCE * sum(works):
+            return n_sharing
+    return 1
 
 
-def shares_columns(n, n_threads, n_bytes):
+def shares_columns(n, n_threads, n_sharing, n_bytes):
     """Decide whether threads that are awake share the columns of each layer, not the rows.
 
     Each then reads a part of the weights only. A tile has MR rows, whether they are there or not.
@@ -89,14 +92,17 @@ def shares_columns(n, n_threads, n_bytes):
     Parameters
     ----------
     n, n_threads : int
-        Rows and threads.
+        Rows, and threads that could share them.
+    n_sharing : int
+        Threads that can share the columns, see `sharing_threads`.
     n_bytes : int
         Bytes of the weights.
     """
-    if n < n_threads * MR:
+    if n < n_threads * MR and n_sharing == n_threads:
         return True
     rows = -(-n // n_threads)
-    return n_bytes > L2_BYTES // 2 and WAITING * -(-n // MR) < n_threads * -(-rows // MR)
+    is_large = n < n_threads * MR or n_bytes > L2_BYTES // 2
+    return is_large and WAITING * -(-n // MR) < n_sharing * -(-rows // MR)
 
 
 def prediction_rows(n, n_threads):
