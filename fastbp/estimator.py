@@ -32,7 +32,7 @@ from fastbp.fit_callbacks import FitCallbacks
 from fastbp.initializers import WEIGHT_INITS, initial_parameters, scaled_parameters
 from fastbp.inputs import keep_float64, plain_numbers, ravel_column, targets_and_weights
 from fastbp.kernels.csr_matrix import split_inputs
-from fastbp.kernels.network import make_network
+from fastbp.kernels.network import aligned, make_network
 from fastbp.kernels.plan import is_mostly_zero
 from fastbp.kernels.records import Data, declare_writeable
 from fastbp.kernels.session import OptimizerState, Session, StepSettings
@@ -699,7 +699,8 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         if "coefs_" in state:
             activations, loss = check_state(state)
             progress = Progress(**state["_progress"])
-            state |= {"_activations": activations, "_loss": loss, "_progress": progress}
+            coefs = [aligned(coef) for coef in state["coefs_"]]  # as after fit, see `Network.unpack`
+            state |= {"coefs_": coefs, "_activations": activations, "_loss": loss, "_progress": progress}
             if "_shuffling" in state:
                 state["_shuffling"] = Shuffling(**state["_shuffling"])
             if "_training_state" in state:

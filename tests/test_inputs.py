@@ -23,6 +23,7 @@ from sklearn.utils.estimator_checks import (
 )
 from sklearn.utils.fixes import parse_version
 
+import fastbp
 from fastbp import BackpropClassifier, BackpropRegressor
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning", "ignore:.*batch_size")
@@ -417,6 +418,32 @@ def test_travel(way, solver, iris, tmp_path):
                 other.partial_fit(X, y)
                 assert same(other, model)
         assert not hasattr(clone(model), "coefs_")
+
+
+@pytest.mark.parametrize("way", ["fit", "partial_fit", "pickle", "copy", "deepcopy", "joblib", "save"])
+def test_weights_begin_at_cache_lines(way, iris, tmp_path):
+    """As predictions are faster then; but those of a file are used where they are."""
+    X, y = iris
+    model = BackpropClassifier((200, 150), max_iter=1, random_state=0).fit(X, y)
+    if way == "copy":
+        model.coefs_ = [coef.copy() for coef in model.coefs_]  # shares arrays that begin there
+    elif way == "save":
+        pytest.importorskip("safetensors")
+        fastbp.save(model, tmp_path / "model.fastbp")
+    ways = {
+        "fit": lambda: model,
+        "partial_fit": lambda: model.partial_fit(X, y),
+        "pickle": lambda: pickle.loads(pickle.dumps(model)),
+        "copy": lambda: copy.copy(model),
+        "deepcopy": lambda: copy.deepcopy(model),
+        "joblib": lambda: _through_a_file(model, tmp_path),
+        "save": lambda: fastbp.load(tmp_path / "model.fastbp"),
+    }
+    for _ in range(10):  # by chance some arrays begin there
+        other = ways[way]()
+        assert all(isinstance(coef, np.memmap) or coef.ctypes.data % 64 == 0 for coef in other.coefs_)
+        assert isinstance(other.coefs_[0], np.memmap) == (way == "joblib")
+        np.testing.assert_array_equal(other.predict_proba(X), model.predict_proba(X))
 
 
 # Parameters that came later.

@@ -10,7 +10,7 @@ from sklearn.neural_network import MLPClassifier
 from fastbp.activations import Activation, Relu, Softmax, Tanh, get_activation
 from fastbp.codegen.target import CACHE_LINE
 from fastbp.initializers import initial_parameters
-from fastbp.kernels.network import Layer, Network, aligned_zeros, make_network
+from fastbp.kernels.network import Layer, Network, aligned, aligned_zeros, make_network
 from fastbp.kernels.plan import BLOCK_ROWS, TRANSPOSED_BLOCKS
 
 SHAPES = [
@@ -194,6 +194,19 @@ def test_aligned_zeros(dtype):
         zeros = aligned_zeros(n, dtype)
         assert zeros.shape == (n,) and zeros.dtype == dtype and not zeros.any()
         assert zeros.flags.writeable and (n == 0 or zeros.ctypes.data % 64 == 0)
+
+
+def test_aligned_copies_only_what_is_not(tmp_path):
+    memory = np.arange(1000.0)
+    some = [np.full((n, 70), float(n)) for n in range(1, 200)]
+    own = next(array for array in some if array.ctypes.data % 64)
+    copy = aligned(own)
+    assert copy is not own and copy.ctypes.data % 64 == 0 and copy.tobytes() == own.tobytes()
+    assert copy.shape == own.shape and copy.dtype == own.dtype and copy.flags.c_contiguous and copy.flags.writeable
+    np.save(tmp_path / "a.npy", memory)
+    file = np.load(tmp_path / "a.npy", mmap_mode="r")
+    for array in (copy, memory[1:-1].reshape(2, -1), np.asfortranarray(own), file, np.asarray(file)[1:]):
+        assert aligned(array) is array
 
 
 def test_coefficients_and_units():

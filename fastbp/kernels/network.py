@@ -360,6 +360,16 @@ def aligned_empty(shape, dtype):
     return _aligned_part(np.empty(size + CACHE_LINE, np.uint8), dtype).reshape(shape)
 
 
+def aligned(array):
+    """Return an array that begins there: a copy, unless it does, or has its memory from elsewhere, as from a file."""
+    is_plain = type(array) is np.ndarray and array.flags.owndata and array.flags.c_contiguous
+    if not is_plain or array.ctypes.data % CACHE_LINE == 0:
+        return array
+    copy = aligned_empty(array.shape, array.dtype)
+    copy[...] = array
+    return copy
+
+
 def _aligned_part(memory, dtype):
     start = -memory.ctypes.data % CACHE_LINE
     return memory[start : len(memory) - CACHE_LINE + start].view(dtype)
