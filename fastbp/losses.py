@@ -19,7 +19,7 @@ import numpy as np
 from fastbp.codegen.elementary import log
 from fastbp.codegen.jit import inlined, typed_inlined
 from fastbp.codegen.memory import lane_count, load_scalar
-from fastbp.codegen.vectors import first_lanes, load, load_first, select, splat, store, total
+from fastbp.codegen.vectors import any_lane, first_lanes, load, load_first, select, splat, store, total
 
 LOSSES = {"log_loss": 0, "squared_error": 1, "poisson": 2, "absolute_error": 3, "huber": 4, "quantile": 5}
 LOG_LOSS, SQUARED_ERROR, POISSON, ABSOLUTE_ERROR, HUBER, QUANTILE = range(6)
@@ -152,8 +152,11 @@ def loss_of_row(loss, multiclass, n, y, a):
     """Return the loss of one sample: the sum of its `loss_terms`, with pointers to its n targets and outputs."""
     sums = splat(a, 0.0)
     for j in range(0, n, lane_count(a)):
+        targets = load_first(y, j, n - j)
+        if multiclass and loss.code == LOG_LOSS and not any_lane(targets > 0.0):
+            continue  # of many classes, most terms are 0; a softmax is NaN in all outputs or in none
         output = load(a, j)
-        terms = loss_terms(loss, multiclass, load_first(y, j, n - j), output, load(loss.parameters, j))
+        terms = loss_terms(loss, multiclass, targets, output, load(loss.parameters, j))
         sums = sums + select(first_lanes(output, n - j), terms, 0.0)
     return np.float64(total(sums))
 

@@ -35,7 +35,10 @@ from fastbp.kernels.plan import (
     BLOCK_ROWS,
     BLOCK_TILES,
     LARGE,
+    MAX_CHUNK_ROWS,
     MEDIUM,
+    THREAD_ROWS,
+    chunk_rows,
     piece_columns,
     scratch_size,
 )
@@ -567,6 +570,42 @@ def test_a_session_does_the_same(optimizer, sparse):
 # --- the same bits ---
 
 
+def test_chunks_are_of_about_the_same_size():
+    for batch_size, most, n_threads in product((1, 200, 1024, 1025, 2489, 5000, 100_000), (1, 300, 10**6), (1, 2, 16)):
+        chunk = chunk_rows(batch_size, most, n_threads)
+        assert 1 <= chunk <= min(batch_size, most, max(MAX_CHUNK_ROWS, THREAD_ROWS * n_threads))
+        n_chunks = -(-batch_size // chunk)
+        assert n_chunks * chunk - batch_size < n_chunks and (chunk == batch_size or 2 * chunk > min(most, 1024))
+        assert chunk_rows(batch_size, most, n_threads, stays_whole=True) >= chunk
+    assert chunk_rows(5000, 10**6, 1, stays_whole=True) == 5000
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"solver": "sgd", "momentum": 0.0},
+        {"max_grad_norm": 0.1, "dropout": 0.2, "alpha": 0.01},
+        {"solver": "lbfgs"},
+        {"solver": "adamw", "hidden_layer_sizes": (), "weight_decay": 0.1},
+    ],
+    ids=lambda options: "-".join(options),
+)
+@pytest.mark.parametrize("share", [0.1, 1.0])  # of the inputs that are not zero
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_same_bits_of_large_batches_in_chunks(options, share, monkeypatch):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(2 * MAX_CHUNK_ROWS + 500, 40)) * (rng.random((2 * MAX_CHUNK_ROWS + 500, 40)) < share)
+    y = X[:, :30].reshape(len(X), 3, 10).sum(axis=2).argmax(axis=1)
+    options = {"hidden_layer_sizes": (33,), "max_iter": 3, "batch_size": len(X) - 70, "random_state": 0} | options
+    found = []
+    for most in (MAX_CHUNK_ROWS, 10**9):
+        monkeypatch.setattr(plan, "MAX_CHUNK_ROWS", most)
+        for n_jobs in (1, 2):
+            clf = BackpropClassifier(**options, n_jobs=n_jobs).fit(X, y)
+            found.append([array.tobytes() for array in clf.coefs_ + clf.intercepts_] + clf.loss_curve_)
+    assert all(bits == found[0] for bits in found)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("optimizer", [None, "nesterov", "adam"])
 def test_same_bits_in_chunks_of_any_size(optimizer, dtype):
@@ -645,7 +684,7 @@ def test_same_bits_where_parameters_are_prefetched(n_bytes, optimizer, dtype):
     size = trainer.net.params.nbytes + state.first.nbytes + state.second.nbytes
     assert size >= n_bytes and (size >= LARGE) == (n_bytes == LARGE)
     whole = trainer.run().bits()
-    # In chunks the gradient is summed in memory, and nothing is prefetched.
+    # In chunks the gradient is summed in memory, and the last one prefetches.
     assert Trainer(problem, chunk=batch_size - 2, **kwargs).run().bits() == whole
     assert Trainer(problem, n_threads=2, **kwargs).run().bits() == whole
 

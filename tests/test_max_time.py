@@ -122,7 +122,7 @@ PARTS = {
 
 
 def take_parts(monkeypatch, share=1e-3):
-    """Let a call take less than a batch: a chunk of 256 rows."""
+    """Let a call take less than a batch: a chunk of 256 rows at most."""
     monkeypatch.setattr("fastbp.kernels.plan.MAX_WORKSPACE", 0)
     monkeypatch.setattr(ThreadTuner, "choose", lambda self: (1, share))
 

@@ -235,6 +235,17 @@ def first_lanes(typingctx, value, n):
 
 
 @intrinsic
+def any_lane(typingctx, mask):
+    """Whether a mask is true in any lane."""
+
+    def codegen(context, builder, sig, args):
+        bits = builder.bitcast(args[0], ir.IntType(mask.count))
+        return builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))
+
+    return types.boolean(mask), codegen
+
+
+@intrinsic
 def select(typingctx, mask, x, y):
     """Return x where the mask is true, else y; at least one of them is a vector."""
     vector = _common((x, y))

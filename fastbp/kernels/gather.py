@@ -3,7 +3,7 @@
 import numpy as np
 
 from fastbp.codegen.jit import call_at, called_by_address, inlined, jit, typed_inlined
-from fastbp.codegen.memory import address, lane_count, load_scalar, offset, prefetch
+from fastbp.codegen.memory import address, itemsize, lane_count, load_scalar, offset, prefetch
 from fastbp.codegen.target import CACHE_LINE
 from fastbp.codegen.tiles import MR, NV
 from fastbp.codegen.vectors import load_converted, store
@@ -16,6 +16,8 @@ FEW_LINES = 4
 # Rows between the sample that is gathered and the one that is prefetched: time enough for it to arrive, and not so much
 # that the cache evicts it again.
 PREFETCH_ROWS = 2 * MR
+# Bytes between the targets that are read and those that are prefetched, where they are more than two cache lines.
+TARGET_BYTES = 4096
 
 
 @called_by_address
@@ -42,6 +44,22 @@ def _prefetch_targets(samples, sample):
     """Prefetch the first and the last cache line of the targets of a sample."""
     prefetch(samples.y, sample * samples.n_outputs)
     prefetch(samples.y, (sample + 1) * samples.n_outputs - 1)
+
+
+@typed_inlined
+def prefetch_many_targets(samples, place, last):
+    """Prefetch the other cache lines of the targets of a sample: that many bytes of samples after `place`.
+
+    `last` is the place in the order after those that are used soon. Where each sample has more targets than the
+    processor fetches ahead, it would wait for them.
+    """
+    n_bytes = samples.n_outputs * itemsize(samples.y)
+    place += 1 + TARGET_BYTES // n_bytes
+    if n_bytes > 2 * CACHE_LINE and place < last:
+        begin = load_scalar(samples.order, place) * samples.n_outputs
+        step = CACHE_LINE // itemsize(samples.y)
+        for j in range(step, samples.n_outputs, step):
+            prefetch(samples.y, begin + j)
 
 
 @typed_inlined

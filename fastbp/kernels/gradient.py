@@ -304,7 +304,8 @@ def _update_weights(net, training, lines, step, layer, part, first, last, square
     width = lane_count(net.params)
     # Whether the product for a block prefetches the next one: its reduction must have steps enough. Of some ten
     # samples the products are short, and a block is prefetched before those of others.
-    fetches = training.n_prefetched > 0 and step.in_place and not is_sparse
+    updates = step.ends and not step.clips and training.solver != NO_UPDATE
+    fetches = training.n_prefetched > 0 and updates and not is_sparse
     fetches_next = fetches and step.m * BLOCK_TILES >= training.n_prefetched * BLOCK_LINES
     fetches_later = fetches and not fetches_next and training.n_prefetched > 1
     following = block_at(layer, part, first, width)

@@ -36,10 +36,32 @@ UPDATE_WORK = 10.0
 
 # Bytes of the workspace: a larger batch goes through the network in chunks of rows.
 MAX_WORKSPACE = 32 * 2**20
+# The most rows of a chunk, and for each of many threads: the memory of a larger one is not in the cache when it is used
+# again, and a panel of its deltas, which each block of the weight gradient goes through, does not stay in the L2 cache.
+MAX_CHUNK_ROWS, THREAD_ROWS = 1024, 256
 # Operations of a chunk, some tenths of a second: between two of them Ctrl-C is answered.
 MAX_CHUNK_WORK = 2e10
 # The least rows of a chunk: each goes through all weights, their gradient and its sums.
 MIN_CHUNK_ROWS = 128
+
+
+def chunk_rows(batch_size, most, n_threads, *, stays_whole=False):
+    """Return into chunks of how many rows a batch is cut, all but the last of the same size.
+
+    Parameters
+    ----------
+    batch_size : int
+        Samples of the batch.
+    most : int
+        The most rows of a workspace.
+    n_threads : int
+        Threads that share them.
+    stays_whole : bool, default=False
+        Whether only the workspace limits them, as the gradient of a whole batch takes a shorter way.
+    """
+    if not stays_whole:
+        most = min(most, max(MAX_CHUNK_ROWS, THREAD_ROWS * n_threads))
+    return -(-batch_size // -(-batch_size // most))
 
 
 def workspace_rows(network, work):

@@ -18,6 +18,7 @@ from fastbp.kernels.few import update_few
 from fastbp.kernels.network import aligned_zeros
 from fastbp.kernels.plan import (
     UPDATE_WORK,
+    chunk_rows,
     count_prefetched_arrays,
     few_prefetch,
     is_few,
@@ -202,14 +203,16 @@ class Session:
         one_by_one = batch_size == 1 < n_samples and not general and online.is_small(network)
         least = threads.MIN_WORK_AFTER_PAUSE if settings.solver == "lbfgs" else threads.MIN_WORK_PER_THREAD
         self.n_threads = n_threads = 1 if one_by_one else threads.thread_count(settings.n_jobs, work, least)
-        self._chunk = batch_size if keep else min(batch_size, workspace_rows(network, sample_work))
+        one_output = network.units[1] == 1 and csr is None
+        most = batch_size if keep else workspace_rows(network, sample_work)
+        # Rows of absent features wait for one chunk only, and the gradient for one output is a row.
+        self._chunk = chunk_rows(batch_size, most, n_threads, stays_whole=keep or one_output or csr is not None)
         self._pass_rows = pass_rows(network)
         self._train = online.train_online if one_by_one else backprop.train_clipped if clips else backprop.train
         prefetch = count_prefetched_arrays(params, optimizer.first, optimizer.second, n_threads) > 0
         n_arrays = 1 + (settings.momentum != 0) if settings.solver == "sgd" else 3
         few_rows = is_few(batch_size, params.nbytes, n_arrays) and not one_by_one
         self._few = batch_size if few_rows else 0
-        one_output = network.units[1] == 1 and csr is None
         updates_few = few_rows and not clips and settings.solver != "lbfgs"
         kind_of_update = (
             batch_size, SOLVERS[settings.solver], settings.momentum != 0, settings.alpha != 0,
