@@ -211,7 +211,7 @@ def multiply_panels(multiply, n, m, left, n_panels, first, last, weights, bias, 
     top = m if n_tiles == tiling.n_tiles else tile_height(tiling, 0)
     k, width = last - first, n_panels * panel
     is_part = n - width >= panel
-    by_panels = m <= MR and (m > STREAMED_ROWS or is_part) and n * itemsize(a) < MIN_STREAMED_BYTES
+    by_panels = m == top and (m > STREAMED_ROWS or is_part) and n * itemsize(a) < MIN_STREAMED_BYTES
     together = k if by_panels else np.int64(STREAM_ROWS)
     # Sums that are loaded and stored for all these rows lie apart from those of another thread: the processor, which
     # fetches ahead, would take these away from it each time.
