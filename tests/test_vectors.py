@@ -10,6 +10,7 @@ from fastbp.codegen.memory import lane_count, pointer
 from fastbp.codegen.target import lanes
 from fastbp.codegen.vectors import (
     absolute,
+    any_lane,
     bits_as_float,
     first_lanes,
     float_as_bits,
@@ -175,3 +176,19 @@ def add_vectors(x, y):
 def test_vectors_of_different_types_do_not_mix():
     with pytest.raises(TypingError):
         add_vectors(np.ones(16, np.float32), np.ones(16, np.float64))
+
+
+@njit
+def has_positive(x):
+    return any_lane(load(pointer(x, 0), 0) > 0.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_any_lane(dtype):
+    n = lanes(np.dtype(dtype).itemsize)
+    for value, expected in ((0.0, False), (-0.0, False), (-1.0, False), (np.nan, False), (1e-30, True), (np.inf, True)):
+        for i in range(n):
+            x = np.zeros(n, dtype)
+            x[i] = value
+            assert has_positive(x) == expected
+    assert has_positive(np.ones(n, dtype)) and not has_positive(np.full(n, -1, dtype))
