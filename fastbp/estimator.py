@@ -692,6 +692,17 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         FormatError
             If the weights, the memory of the optimizer, or other parts of a fitted estimator do not fit together.
         """
+        self._restore(state)
+        if "coefs_" in vars(self):
+            self.coefs_ = [aligned(coef) for coef in self.coefs_]  # as after fit, see `Network.unpack`
+
+    def __copy__(self):
+        """Return a shallow copy: it has the same arrays."""
+        model = object.__new__(type(self))
+        model._restore(self.__getstate__())
+        return model
+
+    def _restore(self, state):
         defaults = inspect.signature(type(self).__init__).parameters
         state = {name: defaults[name].default for name in self._get_param_names() if name not in state} | state
         if "_memory" in state:
@@ -699,8 +710,7 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         if "coefs_" in state:
             activations, loss = check_state(state)
             progress = Progress(**state["_progress"])
-            coefs = [aligned(coef) for coef in state["coefs_"]]  # as after fit, see `Network.unpack`
-            state |= {"coefs_": coefs, "_activations": activations, "_loss": loss, "_progress": progress}
+            state |= {"_activations": activations, "_loss": loss, "_progress": progress}
             if "_shuffling" in state:
                 state["_shuffling"] = Shuffling(**state["_shuffling"])
             if "_training_state" in state:

@@ -151,14 +151,24 @@ def set_derivative(loss, n, y, a, derivative):
 def loss_of_row(loss, multiclass, n, y, a):
     """Return the loss of one sample: the sum of its `loss_terms`, with pointers to its n targets and outputs."""
     sums = splat(a, 0.0)
-    for j in range(0, n, lane_count(a)):
-        targets = load_first(y, j, n - j)
-        if multiclass and loss.code == LOG_LOSS and not any_lane(targets > 0.0):
-            continue  # of many classes, most terms are 0; a softmax is NaN in all outputs or in none
-        output = load(a, j)
-        terms = loss_terms(loss, multiclass, targets, output, load(loss.parameters, j))
-        sums = sums + select(first_lanes(output, n - j), terms, 0.0)
+    if multiclass:  # log_loss: most terms are 0. A softmax is NaN in all outputs or in none.
+        for j in range(0, n, lane_count(a)):
+            targets = load_first(y, j, n - j)
+            if any_lane(targets > 0.0):
+                sums = sums + _terms_of_vector(loss, multiclass, n, j, targets, a)
+    else:
+        for j in range(0, n, lane_count(a)):
+            sums = sums + _terms_of_vector(loss, multiclass, n, j, load_first(y, j, n - j), a)
     return np.float64(total(sums))
+
+
+@inlined
+def _terms_of_vector(loss, multiclass, n, j, targets, a):
+    """Return the `loss_terms` of the outputs from j on, 0 after the last of n."""
+    output = load(a, j)
+    return select(
+        first_lanes(output, n - j), loss_terms(loss, multiclass, targets, output, load(loss.parameters, j)), 0.0
+    )  # fmt: skip
 
 
 @inlined

@@ -149,6 +149,7 @@ class Predictor:
         """
         n = len(out)
         work *= max(n, READING_ROWS)
+        # Whether several threads can share columns is asked for two: networks of three panels alone are left out.
         if n_jobs == 1 or work < 2 * self._min_work_awake or (n == 1 and self._sharing_threads(2) == 1):
             return self._call(kernel, x, out, 1, source)
         if work >= 2 * min_work and not self._shares_columns(n, 2):

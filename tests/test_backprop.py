@@ -24,7 +24,7 @@ from fastbp.codegen.bitmask import MASK_BITS
 from fastbp.codegen.target import CACHE_LINE, lanes
 from fastbp.codegen.tiles import MR, NV
 from fastbp.dropout import Dropout
-from fastbp.kernels import backprop, plan, prediction, threads, workers
+from fastbp.kernels import backprop, plan, prediction, session, threads, workers
 from fastbp.kernels.addresses import gather_address, kernel_addresses
 from fastbp.kernels.epochs import N_WATCHED
 from fastbp.kernels.few import update_few
@@ -575,9 +575,10 @@ def test_chunks_are_of_about_the_same_size():
         chunk = chunk_rows(batch_size, most, n_threads)
         assert 1 <= chunk <= min(batch_size, most, max(MAX_CHUNK_ROWS, THREAD_ROWS * n_threads))
         n_chunks = -(-batch_size // chunk)
-        assert n_chunks * chunk - batch_size < n_chunks and (chunk == batch_size or 2 * chunk > min(most, 1024))
-        assert chunk_rows(batch_size, most, n_threads, stays_whole=True) >= chunk
-    assert chunk_rows(5000, 10**6, 1, stays_whole=True) == 5000
+        assert n_chunks * chunk - batch_size < n_chunks
+        assert chunk == batch_size or 2 * chunk > min(most, MAX_CHUNK_ROWS)
+        assert chunk_rows(batch_size, most, n_threads, in_cache=False) >= chunk
+    assert chunk_rows(5000, 10**6, 1, in_cache=False) == 5000
 
 
 @pytest.mark.parametrize(
@@ -593,6 +594,13 @@ def test_chunks_are_of_about_the_same_size():
 @pytest.mark.parametrize("share", [0.1, 1.0])  # of the inputs that are not zero
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_same_bits_of_large_batches_in_chunks(options, share, monkeypatch):
+    chunks = []
+
+    def note(*args, **kwargs):
+        chunks.append(chunk_rows(*args, **kwargs))
+        return chunks[-1]
+
+    monkeypatch.setattr(session, "chunk_rows", note)
     rng = np.random.default_rng(0)
     X = rng.normal(size=(2 * MAX_CHUNK_ROWS + 500, 40)) * (rng.random((2 * MAX_CHUNK_ROWS + 500, 40)) < share)
     y = X[:, :30].reshape(len(X), 3, 10).sum(axis=2).argmax(axis=1)
@@ -604,6 +612,7 @@ def test_same_bits_of_large_batches_in_chunks(options, share, monkeypatch):
             clf = BackpropClassifier(**options, n_jobs=n_jobs).fit(X, y)
             found.append([array.tobytes() for array in clf.coefs_ + clf.intercepts_] + clf.loss_curve_)
     assert all(bits == found[0] for bits in found)
+    assert {chunk <= MAX_CHUNK_ROWS for chunk in chunks[:2]} == {True} and chunks[-1] > MAX_CHUNK_ROWS
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -687,6 +696,10 @@ def test_same_bits_where_parameters_are_prefetched(n_bytes, optimizer, dtype):
     # In chunks the gradient is summed in memory, and the last one prefetches.
     assert Trainer(problem, chunk=batch_size - 2, **kwargs).run().bits() == whole
     assert Trainer(problem, n_threads=2, **kwargs).run().bits() == whole
+    kwargs["batch_size"] = 2 * batch_size - 5  # whose last chunk has as many samples as a product with prefetches
+    whole = Trainer(problem, **kwargs).run().bits()
+    for n_threads in (1, 2):
+        assert Trainer(problem, chunk=batch_size - 2, n_threads=n_threads, **kwargs).run().bits() == whole
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

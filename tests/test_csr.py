@@ -175,7 +175,7 @@ def test_batches_larger_than_the_workspace(solver, options, dtype, monkeypatch):
             with monkeypatch.context() as patch:
                 patch.setattr(session, "workspace_rows", lambda network, work, chunk=chunk: chunk)
                 trained, data = start(X, units, settings, dtype, True)
-            assert trained._chunk == chunk_rows(batch_size, chunk, 1, stays_whole=True) < batch_size
+            assert trained._chunk == chunk_rows(batch_size, chunk, 1, in_cache=False) < batch_size
             assert not trained._csr.is_lazy
             assert_same_bits(run_epochs(trained, data), dense)
 

@@ -163,6 +163,9 @@ def test_nan_is_seen(kind, dtype):
     loss, derivative = run(kind, y, a)
     assert np.isnan(derivative).any()
     assert np.isnan(loss)
+    y, a = rows(kind, 100, dtype)
+    a[:] = np.nan  # as a softmax is then
+    assert np.isnan(run(kind, y, a)[0])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,6 +1,8 @@
+import pickle
 import warnings
 from dataclasses import dataclass
 from itertools import pairwise
+from mmap import mmap
 
 import numpy as np
 import pytest
@@ -197,15 +199,19 @@ def test_aligned_zeros(dtype):
 
 
 def test_aligned_copies_only_what_is_not(tmp_path):
-    memory = np.arange(1000.0)
-    some = [np.full((n, 70), float(n)) for n in range(1, 200)]
-    own = next(array for array in some if array.ctypes.data % 64)
-    copy = aligned(own)
-    assert copy is not own and copy.ctypes.data % 64 == 0 and copy.tobytes() == own.tobytes()
-    assert copy.shape == own.shape and copy.dtype == own.dtype and copy.flags.c_contiguous and copy.flags.writeable
-    np.save(tmp_path / "a.npy", memory)
-    file = np.load(tmp_path / "a.npy", mmap_mode="r")
-    for array in (copy, memory[1:-1].reshape(2, -1), np.asfortranarray(own), file, np.asarray(file)[1:]):
+    own = aligned_zeros(999, np.float64)[1:].reshape(2, -1)
+    own[...] = np.arange(998).reshape(2, -1)
+    for array in (own, *(pickle.loads(pickle.dumps(own, protocol)) for protocol in (2, 4, 5) for _ in range(9))):
+        copy = aligned(array)
+        assert copy.ctypes.data % 64 == 0 and (copy is array) == (array.ctypes.data % 64 == 0)
+        assert copy.shape == own.shape and copy.dtype == own.dtype and copy.flags.carray
+        np.testing.assert_array_equal(copy, own)
+    np.save(tmp_path / "a.npy", own)
+    file = np.load(tmp_path / "a.npy", mmap_mode="r+")
+    shared = np.ndarray((3, 9), buffer=mmap(-1, 4096), offset=8)
+    read_only = own[:1]
+    read_only.flags.writeable = False
+    for array in (copy, np.asfortranarray(own), own[:, 3:], file, np.asarray(file)[:1, 1:], shared, read_only):
         assert aligned(array) is array
 
 

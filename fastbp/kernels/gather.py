@@ -16,7 +16,8 @@ FEW_LINES = 4
 # Rows between the sample that is gathered and the one that is prefetched: time enough for it to arrive, and not so much
 # that the cache evicts it again.
 PREFETCH_ROWS = 2 * MR
-# Bytes between the targets that are read and those that are prefetched, where they are more than two cache lines.
+# Bytes between the targets that are read and those that are prefetched, and the most of a sample: in longer rows the
+# processor fetches enough ahead by itself.
 TARGET_BYTES = 4096
 
 
@@ -48,14 +49,14 @@ def _prefetch_targets(samples, sample):
 
 @typed_inlined
 def prefetch_many_targets(samples, place, last):
-    """Prefetch the other cache lines of the targets of a sample: that many bytes of samples after `place`.
+    """Prefetch the targets of the sample whose turn comes TARGET_BYTES bytes of targets after that at `place`.
 
-    `last` is the place in the order after those that are used soon. Where each sample has more targets than the
-    processor fetches ahead, it would wait for them.
+    Only where they take more than the first and last cache line, which `_prefetch_targets` has prefetched long before;
+    and not from the place `last` in the order on.
     """
     n_bytes = samples.n_outputs * itemsize(samples.y)
     place += 1 + TARGET_BYTES // n_bytes
-    if n_bytes > 2 * CACHE_LINE and place < last:
+    if 2 * CACHE_LINE < n_bytes <= TARGET_BYTES and place < last:
         begin = load_scalar(samples.order, place) * samples.n_outputs
         step = CACHE_LINE // itemsize(samples.y)
         for j in range(step, samples.n_outputs, step):

@@ -361,9 +361,12 @@ def aligned_empty(shape, dtype):
 
 
 def aligned(array):
-    """Return an array that begins there: a copy, unless it does, or has its memory from elsewhere, as from a file."""
-    is_plain = type(array) is np.ndarray and array.flags.owndata and array.flags.c_contiguous
-    if not is_plain or array.ctypes.data % CACHE_LINE == 0:
+    """Return an array that begins there: a copy, unless it does, or is read-only or in a file or shared memory."""
+    owner = array
+    while type(owner) in (np.ndarray, memoryview):
+        owner = owner.base if type(owner) is np.ndarray else owner.obj
+    is_private = owner is None or type(owner) in (bytes, bytearray)  # in which there is what is unpickled
+    if not is_private or not array.flags.carray or array.ctypes.data % CACHE_LINE == 0:
         return array
     copy = aligned_empty(array.shape, array.dtype)
     copy[...] = array

@@ -36,30 +36,30 @@ UPDATE_WORK = 10.0
 
 # Bytes of the workspace: a larger batch goes through the network in chunks of rows.
 MAX_WORKSPACE = 32 * 2**20
-# The most rows of a chunk, and for each of many threads: the memory of a larger one is not in the cache when it is used
-# again, and a panel of its deltas, which each block of the weight gradient goes through, does not stay in the L2 cache.
+# The most rows of a chunk; of many threads, so many for each. The memory of a larger one is not in the cache when it is
+# used again, and a panel of its deltas, which each block of the weight gradient goes through, not in the L2 cache.
 MAX_CHUNK_ROWS, THREAD_ROWS = 1024, 256
 # Operations of a chunk, some tenths of a second: between two of them Ctrl-C is answered.
 MAX_CHUNK_WORK = 2e10
-# The least rows of a chunk: each goes through all weights, their gradient and its sums.
+# The least rows of a workspace: each chunk goes through all weights, their gradient and its sums.
 MIN_CHUNK_ROWS = 128
 
 
-def chunk_rows(batch_size, most, n_threads, *, stays_whole=False):
-    """Return into chunks of how many rows a batch is cut, all but the last of the same size.
+def chunk_rows(batch_size, most, n_threads, *, in_cache=True):
+    """Return how many rows each chunk of a batch has. The last one has fewer, if the batch has not a multiple of them.
 
     Parameters
     ----------
     batch_size : int
         Samples of the batch.
     most : int
-        The most rows of a workspace.
+        The most rows of the workspace.
     n_threads : int
-        Threads that share them.
-    stays_whole : bool, default=False
-        Whether only the workspace limits them, as the gradient of a whole batch takes a shorter way.
+        Threads that share the rows of a chunk.
+    in_cache : bool, default=True
+        Whether a chunk has at most MAX_CHUNK_ROWS rows too, or THREAD_ROWS for each thread.
     """
-    if not stays_whole:
+    if in_cache:
         most = min(most, max(MAX_CHUNK_ROWS, THREAD_ROWS * n_threads))
     return -(-batch_size // -(-batch_size // most))
 
@@ -275,8 +275,9 @@ def pass_rows(network):
 
 # Bytes of a row of weights that are read one after the other: more would not leave the sums of a tile in the L1 cache.
 STREAM_BYTES = 2048
-# The most tiles of rows that all read the weights where they are. More read those that the first has packed.
-FEW_TILES = 2
+# The most tiles of rows that all read the weights where they are; the second number is for those that do it panel by
+# panel, see below. More read those that the first has packed.
+FEW_TILES, MANY_TILES = 2, 16
 # The most rows of a tile that go through a few rows of weights at a time, from left to right, as these lie in memory,
 # where all columns are read. More rows, and those that read a part of the columns, go through one panel after the
 # other: their sums then stay in registers. But not where a row of weights has so many bytes that each row of a panel is

@@ -205,8 +205,8 @@ class Session:
         self.n_threads = n_threads = 1 if one_by_one else threads.thread_count(settings.n_jobs, work, least)
         one_output = network.units[1] == 1 and csr is None
         most = batch_size if keep else workspace_rows(network, sample_work)
-        # Rows of absent features wait for one chunk only, and the gradient for one output is a row.
-        self._chunk = chunk_rows(batch_size, most, n_threads, stays_whole=keep or one_output or csr is not None)
+        # Whole batches have shorter ways: rows of absent features wait, and the gradient for one output is a row.
+        self._chunk = chunk_rows(batch_size, most, n_threads, in_cache=not (keep or one_output or csr is not None))
         self._pass_rows = pass_rows(network)
         self._train = online.train_online if one_by_one else backprop.train_clipped if clips else backprop.train
         prefetch = count_prefetched_arrays(params, optimizer.first, optimizer.second, n_threads) > 0

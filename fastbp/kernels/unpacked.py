@@ -23,6 +23,7 @@ from fastbp.compat import array_fields
 from fastbp.kernels.matmul import NONE, ONE, REPEATED, cut_into_tiles, tile_height
 from fastbp.kernels.plan import (
     FEW_TILES,
+    MANY_TILES,
     MIN_STREAMED_BYTES,
     STREAMED_ROWS,
     cut_weights,
@@ -206,12 +207,13 @@ def multiply_panels(multiply, n, m, left, n_panels, first, last, weights, bias, 
     d, d_row = here, row
     if first == 0:
         d, d_row = offset(bias, left), REPEATED
-    tiling = cut_into_tiles(m)
-    n_tiles = tiling.n_tiles if tiling.n_tiles <= FEW_TILES else ONE
+    tiling, k, width = cut_into_tiles(m), last - first, n_panels * panel
+    has_short_rows = n * itemsize(a) < MIN_STREAMED_BYTES
+    most = MANY_TILES if has_short_rows else FEW_TILES
+    n_tiles = tiling.n_tiles if tiling.n_tiles <= most else ONE
     top = m if n_tiles == tiling.n_tiles else tile_height(tiling, 0)
-    k, width = last - first, n_panels * panel
     is_part = n - width >= panel
-    by_panels = m == top and (m > STREAMED_ROWS or is_part) and n * itemsize(a) < MIN_STREAMED_BYTES
+    by_panels = m == top and (m > STREAMED_ROWS or is_part) and has_short_rows
     together = k if by_panels else np.int64(STREAM_ROWS)
     # Sums that are loaded and stored for all these rows lie apart from those of another thread: the processor, which
     # fetches ahead, would take these away from it each time.
