@@ -36,7 +36,7 @@ from fastbp.codegen.transpose import to_columns
 from fastbp.codegen.vectors import load_first, store
 from fastbp.kernels.csr import COLLECT_CSR, MULTIPLY_CSR
 from fastbp.kernels.epochs import begin_epoch, end_epoch
-from fastbp.kernels.gather import gather, gather_and_multiply, is_fused, prefetch_many_targets, prefetch_samples
+from fastbp.kernels.gather import gather, gather_and_multiply, is_fused, prefetch_samples
 from fastbp.kernels.gradient import (
     make_step,
     pack_deltas,
@@ -137,7 +137,6 @@ def set_output_delta(net, loss, samples, position, first, last):
     layer = get_layer(net, l)
     n = layer.fan_out
     for i in range(first, last):
-        prefetch_many_targets(samples, position + i, position + last)
         y = offset(samples.y, load_scalar(samples.order, position + i) * n)
         a, delta = offset(net.space, layer.a + i * layer.row), offset(net.space, layer.delta + i * layer.row)
         set_derivative(loss, n, y, a, delta)

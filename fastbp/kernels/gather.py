@@ -16,9 +16,8 @@ FEW_LINES = 4
 # Rows between the sample that is gathered and the one that is prefetched: time enough for it to arrive, and not so much
 # that the cache evicts it again.
 PREFETCH_ROWS = 2 * MR
-# Bytes between the targets that are read and those that are prefetched, and the most of a sample: in longer rows the
-# processor fetches enough ahead by itself.
-TARGET_BYTES = 4096
+# The most cache lines of targets that are prefetched: in longer rows the processor fetches enough ahead by itself.
+MANY_TARGETS = 64
 
 
 @called_by_address
@@ -42,25 +41,14 @@ def gather(net, layer, samples, position, first, last):
 
 @inlined
 def _prefetch_targets(samples, sample):
-    """Prefetch the first and the last cache line of the targets of a sample."""
-    prefetch(samples.y, sample * samples.n_outputs)
-    prefetch(samples.y, (sample + 1) * samples.n_outputs - 1)
-
-
-@typed_inlined
-def prefetch_many_targets(samples, place, last):
-    """Prefetch the targets of the sample whose turn comes TARGET_BYTES bytes of targets after that at `place`.
-
-    Only where they take more than the first and last cache line, which `_prefetch_targets` has prefetched long before;
-    and not from the place `last` in the order on.
-    """
-    n_bytes = samples.n_outputs * itemsize(samples.y)
-    place += 1 + TARGET_BYTES // n_bytes
-    if 2 * CACHE_LINE < n_bytes <= TARGET_BYTES and place < last:
-        begin = load_scalar(samples.order, place) * samples.n_outputs
-        step = CACHE_LINE // itemsize(samples.y)
-        for j in range(step, samples.n_outputs, step):
-            prefetch(samples.y, begin + j)
+    """Prefetch the cache lines of the targets of a sample; of very many, the first and the last."""
+    begin, n = sample * samples.n_outputs, samples.n_outputs
+    step = CACHE_LINE // itemsize(samples.y)
+    if n > MANY_TARGETS * step:
+        step = n
+    for j in range(0, n, step):
+        prefetch(samples.y, begin + j)
+    prefetch(samples.y, begin + n - 1)
 
 
 @typed_inlined
