@@ -508,8 +508,12 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
 
     def _encode_targets(self, y):
         """Check that y has no other classes than those of the first training; return the labels as 0 and 1."""
-        labels = unique_labels(y)
         several = self._binarizer.y_type_ == "multilabel-indicator"
+        if _is_plain(y) and y.dtype.kind == self.classes_.dtype.kind and not several:
+            places = np.searchsorted(self.classes_, y)
+            if np.array_equal(self.classes_.take(places, mode="clip"), y):
+                return _columns_of(places, len(self.classes_))
+        labels = unique_labels(y)
         if several != (y.ndim == 2) or len(np.setdiff1d(labels, self.classes_, assume_unique=True)):
             raise ValueError(
                 f"`y` has classes not in `self.classes_`. `self.classes_` has {self.classes_}. 'y' has {labels}."
@@ -682,12 +686,20 @@ def _fit_binarizer(y):
 
     For one column of numbers or strings, scikit-learn's own way takes longer than a small network takes to train.
     """
-    if type(y) is np.ndarray and y.ndim == 1 and y.dtype.kind in "biuU":
-        classes, places = np.unique(y, return_inverse=True)
-        binarizer = LabelBinarizer()
-        binarizer.classes_, binarizer.sparse_input_ = classes, False
-        binarizer.y_type_ = "multiclass" if len(classes) > 2 else "binary"
-        columns = np.arange(len(classes)) if len(classes) > 2 else np.ones(1, int)
-        return binarizer, places[:, None] == columns
     binarizer = LabelBinarizer()
-    return binarizer, binarizer.fit_transform(y)
+    if not _is_plain(y):
+        return binarizer, binarizer.fit_transform(y)
+    classes, places = np.unique(y, return_inverse=True)
+    binarizer.classes_, binarizer.sparse_input_ = classes, False
+    binarizer.y_type_ = "multiclass" if len(classes) > 2 else "binary"
+    return binarizer, _columns_of(places, len(classes))
+
+
+def _is_plain(y):
+    """Whether y is one column of whole numbers, booleans or strings."""
+    return type(y) is np.ndarray and y.ndim == 1 and y.dtype.kind in "biuU"
+
+
+def _columns_of(places, n_classes):
+    """Return the targets, 0 and 1, of samples whose classes have these places among all."""
+    return places[:, None] == (np.arange(n_classes) if n_classes > 2 else np.ones(1, int))

@@ -151,7 +151,7 @@ def set_derivative(loss, n, y, a, derivative):
 def loss_of_row(loss, multiclass, n, y, a):
     """Return the loss of one sample: the sum of its `loss_terms`, with pointers to its n targets and outputs."""
     sums = splat(a, 0.0)
-    if multiclass:  # log_loss: most terms are 0. A softmax is NaN in all outputs or in none.
+    if multiclass and loss.code == LOG_LOSS:  # most terms are 0; a softmax is NaN in all outputs or in none
         for j in range(0, n, lane_count(a)):
             targets = load_first(y, j, n - j)
             if any_lane(targets > 0.0):
