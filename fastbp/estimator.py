@@ -319,8 +319,8 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         optimizer = self._optimizer_of(start, network)
         params, is_sparse = network.pack(start.coefs, start.intercepts), csr is None and is_mostly_zero(X)
         session = Session(
-            network, params, optimizer, step_settings, data.order.size, sparse=is_sparse, csr=csr,
-            interrupts=call.interrupts,
+            network, params, optimizer, step_settings, data.order.size, one_epoch=call.incremental, sparse=is_sparse,
+            csr=csr, interrupts=call.interrupts,
         )  # fmt: skip
         settings, progress = self._loop_settings(call), start.progress
 

@@ -1,7 +1,11 @@
 """The thread tuner."""
 
+import numpy as np
 import pytest
 
+from fastbp import BackpropClassifier, estimator
+from fastbp.kernels import threads
+from fastbp.kernels.session import Session
 from fastbp.kernels.tuner import MAX_CALL, ThreadTuner
 
 
@@ -100,3 +104,22 @@ def test_a_tuner_that_another_thread_uses_is_not_waited_for():
     n_threads, count = tuner.choose()
     tuner.measure(2, 10, 1.0)
     assert (n_threads, count) == (1, 50)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_a_short_epoch_has_one_thread(monkeypatch):
+    """In `partial_fit`, whose threads may sleep."""
+    found = []
+
+    class Noted(Session):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            found.append(self.n_threads)
+
+    monkeypatch.setattr(estimator, "Session", Noted)
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(100_000, 20)), rng.integers(0, 2, 100_000)
+    clf = BackpropClassifier((50,), n_jobs=2, batch_size=200, max_iter=1, random_state=0)
+    clf.fit(X[:400], y[:400]).partial_fit(X[:400], y[:400]).partial_fit(X, y)
+    several = threads.thread_count(2, 1e9)
+    assert found == [several, 1, several]

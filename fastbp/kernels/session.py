@@ -18,6 +18,7 @@ from fastbp.kernels.few import update_few
 from fastbp.kernels.network import aligned_zeros
 from fastbp.kernels.plan import (
     UPDATE_WORK,
+    WAKING_CYCLES,
     chunk_rows,
     count_prefetched_arrays,
     few_prefetch,
@@ -25,6 +26,7 @@ from fastbp.kernels.plan import (
     pass_rows,
     scratch_size,
     training_work,
+    work_of_cycles,
     workspace_rows,
 )
 from fastbp.kernels.records import Epochs, Task, TrainingArrays
@@ -166,6 +168,8 @@ class Session:
         How to train.
     n_samples : int
         Samples in an epoch.
+    one_epoch : bool, default=False
+        Whether `run` takes one epoch only: of a few samples, it is over before sleeping threads have woken.
     sparse : bool, default=False
         Whether to leave out zero inputs; see `plan.is_mostly_zero`.
     keep : bool, default=False
@@ -185,7 +189,8 @@ class Session:
     """
 
     def __init__(
-        self, network, params, optimizer, settings, n_samples, *, sparse=False, keep=False, csr=None, interrupts=None
+        self, network, params, optimizer, settings, n_samples, *, one_epoch=False, sparse=False, keep=False, csr=None,
+        interrupts=None,
     ):  # fmt: skip
         self.interrupts = interrupts or Interrupts()
         self.settings = settings
@@ -202,7 +207,10 @@ class Session:
         general = sparse or keep or clips or csr is not None or network.has_dropout
         one_by_one = batch_size == 1 < n_samples and not general and online.is_small(network)
         least = threads.MIN_WORK_AFTER_PAUSE if settings.solver == "lbfgs" else threads.MIN_WORK_PER_THREAD
-        self.n_threads = n_threads = 1 if one_by_one else threads.thread_count(settings.n_jobs, work, least)
+        is_short = one_epoch and sample_work * n_samples < 2 * work_of_cycles(WAKING_CYCLES, network.dtype.itemsize)
+        self.n_threads = n_threads = (
+            1 if one_by_one or is_short else threads.thread_count(settings.n_jobs, work, least)
+        )  # fmt: skip
         one_output = network.units[1] == 1 and csr is None
         most = batch_size if keep else workspace_rows(network, sample_work)
         # Whole batches have shorter ways: rows of absent features wait, and the gradient for one output is a row.
