@@ -29,7 +29,7 @@ from fastbp.codegen.jit import address_of, call_at, source_stamp
 from fastbp.codegen.memory import integers_at, load_scalar, pointer
 from fastbp.kernels import embedded
 from fastbp.kernels.addresses import kernel_addresses
-from fastbp.kernels.network import aligned_empty, make_network
+from fastbp.kernels.network import aligned_copy, make_network
 from fastbp.kernels.records import declare_writeable
 from fastbp.prediction import check_shapes
 
@@ -97,7 +97,7 @@ class CompiledPredictor:
         network = make_network(units, activations, coefs[0].dtype)
         self.dtype, self._is_vector = network.dtype, is_vector
         self.n_features, self.n_outputs = units[0], 2 if is_pair else units[-1]
-        self._arrays = [_aligned_copy(array, self.dtype) for array in [*coefs, *intercepts]]
+        self._arrays = [aligned_copy(array, self.dtype) for array in [*coefs, *intercepts]]
         values = types.CPointer(from_dtype(self.dtype))
         kinds = (types.CPointer(types.int64), values, types.int64, values)
         self._description = embedded.describe(
@@ -190,13 +190,6 @@ class _CFunction:
 
 # Those of predictors that are no more, for the next ones: Numba keeps machine code until the process ends.
 _FREE_C_FUNCTIONS: dict[np.dtype, list[_CFunction]] = {}
-
-
-def _aligned_copy(array, dtype):
-    """Copy an array, C-ordered and to a multiple of 64 bytes."""
-    copy = aligned_empty(array.shape, dtype)
-    copy[...] = array
-    return copy
 
 
 # --- what Numba knows of it ---

@@ -174,7 +174,7 @@ def _fence_addresses():
 
     predictors.Predictor.parameters = fenced_parameters
     predictors.MAX_KEPT = -1  # no workspace has the copies of a call before
-    compiled._aligned_copy = lambda array, dtype: _fenced(np.array(array, dtype, order="C"))
+    compiled.aligned_copy = lambda array, dtype: _fenced(np.array(array, dtype, order="C"))
     embedded.describe = lambda *args, **kwargs: _fenced(describe(*args, **kwargs))
 
 

@@ -116,7 +116,7 @@ def micro_kernel_in_place(typingctx, mr, n_panels, k, a, a_row, b, b_row, d, d_r
 
     The bits are those of `micro_kernel` for each panel. STREAM_ROWS rows of B are read along, as they lie in memory:
     the processor sees such streams coming. Of another number, as of all rows, each is prefetched a few rows before.
-    Further tiles of rows had better use the copy.
+    Many further tiles of rows had better use the copy.
 
     Parameters
     ----------

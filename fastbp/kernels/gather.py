@@ -17,7 +17,7 @@ FEW_LINES = 4
 # that the cache evicts it again.
 PREFETCH_ROWS = 2 * MR
 # The most cache lines of targets that are prefetched: in longer rows the processor fetches enough ahead by itself.
-MANY_TARGETS = 64
+MAX_TARGET_LINES = 64
 
 
 @called_by_address
@@ -44,7 +44,7 @@ def _prefetch_targets(samples, sample):
     """Prefetch the cache lines of the targets of a sample; of very many, the first and the last."""
     begin, n = sample * samples.n_outputs, samples.n_outputs
     step = CACHE_LINE // itemsize(samples.y)
-    if n > MANY_TARGETS * step:
+    if n > MAX_TARGET_LINES * step:
         step = n
     for j in range(0, n, step):
         prefetch(samples.y, begin + j)

@@ -234,12 +234,17 @@ def _columns(net, packed, panel, begin, row, j):
 
 
 @inlined
+def _updates(training, ends):
+    """Whether each block is updated once its gradient is summed: in the last chunk of a batch, without clipping."""
+    return ends and training.solver != NO_UPDATE and training.max_norm <= 0
+
+
+@inlined
 def make_step(training, m, size, decay, divisor, begins, ends, is_last):
     """Return the step for a chunk of m rows."""
-    clips = training.max_norm > 0
-    in_place = begins and ends and training.solver != NO_UPDATE and not clips
+    in_place = begins and _updates(training, ends)
     is_few = in_place and m == training.few
-    return Step(m, size, decay, divisor, begins, ends, in_place, clips, is_few, int(is_last))
+    return Step(m, size, decay, divisor, begins, ends, in_place, training.max_norm > 0, is_few, int(is_last))
 
 
 @typed_inlined
@@ -304,8 +309,7 @@ def _update_weights(net, training, lines, step, layer, part, first, last, square
     width = lane_count(net.params)
     # Whether the product for a block prefetches the next one: its reduction must have steps enough. Of some ten
     # samples the products are short, and a block is prefetched before those of others.
-    updates = step.ends and not step.clips and training.solver != NO_UPDATE
-    fetches = training.n_prefetched > 0 and updates and not is_sparse
+    fetches = training.n_prefetched > 0 and _updates(training, step.ends) and not is_sparse
     fetches_next = fetches and step.m * BLOCK_TILES >= training.n_prefetched * BLOCK_LINES
     fetches_later = fetches and not fetches_next and training.n_prefetched > 1
     following = block_at(layer, part, first, width)

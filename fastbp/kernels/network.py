@@ -360,6 +360,13 @@ def aligned_empty(shape, dtype):
     return _aligned_part(np.empty(size + CACHE_LINE, np.uint8), dtype).reshape(shape)
 
 
+def aligned_copy(array, dtype):
+    """Return a C-ordered copy that begins there, too."""
+    copy = aligned_empty(array.shape, dtype)
+    copy[...] = array
+    return copy
+
+
 def aligned(array):
     """Return an array that begins there: a copy, unless it does, or is read-only or in a file or shared memory."""
     owner = array
@@ -368,9 +375,7 @@ def aligned(array):
     is_private = owner is None or type(owner) in (bytes, bytearray)  # in which there is what is unpickled
     if not is_private or not array.flags.carray or array.ctypes.data % CACHE_LINE == 0:
         return array
-    copy = aligned_empty(array.shape, array.dtype)
-    copy[...] = array
-    return copy
+    return aligned_copy(array, array.dtype)
 
 
 def _aligned_part(memory, dtype):

@@ -1,11 +1,11 @@
 """The products of a layer, with weights where the user sees them: row-major, so that edits count at the next call.
 
 Panels of small layers, which stay in the caches, are read there for all rows (`plan.is_near`). Of larger ones, and for
-the rows of one tile where a network does not stay there (`plan.is_far`), the register tile of the first rows reads the
+the rows of one tile where a network does not stay there (`plan.is_far`), the register tiles of some rows read the
 weights as fast as they come from memory: a few rows at a time, from left to right, or panel by panel
-(`plan.STREAMED_ROWS`). It packs them in panels for the tiles of the other rows. The reduction is cut so that what is
-packed stays in the L2 cache. The last columns of a layer, which may end within a panel, are copied before. A row's
-sums have the same bits in all kernels here.
+(`plan.STREAMED_ROWS`). Of many rows, the first tile packs them in panels for the others (`plan.MANY_TILES`). The
+reduction is cut so that what is packed stays in the L2 cache. The last columns of a layer, which may end within a
+panel, are copied before. A row's sums have the same bits in all kernels here.
 """
 
 from itertools import pairwise
