@@ -4,6 +4,7 @@ import copy
 import inspect
 import math
 from contextlib import contextmanager
+from functools import cache
 from numbers import Integral, Real
 from operator import is_
 from weakref import ref
@@ -30,7 +31,7 @@ from fastbp.compiled import CompiledPredictor
 from fastbp.dropout import Dropout
 from fastbp.fit_callbacks import FitCallbacks
 from fastbp.initializers import WEIGHT_INITS, initial_parameters, scaled_parameters
-from fastbp.inputs import keep_float64, plain_numbers, ravel_column, targets_and_weights
+from fastbp.inputs import keep_float64, need_no_checks, plain_numbers, ravel_column, targets_and_weights
 from fastbp.kernels.csr_matrix import split_inputs
 from fastbp.kernels.network import aligned, make_network
 from fastbp.kernels.plan import is_mostly_zero
@@ -166,21 +167,10 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         """
         if dtype is None:
             dtype = np.dtype(np.float32 if self.dtype == "auto" else self.dtype) if reset else self.coefs_[0].dtype
-        X, sources = keep_float64(X, dtype)
-        has_targets = not isinstance(y, str)
-        options = {"multi_output": True, "y_numeric": self._numeric_targets} if has_targets else {}
-        try:
-            checked = validate_data(
-                self, X, y, reset=reset, dtype=sources, order="C", accept_sparse="csr", **options
-            )  # fmt: skip
-        except OverflowError as error:
-            raise ValueError(f"The input has a number that is too large for a float: {error}.") from error
-        X, *y = checked if has_targets else (checked,)
-        if has_targets and issparse(y[0]) and (self._numeric_targets or y[0].shape[1] == 1):
-            raise TypeError(
-                "Sparse data was passed for y, but dense data is required. Use '.toarray()' to convert to a dense "
-                "numpy array."
-            )
+        if reset or "feature_names_in_" in self.__dict__ or not need_no_checks(X, y, self.n_features_in_):
+            X, *y = self._validate(X, y, reset, dtype)
+        else:
+            y = [y]
         if reset and self.dtype == "auto" and X.dtype == np.float64:
             dtype = X.dtype
         values = X.data if issparse(X) else X
@@ -191,6 +181,27 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         ):
             raise ValueError(f"Input X contains infinity or a value too large for {dtype!r}.")
         return X if issparse(X) else declare_writeable(X), *map(ravel_column, y), dtype
+
+    def _validate(self, X, y, reset, dtype):
+        """Return X, and y if it was given, as scikit-learn's checks of both leave them."""
+        X, sources = keep_float64(X, dtype)
+        has_targets = not isinstance(y, str)
+        options = {"multi_output": True, "y_numeric": self._numeric_targets} if has_targets else {}
+        try:
+            checked = validate_data(
+                self, X, y, reset=reset, dtype=sources, order="C", accept_sparse="csr", **options
+            )  # fmt: skip
+        except OverflowError as error:
+            raise ValueError(f"The input has a number that is too large for a float: {error}.") from error
+        if not has_targets:
+            return (checked,)
+        X, y = checked
+        if issparse(y) and (self._numeric_targets or y.shape[1] == 1):
+            raise TypeError(
+                "Sparse data was passed for y, but dense data is required. Use '.toarray()' to convert to a dense "
+                "numpy array."
+            )
+        return X, y
 
     def _check_solver(self):
         if self.solver == "lbfgs":
@@ -318,14 +329,15 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         network = make_network(units, activations, work_dtype, step_settings.batch_size, csr is not None, dropout)
         optimizer = self._optimizer_of(start, network)
         params, is_sparse = network.pack(start.coefs, start.intercepts), csr is None and is_mostly_zero(X)
-        session = Session(
-            network, params, optimizer, step_settings, data.order.size, one_epoch=call.incremental, sparse=is_sparse,
-            csr=csr, interrupts=call.interrupts,
-        )  # fmt: skip
         settings, progress = self._loop_settings(call), start.progress
+        n_epochs = 1 if call.incremental else settings.max_iter
+        session = Session(
+            network, params, optimizer, step_settings, data.order.size, n_epochs=n_epochs, sparse=is_sparse, csr=csr,
+            interrupts=call.interrupts,
+        )  # fmt: skip
 
         def set_fitted(model, coefs, intercepts):
-            model._set_fitted(network, coefs, intercepts, dtype, optimizer, progress.copy())
+            model._set_fitted(network, coefs, intercepts, dtype, optimizer.copy(), progress.copy())
 
         models = Models(self, set_fitted, start.random_state, data.order, held_out, digest)
         if call.callbacks is not None:
@@ -346,6 +358,8 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
                 "Solver produced non-finite parameter weights. The input data may contain large values and need "
                 "to be preprocessed."
             )
+        if call.incremental and fitted_units is not None:
+            progress.follow(self._progress)
         self._set_fitted(network, coefs, intercepts, dtype, optimizer, progress)
         if call.incremental:
             self._keep_shuffling(start.random_state, data.order)
@@ -377,7 +391,8 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
                 "continue only in the same shape: set warm_start=False and call fit to start anew."
             )
         memory = self._optimizer if call.incremental else None
-        return Start(self.coefs_, self.intercepts_, self._progress.copy(), random_state, order, memory)
+        progress = self._progress.going_on() if call.incremental else self._progress.copy()
+        return Start(self.coefs_, self.intercepts_, progress, random_state, order, memory)
 
     def _optimizer_of(self, start, network):
         """Return the optimizer: as it was where training goes on, if it is of the same kind; else a new one."""
@@ -540,8 +555,8 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         self.n_layers_ = len(self.coefs_) + 1
         self.n_outputs_ = self.coefs_[-1].shape[1]
         self.out_activation_ = self._activations[-1].name
-        self.loss_curve_ = list(progress.loss_curve)
-        self.lr_curve_ = None if self._optimizer["solver"] == "lbfgs" else list(progress.lr_curve)
+        self.loss_curve_ = progress.loss_curve  # in which `partial_fit` goes on
+        self.lr_curve_ = None if self._optimizer["solver"] == "lbfgs" else progress.lr_curve
         self.best_loss_ = None if stops_early else progress.best_loss
         scores, losses = progress.validation_scores, progress.validation_losses
         self.validation_scores_ = None if scores is None else list(scores)
@@ -697,9 +712,14 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
             self.coefs_ = [aligned(coef) for coef in self.coefs_]  # as after fit, see `Network.unpack`
 
     def __copy__(self):
-        """Return a shallow copy: it has the same arrays."""
+        """Return a shallow copy: it has the same arrays, and curves of its own, as `partial_fit` goes on in them."""
         model = object.__new__(type(self))
         model._restore(self.__getstate__())
+        attributes = model.__dict__
+        if "_progress" in attributes:
+            model._progress = model._progress.copy()
+        for name in {"loss_curve_", "lr_curve_"} & attributes.keys():
+            attributes[name] = copy.copy(attributes[name])
         return model
 
     def _restore(self, state):
@@ -750,6 +770,7 @@ def _copied(generator):
     return copied
 
 
+@cache
 def _is_fitted(name):
     """Whether training sets the attribute, so that it belongs together with the weights."""
     return name.endswith("_") or name in _PRIVATE_FITTED

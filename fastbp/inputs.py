@@ -49,6 +49,43 @@ def plain_numbers(X, dtype):
     return X if X.flags.c_contiguous else np.ascontiguousarray(X)
 
 
+def need_no_checks(X, y, n_features):
+    """Whether scikit-learn's checks of samples and targets would change nothing, and refuse nothing.
+
+    Parameters
+    ----------
+    X, y
+        As the user gave them.
+    n_features : int
+        Those of the network.
+
+    Returns
+    -------
+    bool
+        True for arrays of finite numbers of the right shape, of types that the kernels read, and for labels of text.
+        Sums that overflow are left to the checks.
+    """
+    return (
+        type(X) is type(y) is np.ndarray
+        and X.ndim == 2
+        and X.shape[1] == n_features
+        and X.dtype in _READ_TYPES
+        and X.flags.c_contiguous
+        and (y.ndim == 1 or (y.ndim == 2 and y.shape[1] > 1))
+        and y.dtype.kind in "biufU"
+        and len(X) == len(y) > 0
+        and _sum_is_finite(X)
+        and _sum_is_finite(y)
+    )
+
+
+def _sum_is_finite(array):
+    if array.dtype.kind != "f":
+        return True
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(array.sum()))
+
+
 def keep_float64(X, dtype):
     """See that float64 input of any kind remains float64, as scikit-learn's checks do for arrays and pandas only.
 

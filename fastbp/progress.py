@@ -101,6 +101,19 @@ class Progress:
         }  # fmt: skip
         return Progress(**values)
 
+    def going_on(self):
+        """Return what a call of `partial_fit` begins with: its curves are those of this call alone until `follow`."""
+        return Progress(**(vars(self) | {"loss_curve": [], "lr_curve": []}))
+
+    def follow(self, before):
+        """Append the curves to those of the calls before, in whose lists they go on.
+
+        Copies of these would take longer with each call.
+        """
+        before.loss_curve += self.loss_curve
+        before.lr_curve += self.lr_curve
+        self.loss_curve, self.lr_curve = before.loss_curve, before.lr_curve
+
     def begin(self, *, validates, early_stopping, scoring=None):
         """Begin a call of training: other scores than before do not continue those that there are."""
         self.epochs = 0

@@ -47,8 +47,11 @@ def plain_state(state):
     for name in {"_progress", "_shuffling", "_training_state"} & state.keys():
         plain[name] = dict(vars(state[name]))
     units = [state["n_features_in_"], *map(np.size, state["intercepts_"])]
-    if not memory_fits(state["_optimizer"], units):
-        plain["_optimizer"] = {**state["_optimizer"], "parts": None}
+    optimizer = plain["_optimizer"] = dict(state["_optimizer"])
+    if optimizer["parts"] is not None:
+        optimizer["parts"] = list(optimizer["parts"])
+    if not memory_fits(optimizer, units):
+        optimizer["parts"] = None
     return plain
 
 

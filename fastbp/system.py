@@ -58,13 +58,13 @@ def warmup(report=None):
             before = time.perf_counter()
             X = values.astype(source)
             # Large enough for all threads, small enough to take no time.
-            clf = BackpropClassifier(max_iter=1, dtype=dtype).fit(X, y)
+            clf = BackpropClassifier(max_iter=2, dtype=dtype).fit(X, y)
             clf.predict(X)
             clf.predict(X[:1])
             clf.predict(np.where(values > 250, X, 0).astype(source))  # mostly zeros
             if source == dtype:
                 sparse = csr_array(X)
-                BackpropClassifier(max_iter=1).fit(sparse, y).predict(sparse)
+                BackpropClassifier(max_iter=2).fit(sparse, y).predict(sparse)
             kernel_addresses(dtype, index_lists=True)
             panels_address(np.dtype(dtype))
             for activation in (*ACTIVATIONS.values(), Softmax()):

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn
+from scipy.sparse import csr_array
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_iris
@@ -23,9 +24,11 @@ from sklearn.utils.estimator_checks import (
     parametrize_with_checks,
 )
 from sklearn.utils.fixes import parse_version
+from sklearn.utils.validation import validate_data
 
 import fastbp
 from fastbp import BackpropClassifier, BackpropRegressor
+from fastbp.inputs import need_no_checks
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning", "ignore:.*batch_size")
 
@@ -496,3 +499,71 @@ def test_a_model_of_version_0_1_0(iris):
     # The rates of the epochs before are not known.
     np.testing.assert_array_equal(old.lr_curve_, [np.nan] * 3 + [0.001])
     assert same(pickle.loads(pickle.dumps(old)), clf)
+
+
+A, B = np.arange(12.0).reshape(4, 3), np.arange(4)
+PLAIN = {
+    "float64": (A, B.astype(float)),
+    "float32": (A.astype(np.float32), B),
+    "bytes": (A.astype(np.uint8), B > 1),
+    "labels": (A, np.array(list("abba"))),
+    "several targets": (A, A[:, :2]),
+    "float16 targets": (A, B.astype(np.float16)),
+    "reversed targets": (A, B[::-1]),
+    "read-only": (np.frombuffer(A.tobytes()).reshape(4, 3), B),
+}
+OTHERS = {
+    "NaN": (np.where(A == 5, np.nan, A), B),
+    "infinite": (np.where(A == 5, np.inf, A), B),
+    "both infinities": (np.where(A == 5, np.inf, np.where(A == 7, -np.inf, A)), B),
+    "a sum that overflows": (A * 1e307, B),
+    "NaN as target": (A, np.where(B == 2, np.nan, B)),
+    "columns first": (np.asfortranarray(A), B),
+    "every second column": (np.repeat(A, 2, axis=1)[:, ::2], B),
+    "another byte order": (A.astype(">f8"), B),
+    "integers": (A.astype(int), B),
+    "objects": (A.astype(object), B),
+    "objects as targets": (A, B.astype(object)),
+    "dates as targets": (A, B.astype("M8[s]")),
+    "complex targets": (A, B + 0j),
+    "a list": (A.tolist(), B),
+    "a list as targets": (A, B.tolist()),
+    "masked": (np.ma.masked_array(A, A == 5), B),
+    "matrix": (A.view(np.matrix), B),
+    "frame": (pd.DataFrame(A), B),
+    "sparse": (csr_array(A), B),
+    "one sample as a vector": (A[0], B),
+    "no samples": (A[:0], B[:0]),
+    "too few features": (A[:, :2].copy(), B),
+    "too few targets": (A, B[:3]),
+    "a column of targets": (A, B[:, None]),
+    "no targets": (A, A[:, :0]),
+    "a number as target": (A, np.array(1.0)),
+    "three dimensions": (A[None], B[:1]),
+    "no y": (A, None),
+}
+
+
+@pytest.mark.parametrize("case", PLAIN)
+def test_what_needs_no_checks_is_what_checks_return(case):
+    X, y = PLAIN[case]
+    assert need_no_checks(X, y, 3)
+    model = BackpropRegressor()
+    model.n_features_in_ = 3
+    checked = validate_data(
+        model, X, y, reset=False, dtype=[np.float64, np.float32, np.uint8], order="C", accept_sparse="csr",
+        multi_output=True, y_numeric=y.dtype.kind != "U",
+    )  # fmt: skip
+    assert checked[0] is X and checked[1] is y
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_all_else_is_checked(case):
+    assert not need_no_checks(*OTHERS[case], 3)
+
+
+@pytest.mark.parametrize("estimator", [BackpropClassifier, BackpropRegressor])
+def test_arrays_for_a_model_of_a_frame_are_checked(estimator):
+    model = estimator(hidden_layer_sizes=(2,), max_iter=1).fit(pd.DataFrame(A, columns=list("abc")), B)
+    with pytest.warns(UserWarning, match="X does not have valid feature names"):
+        model.partial_fit(A, B)

@@ -1,5 +1,6 @@
 """k calls of `partial_fit` are one `fit` of k epochs, bit for bit."""
 
+import copy
 import pickle
 
 import numpy as np
@@ -143,3 +144,39 @@ def test_fit_keeps_no_order():
     model = BackpropRegressor(**OPTIONS, random_state=0)
     assert model.partial_fit(X, y)._shuffling.order.dtype.itemsize == 1
     assert not hasattr(model.fit(X, y), "_shuffling")
+
+
+COPIES = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+}
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_curves_go_on_in_their_lists(way):
+    """Copies of all epochs before would take longer with each call. Those of other estimators do not grow with them."""
+    y = Y[BackpropRegressor]
+    model = BackpropRegressor(**OPTIONS, random_state=0).partial_fit(X, y)
+    curves = model.loss_curve_, model.lr_curve_
+    other = COPIES[way](model)
+    model.partial_fit(X, y)
+    assert (model.loss_curve_, model.lr_curve_) == curves and model.loss_curve_ is curves[0]
+    assert model.lr_curve_ is curves[1] and len(curves[0]) == len(curves[1]) == 2
+    assert (other.loss_curve_, other.lr_curve_) == (curves[0][:1], curves[1][:1])
+    assert_same(other.partial_fit(X, y), model)
+    assert model.fit(X, y).loss_curve_ is not curves[0] and len(curves[0]) == 2
+
+
+@pytest.mark.parametrize("solver", ["adam", "sgd"])
+@pytest.mark.parametrize("hidden", [(9,), (3, 2)])
+def test_another_layout_goes_on_with_the_same_memory(solver, hidden):
+    """Batches of one sample pack narrow layers in another way, and so does sparse input."""
+    y = Y[BackpropRegressor]
+    model = BackpropRegressor(hidden_layer_sizes=hidden, solver=solver, random_state=0, shuffle=False)
+    other = clone(model)
+    for batch_size, inputs in ((1, X), (40, X), (1, X), (40, csr_array(X)), (40, X)):
+        model.set_params(batch_size=batch_size).partial_fit(inputs, y)
+        other.set_params(batch_size=batch_size).partial_fit(inputs, y)
+        other = pickle.loads(pickle.dumps(other))  # which has no layout
+        assert_same(model, other)

@@ -288,6 +288,10 @@ class Network:
             packed[...] = logical
         return params
 
+    def is_laid_out_as(self, other):
+        """Whether packed parameters of the other network are packed as those of this one."""
+        return self.dtype == other.dtype and self._layers == other._layers
+
     def unpack(self, params):
         """Return coefs and intercepts, the logical parameters of a packed vector, as new arrays.
 
@@ -351,6 +355,8 @@ def aligned_zeros(n, dtype):
 
     A vector load that crosses the border of two cache lines takes twice as long.
     """
+    if n == 0:
+        return np.zeros(0, dtype)
     return _aligned_part(np.zeros(n * np.dtype(dtype).itemsize + CACHE_LINE, np.uint8), dtype)
 
 

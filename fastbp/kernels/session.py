@@ -2,7 +2,8 @@
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from fastbp.kernels.addresses import gather_address, kernel_addresses
 from fastbp.kernels.csr import Csr, catch_up_all
 from fastbp.kernels.epochs import STOPPED
 from fastbp.kernels.few import update_few
-from fastbp.kernels.network import aligned_zeros
+from fastbp.kernels.network import aligned_copy, aligned_zeros
 from fastbp.kernels.plan import (
     UPDATE_WORK,
     WAKING_CYCLES,
@@ -96,19 +97,56 @@ class OptimizerState:
         first, second = (aligned_zeros(network.n_params if k < n_moments else 0, network.dtype) for k in range(2))
         return cls(first, second, rate)
 
+    def copy(self):
+        """Return an independent copy."""
+        first, second = (aligned_copy(vector, vector.dtype) for vector in (self.first, self.second))
+        return replace(self, first=first, second=second)
+
     def store(self, network, solver):
-        """Return the state as a dict, in the layout of `coefs_`, which does not depend on the machine."""
-        parts = [network.unpack(part) for part in (self.first, self.second) if part.size]
+        """Return the state as a dict, whose parts have the layout of `coefs_`, which does not depend on the machine.
+
+        Its arrays are not copied: the state must not change after this.
+        """
+        parts = PackedParts(network, [part for part in (self.first, self.second) if part.size])
         return {"solver": solver, "steps": self.steps, "rate": self.rate, "parts": parts, "seed": self.seed}
 
     @classmethod
     def restore(cls, stored, network, solver):
         """Return the state from what `store` returned; None where it belongs to another solver or network."""
-        if stored["solver"] != solver or not memory_fits(stored, network.units):
+        parts = stored["parts"]
+        if stored["solver"] != solver:
             return None
-        parts = [network.pack(*part) for part in stored["parts"]]
-        parts += [aligned_zeros(0, network.dtype)] * (2 - len(parts))
-        return cls(parts[0], parts[1], stored["rate"], stored["steps"], stored["seed"])
+        if isinstance(parts, PackedParts) and network.is_laid_out_as(parts.network):
+            packed = [aligned_copy(vector, vector.dtype) for vector in parts.vectors]
+        elif memory_fits(stored, network.units):
+            packed = [network.pack(*part) for part in parts]
+        else:
+            return None
+        packed += [aligned_zeros(0, network.dtype)] * (2 - len(packed))
+        return cls(packed[0], packed[1], stored["rate"], stored["steps"], stored["seed"])
+
+
+class PackedParts(Sequence):
+    """Packed vectors as coefs and intercepts, which are unpacked for those who read them.
+
+    Training that goes on does not: it takes the vectors as they are.
+
+    Parameters
+    ----------
+    network : Network
+        Their layout.
+    vectors : list of ndarray
+        Packed as the parameters are.
+    """
+
+    def __init__(self, network, vectors):
+        self.network, self.vectors = network, vectors
+
+    def __len__(self):
+        return len(self.vectors)
+
+    def __getitem__(self, index):
+        return self.network.unpack(self.vectors[index])
 
 
 def memory_fits(stored, units):
@@ -153,6 +191,10 @@ class _Flat(NamedTuple):
     from_grads: list
 
 
+# What this process has compiled or loaded: the kernel, whether for several threads, and the types.
+_COMPILED: set[tuple] = set()
+
+
 class Session:
     """One network in training.
 
@@ -168,8 +210,8 @@ class Session:
         How to train.
     n_samples : int
         Samples in an epoch.
-    one_epoch : bool, default=False
-        Whether `run` takes one epoch only: of a few samples, it is over before sleeping threads have woken.
+    n_epochs : float, default=inf
+        The most epochs: a few of few samples are over before sleeping threads have woken.
     sparse : bool, default=False
         Whether to leave out zero inputs; see `plan.is_mostly_zero`.
     keep : bool, default=False
@@ -189,7 +231,7 @@ class Session:
     """
 
     def __init__(
-        self, network, params, optimizer, settings, n_samples, *, one_epoch=False, sparse=False, keep=False, csr=None,
+        self, network, params, optimizer, settings, n_samples, *, n_epochs=math.inf, sparse=False, keep=False, csr=None,
         interrupts=None,
     ):  # fmt: skip
         self.interrupts = interrupts or Interrupts()
@@ -207,7 +249,8 @@ class Session:
         general = sparse or keep or clips or csr is not None or network.has_dropout
         one_by_one = batch_size == 1 < n_samples and not general and online.is_small(network)
         least = threads.MIN_WORK_AFTER_PAUSE if settings.solver == "lbfgs" else threads.MIN_WORK_PER_THREAD
-        is_short = one_epoch and sample_work * n_samples < 2 * work_of_cycles(WAKING_CYCLES, network.dtype.itemsize)
+        whole_work = sample_work * n_samples * n_epochs
+        is_short = whole_work < 2 * work_of_cycles(WAKING_CYCLES, network.dtype.itemsize)
         self.n_threads = n_threads = (
             1 if one_by_one or is_short else threads.thread_count(settings.n_jobs, work, least)
         )  # fmt: skip
@@ -256,7 +299,6 @@ class Session:
         self._layers = read_layers(self._arrays.table)
         self._constants = settings.constants(network.dtype)
         self.losses = np.empty(0)
-        self._is_ready = False
         kind = "dense" if self._csr is None else "lazy" if self._csr.is_lazy else "csr"
         self._tuner = tuner_for(
             tuple(network.units), batch_size, network.dtype.itemsize, settings.solver, n_threads, kind
@@ -306,11 +348,12 @@ class Session:
             draws=np.empty(0 if twister is None else N_WORDS, np.uint32),
         )
         losses = np.empty(len(rates))
-        if not self._is_ready:
-            with self.interrupts.let_through():
-                for n_threads in self._tuner.options:  # so that the tuner does not measure the time of compiling
+        for n_threads in self._tuner.options:
+            kind = self._train, n_threads > 1, self._types(data)
+            if kind not in _COMPILED:
+                with self.interrupts.let_through():  # and so that the tuner does not measure the time of compiling
                     self._call(data, rates, 0, 0, epochs, losses, n_threads, (0, 0))
-            self._is_ready = True
+                _COMPILED.add(kind)
         done, begun, size = 0, self.optimizer.steps, self.settings.batch_size
         row = 0  # of the next batch: where the call before has left it
         try:
@@ -367,9 +410,13 @@ class Session:
         args = (data.as_bytes(), self._arrays, self._training_arrays, task, epochs, losses)
         done[0] = 0
         try:
-            threads.run(self._train, args, n_threads, (self.params.dtype, data.y.dtype, data.weight.dtype))
+            threads.run(self._train, args, n_threads, self._types(data))
         finally:  # Ctrl-C is raised when compiled code returns: the batches that it has done count
             optimizer.steps += int(done[0])
+
+    def _types(self, data):
+        """Return what tells apart the types of the arguments of compiled code."""
+        return self.params.dtype, data.y.dtype, data.weight.dtype
 
     def loss_and_gradient(self, data, params, total_weight, deadline=math.inf):
         """Compute the mean loss of a batch of all samples with its L2 term, and the gradient; for the solver "lbfgs".
