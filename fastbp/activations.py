@@ -837,6 +837,8 @@ ACTIVATIONS = {
         Identity, Logistic, Tanh, Relu, PiecewiseLinear, Gaussian, Threshold, LeakyRelu, Elu, Selu, Gelu, Silu,
     )
 }  # fmt: skip
+# Of output layers only: no parameter can name them.
+SOFTMAX, EXP = Softmax(), Exp()
 
 
 def get_activation(activation):

@@ -14,7 +14,7 @@ from sklearn.utils.class_weight import compute_class_weight, compute_sample_weig
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import is_multilabel, unique_labels
 
-from fastbp.activations import Activation, Logistic, Softmax
+from fastbp.activations import ACTIVATIONS, SOFTMAX, Activation
 from fastbp.calls import Call
 from fastbp.compat import Interval, StrOptions, check_partial_fit_first_call, check_sample_weight, fit_context
 from fastbp.estimator import BaseBackprop
@@ -498,6 +498,9 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
             return Y
         if not self.warm_start:
             return self._encode_targets(y)
+        places = self._known_places(y)
+        if places is not None and np.bincount(places, minlength=len(self.classes_)).all():
+            return _columns_of(places, len(self.classes_))
         labels = unique_labels(y)
         if set(labels) != set(self.classes_):
             raise ValueError(
@@ -508,17 +511,24 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
 
     def _encode_targets(self, y):
         """Check that y has no other classes than those of the first training; return the labels as 0 and 1."""
-        several = self._binarizer.y_type_ == "multilabel-indicator"
-        if _is_plain(y) and y.dtype.kind == self.classes_.dtype.kind and not several:
-            places = np.searchsorted(self.classes_, y)
-            if np.array_equal(self.classes_.take(places, mode="clip"), y):
-                return _columns_of(places, len(self.classes_))
+        places = self._known_places(y)
+        if places is not None:
+            return _columns_of(places, len(self.classes_))
         labels = unique_labels(y)
+        several = self._binarizer.y_type_ == "multilabel-indicator"
         if several != (y.ndim == 2) or len(np.setdiff1d(labels, self.classes_, assume_unique=True)):
             raise ValueError(
                 f"`y` has classes not in `self.classes_`. `self.classes_` has {self.classes_}. 'y' has {labels}."
             )
         return self._binarizer.transform(y)
+
+    def _known_places(self, y):
+        """Return the places of plain labels in `classes_`; None if y has others, or is for scikit-learn to encode."""
+        several = self._binarizer.y_type_ == "multilabel-indicator"
+        if several or not _is_plain(y) or y.dtype.kind != self.classes_.dtype.kind:
+            return None
+        places = np.searchsorted(self.classes_, y)
+        return places if np.array_equal(self.classes_.take(places, mode="clip"), y) else None
 
     def _combine_weights(self, X, y, sample_weight, *, incremental):
         if self.class_weight is None:
@@ -673,7 +683,7 @@ class BackpropClassifier(ClassifierMixin, BaseBackprop):
 
     def _default_output_activation(self, n_outputs):
         is_softmax = self.loss == "log_loss" and n_outputs > 1 and self._binarizer.y_type_ == "multiclass"
-        return Softmax() if is_softmax else Logistic()
+        return SOFTMAX if is_softmax else ACTIVATIONS["logistic"]
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -540,7 +540,7 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         )  # fmt: skip
         self._optimizer = optimizer.store(network, self.solver)
         self._progress = progress
-        self._activations = network.activations
+        self._activations = list(network.activations)
         self._loss = self._loss_of(network.units[-1])
         for name in ("_shuffling", "_training_state"):  # which belong to other weights
             self.__dict__.pop(name, None)

@@ -10,7 +10,7 @@ from sklearn.base import RegressorMixin
 from sklearn.utils import check_scalar
 from sklearn.utils.metaestimators import available_if
 
-from fastbp.activations import Activation, Exp, Identity
+from fastbp.activations import ACTIVATIONS, EXP, Activation
 from fastbp.calls import Call
 from fastbp.compat import Interval, StrOptions, fit_context
 from fastbp.estimator import BaseBackprop
@@ -569,7 +569,7 @@ class BackpropRegressor(RegressorMixin, BaseBackprop):
         return _r2(Y, outputs, weight)
 
     def _default_output_activation(self, n_outputs):
-        return Exp() if self.loss == "poisson" else Identity()
+        return EXP if self.loss == "poisson" else ACTIVATIONS["identity"]
 
 
 def _r2(Y, outputs, weight):

@@ -12,15 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from fastbp.activations import ACTIVATIONS, Activation, Exp, Softmax
+from fastbp.activations import ACTIVATIONS, EXP, SOFTMAX, Activation
 from fastbp.compat import mersenne_twister_of
 from fastbp.kernels.session import memory_fits
 from fastbp.losses import LOSSES, Loss
 from fastbp.optimizers import SOLVERS
 from fastbp.prediction import check_shapes
 
-# The last two are of output layers only, and no parameter can name them.
-_ACTIVATION_TYPES: dict[str, Any] = {known.name: type(known) for known in (*ACTIVATIONS.values(), Softmax(), Exp())}
+_ACTIVATION_TYPES: dict[str, Any] = {known.name: type(known) for known in (*ACTIVATIONS.values(), SOFTMAX, EXP)}
 
 
 class FormatError(ValueError):

@@ -13,7 +13,7 @@ import sklearn
 from scipy.sparse import csr_array
 from sklearn.exceptions import ConvergenceWarning
 
-from fastbp.activations import ACTIVATIONS, Softmax
+from fastbp.activations import ACTIVATIONS, SOFTMAX
 from fastbp.classifier import BackpropClassifier
 from fastbp.codegen.jit import no_compilation_notice
 from fastbp.codegen.target import HAS_FMA, VECTOR_BITS
@@ -67,7 +67,7 @@ def warmup(report=None):
                 BackpropClassifier(max_iter=2).fit(sparse, y).predict(sparse)
             kernel_addresses(dtype, index_lists=True)
             panels_address(np.dtype(dtype))
-            for activation in (*ACTIVATIONS.values(), Softmax()):
+            for activation in (*ACTIVATIONS.values(), SOFTMAX):
                 activation.forward_address(dtype), activation.backward_address(dtype)
             Dropout(0.5).address(dtype)
             if report is not None:

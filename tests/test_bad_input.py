@@ -379,7 +379,7 @@ def test_other_classes(models):
         model.partial_fit(X, LABELS + 1)
     with refused(model, ValueError, "`y` has classes not in `self.classes_`"):
         model.partial_fit(X, np.eye(3, dtype=int)[LABELS])
-    for y in (LABELS > 0, LABELS + 1):
+    for y in (LABELS > 0, LABELS + 1, np.minimum(LABELS, 1)):
         with refused(warm, ValueError, "warm_start can only be used where `y` has the same classes"):
             warm.fit(X, y)
     several = fitted("classifier", y=np.eye(3, dtype=int)[LABELS])
