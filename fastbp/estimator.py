@@ -1,7 +1,6 @@
 """What the estimators share: parameters, checks of the input, fitted attributes."""
 
 import copy
-import inspect
 import math
 from contextlib import contextmanager
 from functools import cache
@@ -33,16 +32,16 @@ from fastbp.fit_callbacks import FitCallbacks
 from fastbp.initializers import WEIGHT_INITS, initial_parameters, scaled_parameters
 from fastbp.inputs import keep_float64, need_no_checks, plain_numbers, ravel_column, targets_and_weights
 from fastbp.kernels.csr_matrix import split_inputs
-from fastbp.kernels.network import aligned, make_network
+from fastbp.kernels.network import make_network
 from fastbp.kernels.plan import is_mostly_zero
 from fastbp.kernels.records import Data, declare_writeable
 from fastbp.kernels.session import OptimizerState, Session, StepSettings
-from fastbp.losses import CANONICAL_ACTIVATIONS, Loss
+from fastbp.losses import CANONICAL_ACTIVATIONS
 from fastbp.optimizers import SOLVERS
 from fastbp.prediction import ArraysMovedError, Predictor, check_shapes
 from fastbp.progress import Progress, Shuffling, TrainingState
 from fastbp.schedules import SCHEDULES, SGD_SCHEDULES
-from fastbp.state import check_state, plain_state
+from fastbp.state import PlainStateMixin
 from fastbp.user_warnings import warn_user
 from fastbp.validation import Validation, ValidationSamples
 
@@ -64,7 +63,7 @@ class NotSupportedError(ValueError, NotImplementedError):
     """What a method does not do with these parameters; scikit-learn raises the first, its checks know the second."""
 
 
-class BaseBackprop(CallbackSupportMixin, BaseEstimator):
+class BaseBackprop(PlainStateMixin, CallbackSupportMixin, BaseEstimator):
     """Base of the estimators that are trained by backpropagation."""
 
     _parameter_constraints: dict = {
@@ -694,49 +693,6 @@ class BaseBackprop(CallbackSupportMixin, BaseEstimator):
         tags.input_tags.sparse = True
         return tags
 
-    def __getstate__(self):
-        """Return the attributes; of a fitted estimator in plain types, which tools that load files know."""
-        state = super().__getstate__()
-        return plain_state(state) if "_progress" in state else state
-
-    def __setstate__(self, state):
-        """Restore what was pickled, by this version or by 0.1.0, which had fewer parameters.
-
-        Raises
-        ------
-        FormatError
-            If the weights, the memory of the optimizer, or other parts of a fitted estimator do not fit together.
-        """
-        self._restore(state)
-        if "coefs_" in vars(self):
-            self.coefs_ = [aligned(coef) for coef in self.coefs_]  # as after fit, see `Network.unpack`
-
-    def __copy__(self):
-        """Return a shallow copy: it has the same arrays, and curves of its own, as `partial_fit` goes on in them."""
-        model = object.__new__(type(self))
-        model._restore(self.__getstate__())
-        attributes = model.__dict__
-        if "_progress" in attributes:
-            model._progress = model._progress.copy()
-        for name in {"loss_curve_", "lr_curve_"} & attributes.keys():
-            attributes[name] = copy.copy(attributes[name])
-        return model
-
-    def _restore(self, state):
-        defaults = inspect.signature(type(self).__init__).parameters
-        state = {name: defaults[name].default for name in self._get_param_names() if name not in state} | state
-        if "_memory" in state:
-            state = plain_state(_state_of_0_1_0(state))
-        if "coefs_" in state:
-            activations, loss = check_state(state)
-            progress = Progress(**state["_progress"])
-            state |= {"_activations": activations, "_loss": loss, "_progress": progress}
-            if "_shuffling" in state:
-                state["_shuffling"] = Shuffling(**state["_shuffling"])
-            if "_training_state" in state:
-                state["_training_state"] = TrainingState(**state["_training_state"])
-        super().__setstate__(state)
-
     @contextmanager
     def _all_at_once(self):
         """Yield a copy to change; this estimator has its attributes when the block ends, and none if it fails.
@@ -783,21 +739,6 @@ def _keep(kept, estimator, value):
 
 def _forget_predictor(estimator):
     _PREDICTORS.pop(id(estimator), None)
-
-
-def _state_of_0_1_0(state):
-    """Return the state of a fitted estimator of version 0.1.0 as this version has it."""
-    old = vars(state["_progress"])
-    losses = old["loss_curve"]
-    rates = [np.nan] * len(losses)  # which it did not keep
-    progress = Progress(**old, lr_curve=rates, loss=losses[-1] if losses else None)
-    others = {name: value for name, value in state.items() if name != "_memory"}
-    return others | {
-        "_optimizer": {"seed": None} | state["_memory"], "_progress": progress,
-        "_is_untrained": not losses and state["_memory"]["steps"] == 0,
-        "_loss": Loss(state["_loss"], (0.0,) * state["n_outputs_"]), "lr_curve_": list(rates),
-        "validation_scores_": None, "best_validation_score_": None, "validation_loss_curve_": None, "best_iter_": None,
-    }  # fmt: skip
 
 
 def _as_list(values):

@@ -4,6 +4,8 @@ Pickles, skops files and those of `fastbp.save` hold this state. Kernels check n
 through `check_state` first.
 """
 
+import copy
+import inspect
 import math
 import reprlib
 from dataclasses import asdict, fields
@@ -11,19 +13,86 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+from sklearn.base import BaseEstimator
 
 from fastbp.activations import ACTIVATIONS, EXP, SOFTMAX, Activation
 from fastbp.compat import mersenne_twister_of
+from fastbp.kernels.network import aligned
 from fastbp.kernels.session import memory_fits
 from fastbp.losses import LOSSES, Loss
 from fastbp.optimizers import SOLVERS
 from fastbp.prediction import check_shapes
+from fastbp.progress import Progress, Shuffling, TrainingState
 
 _ACTIVATION_TYPES: dict[str, Any] = {known.name: type(known) for known in (*ACTIVATIONS.values(), SOFTMAX, EXP)}
 
 
 class FormatError(ValueError):
     """A file is no model of fastbp, is damaged, or was written by a newer version."""
+
+
+class PlainStateMixin(BaseEstimator):
+    """Pickles and copies of an estimator: they hold its state in plain types, and what is restored is checked."""
+
+    coefs_: list[np.ndarray]
+
+    def __getstate__(self):
+        """Return the attributes; of a fitted estimator in plain types, which tools that load files know."""
+        state = super().__getstate__()
+        return plain_state(state) if "_progress" in state else state
+
+    def __setstate__(self, state):
+        """Restore what was pickled, by this version or by 0.1.0, which had fewer parameters.
+
+        Raises
+        ------
+        FormatError
+            If the weights, the memory of the optimizer, or other parts of a fitted estimator do not fit together.
+        """
+        self._restore(state)
+        if "coefs_" in vars(self):
+            self.coefs_ = [aligned(coef) for coef in self.coefs_]  # as after fit, see `Network.unpack`
+
+    def __copy__(self):
+        """Return a shallow copy: it has the same arrays, and curves of its own, as `partial_fit` goes on in them."""
+        model = object.__new__(type(self))
+        model._restore(self.__getstate__())
+        attributes = model.__dict__
+        if "_progress" in attributes:
+            model._progress = model._progress.copy()
+        for name in {"loss_curve_", "lr_curve_"} & attributes.keys():
+            attributes[name] = copy.copy(attributes[name])
+        return model
+
+    def _restore(self, state):
+        defaults = inspect.signature(type(self).__init__).parameters
+        state = {name: defaults[name].default for name in self._get_param_names() if name not in state} | state
+        if "_memory" in state:
+            state = plain_state(_state_of_0_1_0(state))
+        if "coefs_" in state:
+            activations, loss = check_state(state)
+            progress = Progress(**state["_progress"])
+            state |= {"_activations": activations, "_loss": loss, "_progress": progress}
+            if "_shuffling" in state:
+                state["_shuffling"] = Shuffling(**state["_shuffling"])
+            if "_training_state" in state:
+                state["_training_state"] = TrainingState(**state["_training_state"])
+        super().__setstate__(state)
+
+
+def _state_of_0_1_0(state):
+    """Return the state of a fitted estimator of version 0.1.0 as this version has it."""
+    old = vars(state["_progress"])
+    losses = old["loss_curve"]
+    rates = [np.nan] * len(losses)  # which it did not keep
+    progress = Progress(**old, lr_curve=rates, loss=losses[-1] if losses else None)
+    others = {name: value for name, value in state.items() if name != "_memory"}
+    return others | {
+        "_optimizer": {"seed": None} | state["_memory"], "_progress": progress,
+        "_is_untrained": not losses and state["_memory"]["steps"] == 0,
+        "_loss": Loss(state["_loss"], (0.0,) * state["n_outputs_"]), "lr_curve_": list(rates),
+        "validation_scores_": None, "best_validation_score_": None, "validation_loss_curve_": None, "best_iter_": None,
+    }  # fmt: skip
 
 
 def plain_state(state):

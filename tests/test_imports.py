@@ -61,7 +61,7 @@ DOORS = {
     "inputs": {"kernels.records"},
     "estimator": {"kernels.csr_matrix", "kernels.network", "kernels.plan", "kernels.records", "kernels.session"},
     "inspection": {"kernels.csr_matrix", "kernels.network", "kernels.records", "kernels.session"},
-    "state": {"kernels.session"},
+    "state": {"kernels.network", "kernels.session"},
     "persistence": set(),
     "callbacks": set(),
     "calls": set(),
