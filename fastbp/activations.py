@@ -839,6 +839,8 @@ ACTIVATIONS = {
 }  # fmt: skip
 # Of output layers only: no parameter can name them.
 SOFTMAX, EXP = Softmax(), Exp()
+# The activations of networks whose user has passed no object.
+SHARED = ACTIVATIONS | {SOFTMAX.name: SOFTMAX, EXP.name: EXP}
 
 
 def get_activation(activation):

@@ -3,7 +3,7 @@
 import copy
 import math
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from numbers import Integral, Real
 from operator import is_
 from weakref import ref
@@ -15,7 +15,7 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from fastbp import lbfgs, training
-from fastbp.activations import ACTIVATIONS, Activation, check_can_learn, get_activation
+from fastbp.activations import ACTIVATIONS, SHARED, Activation, check_can_learn, get_activation
 from fastbp.calls import Start
 from fastbp.checkpoints import Models, check_checkpoint, check_same_training, compact, digest_of
 from fastbp.compat import (
@@ -144,6 +144,23 @@ class BaseBackprop(PlainStateMixin, CallbackSupportMixin, BaseEstimator):
             rule=model._probability_rule(), is_vector=model._is_vector(),
         )  # fmt: skip
 
+    @property
+    def loss_curve_(self) -> list[float]:
+        """Mean loss of each epoch, of all calls of `partial_fit` and warm starts."""
+        return self._curve("loss_curve")
+
+    @property
+    def lr_curve_(self) -> list[float] | None:
+        """Learning rate of each epoch, at its first batch; None for the solver "lbfgs"."""
+        curve = self._curve("lr_curve")
+        return None if self._optimizer["solver"] == "lbfgs" else curve
+
+    def _curve(self, name):
+        # Made when somebody asks for it: in each call of `partial_fit` it would take longer and longer.
+        if "_progress" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute '{name}_': it is not fitted.")
+        return list(getattr(self._progress, name))
+
     def _check_X(self, X, y="no_validation", *, reset, dtype=None):
         """Check the input.
 
@@ -166,10 +183,9 @@ class BaseBackprop(PlainStateMixin, CallbackSupportMixin, BaseEstimator):
         """
         if dtype is None:
             dtype = np.dtype(np.float32 if self.dtype == "auto" else self.dtype) if reset else self.coefs_[0].dtype
+        has_targets = not isinstance(y, str)
         if reset or "feature_names_in_" in self.__dict__ or not need_no_checks(X, y, self.n_features_in_):
-            X, *y = self._validate(X, y, reset, dtype)
-        else:
-            y = [y]
+            X, y = self._validate(X, y, has_targets, reset, dtype)
         if reset and self.dtype == "auto" and X.dtype == np.float64:
             dtype = X.dtype
         values = X.data if issparse(X) else X
@@ -179,12 +195,12 @@ class BaseBackprop(PlainStateMixin, CallbackSupportMixin, BaseEstimator):
             and max(values.max(), -values.min()) > np.finfo(dtype).max
         ):
             raise ValueError(f"Input X contains infinity or a value too large for {dtype!r}.")
-        return X if issparse(X) else declare_writeable(X), *map(ravel_column, y), dtype
+        X = X if issparse(X) else declare_writeable(X)
+        return (X, ravel_column(y), dtype) if has_targets else (X, dtype)
 
-    def _validate(self, X, y, reset, dtype):
-        """Return X, and y if it was given, as scikit-learn's checks of both leave them."""
+    def _validate(self, X, y, has_targets, reset, dtype):
+        """Return X and y as scikit-learn's checks leave them."""
         X, sources = keep_float64(X, dtype)
-        has_targets = not isinstance(y, str)
         options = {"multi_output": True, "y_numeric": self._numeric_targets} if has_targets else {}
         try:
             checked = validate_data(
@@ -193,7 +209,7 @@ class BaseBackprop(PlainStateMixin, CallbackSupportMixin, BaseEstimator):
         except OverflowError as error:
             raise ValueError(f"The input has a number that is too large for a float: {error}.") from error
         if not has_targets:
-            return (checked,)
+            return checked, y
         X, y = checked
         if issparse(y) and (self._numeric_targets or y.shape[1] == 1):
             raise TypeError(
@@ -325,7 +341,9 @@ class BaseBackprop(PlainStateMixin, CallbackSupportMixin, BaseEstimator):
             samples = self._held_out_samples(X, y, Y, weight, held_out)
         data = Data(x, self._training_targets(Y), weight, start.order)
         step_settings = self._step_settings(data.order.size, Y.shape[1])
-        network = make_network(units, activations, work_dtype, step_settings.batch_size, csr is not None, dropout)
+        network = _network_of(
+            units, activations, work_dtype, step_settings.batch_size, csr is not None, tuple(dropout)
+        )  # fmt: skip
         optimizer = self._optimizer_of(start, network)
         params, is_sparse = network.pack(start.coefs, start.intercepts), csr is None and is_mostly_zero(X)
         settings, progress = self._loop_settings(call), start.progress
@@ -357,8 +375,6 @@ class BaseBackprop(PlainStateMixin, CallbackSupportMixin, BaseEstimator):
                 "Solver produced non-finite parameter weights. The input data may contain large values and need "
                 "to be preprocessed."
             )
-        if call.incremental and fitted_units is not None:
-            progress.follow(self._progress)
         self._set_fitted(network, coefs, intercepts, dtype, optimizer, progress)
         if call.incremental:
             self._keep_shuffling(start.random_state, data.order)
@@ -390,8 +406,7 @@ class BaseBackprop(PlainStateMixin, CallbackSupportMixin, BaseEstimator):
                 "continue only in the same shape: set warm_start=False and call fit to start anew."
             )
         memory = self._optimizer if call.incremental else None
-        progress = self._progress.going_on() if call.incremental else self._progress.copy()
-        return Start(self.coefs_, self.intercepts_, progress, random_state, order, memory)
+        return Start(self.coefs_, self.intercepts_, self._progress.copy(), random_state, order, memory)
 
     def _optimizer_of(self, start, network):
         """Return the optimizer: as it was where training goes on, if it is of the same kind; else a new one."""
@@ -554,8 +569,6 @@ class BaseBackprop(PlainStateMixin, CallbackSupportMixin, BaseEstimator):
         self.n_layers_ = len(self.coefs_) + 1
         self.n_outputs_ = self.coefs_[-1].shape[1]
         self.out_activation_ = self._activations[-1].name
-        self.loss_curve_ = progress.loss_curve  # in which `partial_fit` goes on
-        self.lr_curve_ = None if self._optimizer["solver"] == "lbfgs" else progress.lr_curve
         self.best_loss_ = None if stops_early else progress.best_loss
         scores, losses = progress.validation_scores, progress.validation_losses
         self.validation_scores_ = None if scores is None else list(scores)
@@ -719,6 +732,19 @@ class BaseBackprop(PlainStateMixin, CallbackSupportMixin, BaseEstimator):
         _forget_predictor(self)  # it would keep the old weights
 
 
+def _network_of(units, activations, *options):
+    """Return what `make_network` does, as it is made of the same names only once."""
+    names = tuple(activation.name for activation in activations)
+    if all(map(is_, activations, map(SHARED.get, names))):
+        return _network_of_names(tuple(units), names, *options)
+    return make_network(units, activations, *options)  # whose coefficients the user may change
+
+
+@lru_cache(maxsize=256)  # it would take a tenth of the time of a call of `partial_fit` for a few samples
+def _network_of_names(units, names, *options):
+    return make_network(units, [SHARED[name] for name in names], *options)
+
+
 def _copied(generator):
     """Return a copy of a random generator of a seed, in less time than `copy.deepcopy`."""
     copied = np.random.RandomState(0)
@@ -726,7 +752,7 @@ def _copied(generator):
     return copied
 
 
-@cache
+@cache  # as it is asked for all attributes in each call
 def _is_fitted(name):
     """Whether training sets the attribute, so that it belongs together with the weights."""
     return name.endswith("_") or name in _PRIVATE_FITTED

@@ -54,13 +54,50 @@ class TrainingState:
     data: str
 
 
+class Curve:
+    """Numbers, one for each epoch, to which more are added.
+
+    A copy shares the list of numbers until both have grown: `partial_fit` makes one in each call, which would take
+    longer and longer, as it must change nothing where it fails.
+
+    Parameters
+    ----------
+    numbers : iterable of float
+        The first numbers.
+    """
+
+    def __init__(self, numbers=()):
+        self._numbers = list(numbers)
+        self._n = len(self._numbers)  # those of the list that are in this curve
+
+    def __len__(self):
+        return self._n
+
+    def __iter__(self):
+        return iter(self._numbers[: self._n])
+
+    def append(self, number):
+        """Add a number."""
+        numbers = self._numbers
+        numbers.append(number)
+        if len(numbers) != self._n + 1:  # a copy has grown before, or does at this moment in another thread
+            self._numbers = [*numbers[: self._n], number]
+        self._n += 1
+
+    def copy(self):
+        """Return an independent copy."""
+        other = Curve()
+        other._numbers, other._n = self._numbers, self._n
+        return other
+
+
 @dataclass
 class Progress:
     """The progress of training; `partial_fit` and `warm_start` continue from it.
 
     Attributes
     ----------
-    loss_curve, lr_curve : list of float
+    loss_curve, lr_curve : Curve
         Mean loss of each epoch, over the batches as they were trained on; the learning rate of its first batch.
     loss, best_loss : float
         The last and the lowest of the losses; before the first there is no last.
@@ -81,8 +118,8 @@ class Progress:
         Epochs of the last call.
     """
 
-    loss_curve: list = field(default_factory=list)
-    lr_curve: list = field(default_factory=list)
+    loss_curve: Curve = field(default_factory=Curve)
+    lr_curve: Curve = field(default_factory=Curve)
     loss: float | None = None
     best_loss: float = np.inf
     validation_scores: list | None = None
@@ -97,22 +134,18 @@ class Progress:
     def copy(self):
         """Return an independent copy."""
         values: dict[str, Any] = {
-            name: list(value) if isinstance(value, list) else value for name, value in vars(self).items()
+            name: value.copy() if isinstance(value, list | Curve) else value for name, value in vars(self).items()
         }  # fmt: skip
         return Progress(**values)
 
-    def going_on(self):
-        """Return what a call of `partial_fit` begins with: its curves are those of this call alone until `follow`."""
-        return Progress(**(vars(self) | {"loss_curve": [], "lr_curve": []}))
+    def plain(self):
+        """Return the attributes as a dict, with lists in the place of curves; `Progress.restore` takes it."""
+        return {name: list(value) if isinstance(value, Curve) else value for name, value in vars(self).items()}
 
-    def follow(self, before):
-        """Append the curves to those of the calls before, in whose lists they go on.
-
-        Copies of these would take longer with each call.
-        """
-        before.loss_curve += self.loss_curve
-        before.lr_curve += self.lr_curve
-        self.loss_curve, self.lr_curve = before.loss_curve, before.lr_curve
+    @classmethod
+    def restore(cls, plain):
+        """Return the progress that `plain` has described."""
+        return cls(**(plain | {name: Curve(plain[name]) for name in ("loss_curve", "lr_curve")}))
 
     def begin(self, *, validates, early_stopping, scoring=None):
         """Begin a call of training: other scores than before do not continue those that there are."""

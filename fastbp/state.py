@@ -4,7 +4,6 @@ Pickles, skops files and those of `fastbp.save` hold this state. Kernels check n
 through `check_state` first.
 """
 
-import copy
 import inspect
 import math
 import reprlib
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator
 
-from fastbp.activations import ACTIVATIONS, EXP, SOFTMAX, Activation
+from fastbp.activations import SHARED, Activation
 from fastbp.compat import mersenne_twister_of
 from fastbp.kernels.network import aligned
 from fastbp.kernels.session import memory_fits
@@ -24,7 +23,7 @@ from fastbp.optimizers import SOLVERS
 from fastbp.prediction import check_shapes
 from fastbp.progress import Progress, Shuffling, TrainingState
 
-_ACTIVATION_TYPES: dict[str, Any] = {known.name: type(known) for known in (*ACTIVATIONS.values(), SOFTMAX, EXP)}
+_ACTIVATION_TYPES: dict[str, Any] = {known.name: type(known) for known in SHARED.values()}
 
 
 class FormatError(ValueError):
@@ -54,24 +53,21 @@ class PlainStateMixin(BaseEstimator):
             self.coefs_ = [aligned(coef) for coef in self.coefs_]  # as after fit, see `Network.unpack`
 
     def __copy__(self):
-        """Return a shallow copy: it has the same arrays, and curves of its own, as `partial_fit` goes on in them."""
+        """Return a shallow copy: it has the same arrays."""
         model = object.__new__(type(self))
         model._restore(self.__getstate__())
-        attributes = model.__dict__
-        if "_progress" in attributes:
-            model._progress = model._progress.copy()
-        for name in {"loss_curve_", "lr_curve_"} & attributes.keys():
-            attributes[name] = copy.copy(attributes[name])
         return model
 
     def _restore(self, state):
         defaults = inspect.signature(type(self).__init__).parameters
         state = {name: defaults[name].default for name in self._get_param_names() if name not in state} | state
+        for name in ("loss_curve_", "lr_curve_"):  # which earlier versions kept beside the progress
+            state.pop(name, None)
         if "_memory" in state:
             state = plain_state(_state_of_0_1_0(state))
         if "coefs_" in state:
             activations, loss = check_state(state)
-            progress = Progress(**state["_progress"])
+            progress = Progress.restore(state["_progress"])
             state |= {"_activations": activations, "_loss": loss, "_progress": progress}
             if "_shuffling" in state:
                 state["_shuffling"] = Shuffling(**state["_shuffling"])
@@ -85,12 +81,12 @@ def _state_of_0_1_0(state):
     old = vars(state["_progress"])
     losses = old["loss_curve"]
     rates = [np.nan] * len(losses)  # which it did not keep
-    progress = Progress(**old, lr_curve=rates, loss=losses[-1] if losses else None)
+    progress = Progress.restore(old | {"lr_curve": rates, "loss": losses[-1] if losses else None})
     others = {name: value for name, value in state.items() if name != "_memory"}
     return others | {
         "_optimizer": {"seed": None} | state["_memory"], "_progress": progress,
         "_is_untrained": not losses and state["_memory"]["steps"] == 0,
-        "_loss": Loss(state["_loss"], (0.0,) * state["n_outputs_"]), "lr_curve_": list(rates),
+        "_loss": Loss(state["_loss"], (0.0,) * state["n_outputs_"]),
         "validation_scores_": None, "best_validation_score_": None, "validation_loss_curve_": None, "best_iter_": None,
     }  # fmt: skip
 
@@ -112,14 +108,12 @@ def plain_state(state):
     plain = dict(state)
     plain["_activations"] = [describe_activation(activation) for activation in state["_activations"]]
     plain["_loss"] = state["_loss"]._asdict()
-    for name in {"_progress", "_shuffling", "_training_state"} & state.keys():
+    plain["_progress"] = state["_progress"].plain()
+    for name in {"_shuffling", "_training_state"} & state.keys():
         plain[name] = dict(vars(state[name]))
     units = [state["n_features_in_"], *map(np.size, state["intercepts_"])]
     optimizer = plain["_optimizer"] = dict(state["_optimizer"])
-    if optimizer["parts"] is not None:
-        optimizer["parts"] = list(optimizer["parts"])
-    if not memory_fits(optimizer, units):
-        optimizer["parts"] = None
+    optimizer["parts"] = list(optimizer["parts"]) if memory_fits(optimizer, units) else None
     return plain
 
 

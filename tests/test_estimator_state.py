@@ -9,6 +9,7 @@ import pytest
 from scipy.sparse import csr_matrix, issparse
 
 from fastbp import estimator, training
+from fastbp.activations import LeakyRelu
 from fastbp.classifier import BackpropClassifier
 from fastbp.kernels.session import Session
 from fastbp.prediction import Predictor
@@ -361,3 +362,56 @@ def test_what_need_not_be_checked_is_predicted_as_if_it_were(dtype):
     ):
         with pytest.raises(ValueError):
             clf.predict_proba(wrong)
+
+
+def networks_of(monkeypatch, *models):
+    """Return the networks that are trained."""
+    found = []
+
+    class Noted(Session):
+        def __init__(self, network, *args, **kwargs):
+            found.append(network)
+            super().__init__(network, *args, **kwargs)
+
+    monkeypatch.setattr(estimator, "Session", Noted)
+    for model in models:
+        model.fit(X, Y)
+    return found
+
+
+def test_networks_of_the_same_names_are_laid_out_once(monkeypatch):
+    parameters = dict(hidden_layer_sizes=(4,), max_iter=1)
+    first, *others = networks_of(
+        monkeypatch,
+        *(
+            BackpropClassifier(**parameters | change)
+            for change in (
+                {},
+                {"alpha": 0.1},
+                {"hidden_layer_sizes": (5,)},
+                {"dtype": "float32"},
+                {"batch_size": 1},
+                {"dropout": 0.5},
+                {"activation": "tanh"},
+                {"activation": LeakyRelu(0.3)},
+            )
+        ),
+    )
+    assert others[0] is first and all(other is not first for other in others[1:])
+    assert [other.activations[0].name for other in others[-2:]] == ["tanh", "leaky_relu"]
+
+
+def test_the_network_of_an_activation_of_the_user_is_not_kept(monkeypatch):
+    """Its coefficients may be others the next time, and it may hold a lot of memory."""
+    activation = LeakyRelu(0.3)
+    model = BackpropClassifier((4,), activation, max_iter=1)
+    (first,) = networks_of(monkeypatch, model)
+    object.__setattr__(activation, "negative_slope", 0.4)
+    (second,) = networks_of(monkeypatch, model)
+    assert [network.activations[0] is activation for network in (first, second)] == [True, True]
+    assert not np.array_equal(first.coefficients, second.coefficients)
+    kept = weakref.ref(activation)
+    del activation, model, first, second
+    monkeypatch.undo()
+    gc.collect()
+    assert kept() is None

@@ -481,16 +481,17 @@ def test_a_model_of_version_0_1_0(iris):
     X, y = iris
     clf = fitted(X, y)
     state = dict(vars(clf))
-    for name in (*LATER, "lr_curve_", "validation_scores_", "best_validation_score_", "validation_loss_curve_",
+    for name in (*LATER, "validation_scores_", "best_validation_score_", "validation_loss_curve_",
                  "best_iter_"):  # fmt: skip
         state.pop(name)
-    state["_memory"] = state.pop("_optimizer")
+    state |= {"_memory": state.pop("_optimizer"), "loss_curve_": clf.loss_curve_}
     state["_loss"] = "log_loss"
     assert state.keys() - {"_sklearn_version"} == STATE_OF_0_1_0
     old = object.__new__(BackpropClassifier)
     progress = object.__new__(type(state["_progress"]))
     kept = ("loss_curve", "best_loss", "no_improvement", "samples_seen", "epochs")
-    progress.__dict__.update({name: getattr(state["_progress"], name) for name in kept})
+    plain = state["_progress"].plain()
+    progress.__dict__.update({name: plain[name] for name in kept})
     old.__setstate__(state | {"_progress": progress})
     np.testing.assert_array_equal(old.predict_proba(X), clf.predict_proba(X))
     assert old.get_params() == clf.get_params()

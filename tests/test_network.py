@@ -9,9 +9,8 @@ import pytest
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 
-from fastbp.activations import Activation, LeakyRelu, Relu, Softmax, Tanh, get_activation
+from fastbp.activations import Activation, Relu, Softmax, Tanh, get_activation
 from fastbp.codegen.target import CACHE_LINE
-from fastbp.dropout import Dropout
 from fastbp.initializers import initial_parameters
 from fastbp.kernels.network import Layer, Network, aligned, aligned_zeros, make_network
 from fastbp.kernels.plan import BLOCK_ROWS, TRANSPOSED_BLOCKS
@@ -214,23 +213,6 @@ def test_aligned_copies_only_what_is_not(tmp_path):
     read_only.flags.writeable = False
     for array in (copy, np.asfortranarray(own), own[:, 3:], file, np.asarray(file)[:1, 1:], shared, read_only):
         assert aligned(array) is array
-
-
-def test_the_same_network_for_the_same_arguments_only():
-    hidden, output = LeakyRelu(0.0), get_activation("identity")
-    network = make_network([3, 4, 2], [hidden, output], "float32", 10)
-    assert make_network((3, 4, 2), (hidden, output), np.float32, batch_size=7) is network
-    for other in (LeakyRelu(0.0), LeakyRelu(-0.0), Relu()):
-        assert make_network([3, 4, 2], [other, output], np.float32, 10).activations[0] is other
-    for units, dtype, options in (
-        ([3, 5, 2], np.float32, {}),
-        ([3, 4, 2], np.float64, {}),
-        ([3, 4, 2], np.float32, {"batch_size": 1}),
-        ([3, 4, 2], np.float32, {"csr_input": True}),
-        ([3, 4, 2], np.float32, {"dropout": [Dropout(0.5)]}),
-    ):
-        other = make_network(units, [hidden, output], dtype, **{"batch_size": 10, **options})
-        assert other is not network and other.units == units and other.dtype == dtype
 
 
 def test_coefficients_and_units():

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from scipy.sparse import csr_array, random
 from sklearn.base import clone
 
 from fastbp import BackpropClassifier, BackpropRegressor
+from fastbp.kernels.session import PackedParts
+from fastbp.progress import Curve
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -18,7 +21,8 @@ Y = {
     BackpropClassifier: (X[:, 0] + 0.3 * RNG.randn(130) > 0) + (X[:, 1] > 0).astype(int),
     BackpropRegressor: X @ RNG.randn(12, 2),
 }
-OPTIONS = dict(hidden_layer_sizes=(9,), batch_size=40, max_iter=6, tol=0.0, n_iter_no_change=np.inf)
+# So many units that the memory of the optimizer stays packed; of fewer there is more padding.
+OPTIONS = dict(hidden_layer_sizes=(48,), batch_size=40, max_iter=6, tol=0.0, n_iter_no_change=np.inf)
 
 
 def first_call(model, y):
@@ -154,22 +158,69 @@ COPIES = {
 
 
 @pytest.mark.parametrize("way", COPIES)
-def test_curves_go_on_in_their_lists(way):
-    """Copies of all epochs before would take longer with each call. Those of other estimators do not grow with them."""
+def test_copies_go_on_by_themselves(way):
     y = Y[BackpropRegressor]
     model = BackpropRegressor(**OPTIONS, random_state=0).partial_fit(X, y)
-    curves = model.loss_curve_, model.lr_curve_
     other = COPIES[way](model)
-    model.partial_fit(X, y)
-    assert (model.loss_curve_, model.lr_curve_) == curves and model.loss_curve_ is curves[0]
-    assert model.lr_curve_ is curves[1] and len(curves[0]) == len(curves[1]) == 2
-    assert (other.loss_curve_, other.lr_curve_) == (curves[0][:1], curves[1][:1])
-    assert_same(other.partial_fit(X, y), model)
-    assert model.fit(X, y).loss_curve_ is not curves[0] and len(curves[0]) == 2
+    curves = model.loss_curve_, model.lr_curve_
+    for _ in range(2):
+        other.partial_fit(X, y)
+    assert (model.loss_curve_, model.lr_curve_) == curves and len(other.loss_curve_) == 3
+    assert_same(other, model.partial_fit(X, y).partial_fit(X, y))
+
+
+def test_edited_curves_change_nothing():
+    y = Y[BackpropRegressor]
+    model = BackpropRegressor(**OPTIONS, random_state=0).partial_fit(X, y)
+    model.loss_curve_.clear(), model.lr_curve_.append(None)
+    assert len(model.partial_fit(X, y).loss_curve_) == len(model.lr_curve_) == 2
+    pickle.loads(pickle.dumps(model))
+
+
+def test_curves_fit_the_model_where_several_threads_train_it():
+    y = Y[BackpropRegressor]
+    model = BackpropRegressor(**OPTIONS, random_state=0).partial_fit(X, y)
+    found = []
+
+    def train(_):
+        model.partial_fit(X, y)
+        seen = copy.copy(model)
+        found.append((len(seen.loss_curve_), len(seen.lr_curve_), seen.t_ / len(X)))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(train, range(200)))
+    assert len(found) == 200 and all(a == b == c for a, b, c in found)
+
+
+def test_an_error_at_the_end_changes_no_curve():
+    class Late(BackpropRegressor):
+        def _keep_shuffling(self, random_state, order):
+            if self.t_ > len(X):
+                raise TimeoutError
+
+    y = Y[BackpropRegressor]
+    model = Late(**OPTIONS, random_state=0).partial_fit(X, y)
+    before = pickle.dumps(model.__getstate__())
+    for _ in range(2):
+        with pytest.raises(TimeoutError):
+            model.partial_fit(X, y)
+        assert pickle.dumps(model.__getstate__()) == before
+
+
+def test_a_curve_and_its_copies():
+    one = Curve([1.0])
+    other = one.copy()
+    other.append(2.0)  # in the list of both
+    assert (list(one), list(other), len(one), len(other)) == ([1.0], [1.0, 2.0], 1, 2)
+    assert other._numbers is one._numbers
+    one.append(3.0)
+    third = one.copy()
+    one.append(4.0), other.append(5.0), third.append(6.0)
+    assert (list(one), list(other), list(third)) == ([1.0, 3.0, 4.0], [1.0, 2.0, 5.0], [1.0, 3.0, 6.0])
 
 
 @pytest.mark.parametrize("solver", ["adam", "sgd"])
-@pytest.mark.parametrize("hidden", [(9,), (3, 2)])
+@pytest.mark.parametrize("hidden", [(48,), (3, 2)])
 def test_another_layout_goes_on_with_the_same_memory(solver, hidden):
     """Batches of one sample pack narrow layers in another way, and so does sparse input."""
     y = Y[BackpropRegressor]
@@ -180,3 +231,60 @@ def test_another_layout_goes_on_with_the_same_memory(solver, hidden):
         other.set_params(batch_size=batch_size).partial_fit(inputs, y)
         other = pickle.loads(pickle.dumps(other))  # which has no layout
         assert_same(model, other)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("inputs", "hidden"), [(X, (48,)), (csr_array(X), ())])
+def test_memory_of_another_type(inputs, hidden, dtype):
+    """The network takes the type of edited weights, and the memory of the optimizer with it.
+
+    Without hidden layers, and with 16 outputs, sparse inputs have the same layout in both types.
+    """
+    model = BackpropRegressor(hidden_layer_sizes=hidden, random_state=0).partial_fit(inputs, np.tile(X, 2)[:, :16])
+    model.coefs_, model.intercepts_ = (
+        [part.astype(dtype) for part in parts] for parts in (model.coefs_, model.intercepts_)
+    )  # fmt: skip
+    other = pickle.loads(pickle.dumps(model))
+    for each in (model, other):
+        each.partial_fit(inputs, np.tile(X, 2)[:, :16])
+    assert_same(model, other)
+    assert {part.dtype for coefs, _ in model._optimizer["parts"] for part in coefs} == {np.dtype(dtype)}
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_memory_is_not_mostly_padding(outputs):
+    """The weights of sparse input are padded to whole vectors: those of one output would be 16 times as large."""
+    inputs = random(20, 5000, 0.01, "csr", random_state=0)
+    model = BackpropRegressor(hidden_layer_sizes=(), max_iter=1, dtype="float32").fit(
+        inputs, np.squeeze(RNG.randn(20, outputs))
+    )
+    parts = model._optimizer["parts"]
+    arrays = parts.vectors if isinstance(parts, PackedParts) else [array for coefs, _ in parts for array in coefs]
+    assert sum(array.nbytes for array in arrays) < 4.1 * model.coefs_[0].nbytes
+
+
+def test_models_of_a_scorer_stay_as_they_were():
+    """Each has the optimizer and the curves of its epoch, while training changes both."""
+    seen = []
+
+    def state_of(model):
+        return pickle.dumps([model.__getstate__()["_optimizer"], model.coefs_, model.loss_curve_, model.lr_curve_])
+
+    def score(model, X, y):
+        seen.append((model, state_of(model)))
+        return -len(seen)
+
+    y = Y[BackpropRegressor]
+    BackpropRegressor(**OPTIONS, early_stopping=True, scoring=score).fit(X, y)
+    assert len(seen) == 6
+    for index, (model, state) in enumerate(seen, 1):
+        assert state_of(model) == state
+        assert len(model.loss_curve_) == index and model._optimizer["steps"] == index * 3
+
+
+def test_memory_is_packed_until_it_is_read():
+    model = BackpropRegressor(**OPTIONS, random_state=0).partial_fit(X, Y[BackpropRegressor])
+    parts = model._optimizer["parts"]
+    assert isinstance(parts, PackedParts)
+    other = pickle.loads(pickle.dumps(model))._optimizer["parts"]
+    assert isinstance(other, list) and len(other) == len(list(parts)) == 2

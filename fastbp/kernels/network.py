@@ -13,7 +13,7 @@ One of the two passes takes the transpose of what is stored: it is made piece by
 """
 
 import math
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -116,8 +116,8 @@ class Network:
 
     Attributes
     ----------
-    n_params : int
-        Length of the packed parameter vector.
+    n_params, n_unpadded : int
+        Length of the packed parameter vector, and how many parameters there are.
     n_blocks : int
         Blocks of BLOCK_ROWS rows by one panel into which the stored matrices of all layers are cut.
     widest : int
@@ -158,6 +158,7 @@ class Network:
             )  # fmt: skip
             self.n_params += size + padded_out
             self.n_blocks += math.prod(self._count_blocks(self._layers[-1]))
+        self.n_unpadded = sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(self.units))
         self.has_transposed = any(layer.is_transposed for layer in self._layers)
         self._thresholds = [part.threshold for part in dropout] or [0] * (len(self._layers) - 1)
         self._drops = [part.address(self.dtype) for part in dropout] or self._thresholds
@@ -344,33 +345,10 @@ def make_network(units, activations, dtype, batch_size=None, csr_input=False, dr
     Returns
     -------
     Network
-        Calls with the same arguments return the same network.
     """
+    width = lanes(np.dtype(dtype).itemsize)
     transpose_narrow = batch_size is not None and batch_size > 1
-    keys = tuple(map(_Itself, activations))
-    return _network_of(tuple(units), keys, np.dtype(dtype), transpose_narrow, csr_input, tuple(dropout))
-
-
-@lru_cache(maxsize=256)  # to lay a network out takes a tenth of the time of an epoch of a few samples
-def _network_of(units, keys, dtype, transpose_narrow, csr_input, dropout):
-    width = lanes(dtype.itemsize)
-    activations = [key.value for key in keys]
     return Network(units, activations, dtype, width, width * NV, transpose_narrow, csr_input, dropout)
-
-
-class _Itself:
-    """A key for an object, other than those of objects that are equal: -0.0 and 0.0 are."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value):
-        self.value = value
-
-    def __hash__(self):
-        return id(self.value)
-
-    def __eq__(self, other):
-        return self.value is other.value
 
 
 def aligned_zeros(n, dtype):

@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -103,33 +102,33 @@ class OptimizerState:
         return replace(self, first=first, second=second)
 
     def store(self, network, solver):
-        """Return the state as a dict, whose parts have the layout of `coefs_`, which does not depend on the machine.
+        """Return the state as a dict, whose parts are read in the layout of `coefs_`, on any machine.
 
         Its arrays are not copied: the state must not change after this.
         """
-        parts = PackedParts(network, [part for part in (self.first, self.second) if part.size])
+        parts: PackedParts | list = PackedParts(network, [part for part in (self.first, self.second) if part.size])
+        if network.n_params > 2 * network.n_unpadded:  # layers of a few units: fitted estimators are to stay small
+            parts = list(parts)
         return {"solver": solver, "steps": self.steps, "rate": self.rate, "parts": parts, "seed": self.seed}
 
     @classmethod
     def restore(cls, stored, network, solver):
         """Return the state from what `store` returned; None where it belongs to another solver or network."""
         parts = stored["parts"]
-        if stored["solver"] != solver:
+        if stored["solver"] != solver or not memory_fits(stored, network.units):
             return None
         if isinstance(parts, PackedParts) and network.is_laid_out_as(parts.network):
             packed = [aligned_copy(vector, vector.dtype) for vector in parts.vectors]
-        elif memory_fits(stored, network.units):
-            packed = [network.pack(*part) for part in parts]
         else:
-            return None
+            packed = [network.pack(*part) for part in parts]
         packed += [aligned_zeros(0, network.dtype)] * (2 - len(packed))
         return cls(packed[0], packed[1], stored["rate"], stored["steps"], stored["seed"])
 
 
-class PackedParts(Sequence):
-    """Packed vectors as coefs and intercepts, which are unpacked for those who read them.
+class PackedParts:
+    """Packed vectors that are pairs of coefs and intercepts, new ones each time, for who goes through them.
 
-    Training that goes on does not: it takes the vectors as they are.
+    Training that goes on takes the vectors as they are.
 
     Parameters
     ----------
@@ -142,11 +141,8 @@ class PackedParts(Sequence):
     def __init__(self, network, vectors):
         self.network, self.vectors = network, vectors
 
-    def __len__(self):
-        return len(self.vectors)
-
-    def __getitem__(self, index):
-        return self.network.unpack(self.vectors[index])
+    def __iter__(self):
+        return map(self.network.unpack, self.vectors)
 
 
 def memory_fits(stored, units):
@@ -154,11 +150,13 @@ def memory_fits(stored, units):
 
     The user may have set weights of another shape; files can be without memory.
     """
+    parts, n_parts = stored["parts"], N_MOMENTS[SOLVERS[stored["solver"]]]
+    if isinstance(parts, PackedParts):
+        return len(parts.vectors) == n_parts and parts.network.units == units
     shapes = [*pairwise(units), *((n,) for n in units[1:])]
-    parts = stored["parts"]
     return (
         parts is not None
-        and len(parts) == N_MOMENTS[SOLVERS[stored["solver"]]]
+        and len(parts) == n_parts
         and all([np.shape(array) for array in (*coefs, *intercepts)] == shapes for coefs, intercepts in parts)
     )
 
@@ -211,7 +209,8 @@ class Session:
     n_samples : int
         Samples in an epoch.
     n_epochs : float, default=inf
-        The most epochs: a few of few samples are over before sleeping threads have woken.
+        How many epochs there will be, or iterations of lbfgs. There is one thread where all of them together are over
+        before a sleeping one has woken.
     sparse : bool, default=False
         Whether to leave out zero inputs; see `plan.is_mostly_zero`.
     keep : bool, default=False
@@ -249,7 +248,7 @@ class Session:
         general = sparse or keep or clips or csr is not None or network.has_dropout
         one_by_one = batch_size == 1 < n_samples and not general and online.is_small(network)
         least = threads.MIN_WORK_AFTER_PAUSE if settings.solver == "lbfgs" else threads.MIN_WORK_PER_THREAD
-        whole_work = sample_work * n_samples * n_epochs
+        whole_work = sample_work * n_samples * min(n_epochs, 1e9)  # whole numbers can be beyond all floats
         is_short = whole_work < 2 * work_of_cycles(WAKING_CYCLES, network.dtype.itemsize)
         self.n_threads = n_threads = (
             1 if one_by_one or is_short else threads.thread_count(settings.n_jobs, work, least)
@@ -349,11 +348,11 @@ class Session:
         )
         losses = np.empty(len(rates))
         for n_threads in self._tuner.options:
-            kind = self._train, n_threads > 1, self._types(data)
-            if kind not in _COMPILED:
+            signature = self._train, n_threads > 1, data.x.dtype, *self._types(data)
+            if signature not in _COMPILED:
                 with self.interrupts.let_through():  # and so that the tuner does not measure the time of compiling
                     self._call(data, rates, 0, 0, epochs, losses, n_threads, (0, 0))
-                _COMPILED.add(kind)
+                _COMPILED.add(signature)
         done, begun, size = 0, self.optimizer.steps, self.settings.batch_size
         row = 0  # of the next batch: where the call before has left it
         try:
@@ -415,7 +414,7 @@ class Session:
             optimizer.steps += int(done[0])
 
     def _types(self, data):
-        """Return what tells apart the types of the arguments of compiled code."""
+        """Return what tells apart the types of the arguments of compiled code, in which x is of bytes."""
         return self.params.dtype, data.y.dtype, data.weight.dtype
 
     def loss_and_gradient(self, data, params, total_weight, deadline=math.inf):
