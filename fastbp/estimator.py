@@ -347,10 +347,9 @@ class BaseBackprop(PlainStateMixin, CallbackSupportMixin, BaseEstimator):
         optimizer = self._optimizer_of(start, network)
         params, is_sparse = network.pack(start.coefs, start.intercepts), csr is None and is_mostly_zero(X)
         settings, progress = self._loop_settings(call), start.progress
-        n_epochs = 1 if call.incremental else settings.max_iter
         session = Session(
-            network, params, optimizer, step_settings, data.order.size, n_epochs=n_epochs, sparse=is_sparse, csr=csr,
-            interrupts=call.interrupts,
+            network, params, optimizer, step_settings, data.order.size, one_epoch=call.incremental, sparse=is_sparse,
+            csr=csr, interrupts=call.interrupts,
         )  # fmt: skip
 
         def set_fitted(model, coefs, intercepts):

@@ -13,7 +13,7 @@ import sklearn
 from scipy.sparse import csr_array
 from sklearn.exceptions import ConvergenceWarning
 
-from fastbp.activations import ACTIVATIONS, SOFTMAX
+from fastbp.activations import SHARED
 from fastbp.classifier import BackpropClassifier
 from fastbp.codegen.jit import no_compilation_notice
 from fastbp.codegen.target import HAS_FMA, VECTOR_BITS
@@ -58,16 +58,16 @@ def warmup(report=None):
             before = time.perf_counter()
             X = values.astype(source)
             # Large enough for all threads, small enough to take no time.
-            clf = BackpropClassifier(max_iter=2, dtype=dtype).fit(X, y)
+            clf = BackpropClassifier(max_iter=1, dtype=dtype).fit(X, y)
             clf.predict(X)
             clf.predict(X[:1])
             clf.predict(np.where(values > 250, X, 0).astype(source))  # mostly zeros
             if source == dtype:
                 sparse = csr_array(X)
-                BackpropClassifier(max_iter=2).fit(sparse, y).predict(sparse)
+                BackpropClassifier(max_iter=1).fit(sparse, y).predict(sparse)
             kernel_addresses(dtype, index_lists=True)
             panels_address(np.dtype(dtype))
-            for activation in (*ACTIVATIONS.values(), SOFTMAX):
+            for activation in SHARED.values():
                 activation.forward_address(dtype), activation.backward_address(dtype)
             Dropout(0.5).address(dtype)
             if report is not None:

@@ -208,9 +208,8 @@ class Session:
         How to train.
     n_samples : int
         Samples in an epoch.
-    n_epochs : float, default=inf
-        How many epochs there will be, or iterations of lbfgs. There is one thread where all of them together are over
-        before a sleeping one has woken.
+    one_epoch : bool, default=False
+        Whether `run` takes one epoch only: of a few samples, it is over before sleeping threads have woken.
     sparse : bool, default=False
         Whether to leave out zero inputs; see `plan.is_mostly_zero`.
     keep : bool, default=False
@@ -230,7 +229,7 @@ class Session:
     """
 
     def __init__(
-        self, network, params, optimizer, settings, n_samples, *, n_epochs=math.inf, sparse=False, keep=False, csr=None,
+        self, network, params, optimizer, settings, n_samples, *, one_epoch=False, sparse=False, keep=False, csr=None,
         interrupts=None,
     ):  # fmt: skip
         self.interrupts = interrupts or Interrupts()
@@ -248,8 +247,7 @@ class Session:
         general = sparse or keep or clips or csr is not None or network.has_dropout
         one_by_one = batch_size == 1 < n_samples and not general and online.is_small(network)
         least = threads.MIN_WORK_AFTER_PAUSE if settings.solver == "lbfgs" else threads.MIN_WORK_PER_THREAD
-        whole_work = sample_work * n_samples * min(n_epochs, 1e9)  # whole numbers can be beyond all floats
-        is_short = whole_work < 2 * work_of_cycles(WAKING_CYCLES, network.dtype.itemsize)
+        is_short = one_epoch and sample_work * n_samples < 2 * work_of_cycles(WAKING_CYCLES, network.dtype.itemsize)
         self.n_threads = n_threads = (
             1 if one_by_one or is_short else threads.thread_count(settings.n_jobs, work, least)
         )  # fmt: skip
@@ -298,6 +296,7 @@ class Session:
         self._layers = read_layers(self._arrays.table)
         self._constants = settings.constants(network.dtype)
         self.losses = np.empty(0)
+        self._is_ready = False
         kind = "dense" if self._csr is None else "lazy" if self._csr.is_lazy else "csr"
         self._tuner = tuner_for(
             tuple(network.units), batch_size, network.dtype.itemsize, settings.solver, n_threads, kind
@@ -347,12 +346,14 @@ class Session:
             draws=np.empty(0 if twister is None else N_WORDS, np.uint32),
         )
         losses = np.empty(len(rates))
-        for n_threads in self._tuner.options:
-            signature = self._train, n_threads > 1, data.x.dtype, *self._types(data)
-            if signature not in _COMPILED:
-                with self.interrupts.let_through():  # and so that the tuner does not measure the time of compiling
+        signature = self._train, self.n_threads > 1, data.x.dtype, *self._types(data)
+        if not self._is_ready and (self.n_threads > 1 or signature not in _COMPILED):
+            with self.interrupts.let_through():
+                # So that the tuner does not measure how long it takes to compile, and to wake threads.
+                for n_threads in self._tuner.options:
                     self._call(data, rates, 0, 0, epochs, losses, n_threads, (0, 0))
-                _COMPILED.add(signature)
+            _COMPILED.add(signature)
+        self._is_ready = True
         done, begun, size = 0, self.optimizer.steps, self.settings.batch_size
         row = 0  # of the next batch: where the call before has left it
         try:
